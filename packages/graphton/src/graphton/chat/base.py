@@ -1,0 +1,92 @@
+"""What every dialect promises: a request goes in, chunks come out, the last one is the whole message."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from graphton.messages import AssistantMessage, Message
+from graphton.models import ModelRef, ModelSettings
+
+__all__ = ["Chat", "Chunk", "Done", "Request", "TextChunk", "ThinkingChunk", "ToolSpec", "WaitChunk"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool as it is offered to a model."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One model call. `schema`, where given, constrains the reply's text to that JSON schema (envelope mode)."""
+
+    system: str
+    messages: Sequence[Message]
+    tools: Sequence[ToolSpec] = ()
+    schema: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextChunk:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingChunk:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class WaitChunk:
+    """The server works but says nothing yet: `what` is load | prompt | download; total 0 means unknown."""
+
+    what: str
+    done: float = 0.0
+    total: float = 0.0
+    unit: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The whole reply. Always the last chunk, and exactly one; a stream that ends without it was broken."""
+
+    message: AssistantMessage
+
+
+Chunk = TextChunk | ThinkingChunk | WaitChunk | Done
+
+
+class Chat(Protocol):
+    """A conversation partner: one model at one address with fixed settings. Safe for several calls at once.
+
+    `stream` sends exactly one HTTP request and never retries (the loop is the one owner of retries); it raises
+    the ProviderError family. Closing the iterator early cancels the request at the server. `notices` says which
+    settings somebody set and this model does not take.
+    """
+
+    ref: ModelRef
+    settings: ModelSettings
+    notices: tuple[str, ...]
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]: ...
+    def preview(self, request: Request) -> Preview:
+        """The exact HTTP request that `stream` would send, with secrets masked; sends nothing."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """An HTTP request as it would go out."""
+
+    method: str
+    url: str
+    headers: dict[str, str]
+    body: bytes = field(repr=False)
