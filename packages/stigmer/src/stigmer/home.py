@@ -1,0 +1,145 @@
+"""STIGMER_HOME: where everything of one user lives, and what each file in it is called. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Home", "HomeError"]
+
+_SOCKET_LIMIT = 100
+"""Bytes. The kernel takes 108 (Linux) or 104 (macOS) with the closing zero; the rest is for gRPC's own prefix."""
+
+
+class HomeError(Exception):
+    """STIGMER_HOME cannot be used: what is wrong in `message`, what to do in `hint`."""
+
+    code = "home"
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}"
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """One home folder and the names of its files; nothing is created before `create()`.
+
+    >>> Home.find({"STIGMER_HOME": "/srv/stigmer"}).token
+    PosixPath('/srv/stigmer/token')
+    """
+
+    path: Path
+
+    @classmethod
+    def find(cls, environ: Mapping[str, str] | None = None) -> Home:
+        """The home that the environment names: STIGMER_HOME, else ~/.stigmer. An empty variable is not set."""
+        environ = os.environ if environ is None else environ
+        named = environ.get("STIGMER_HOME", "").strip()
+        return cls(Path(os.path.abspath(os.path.expanduser(named or "~/.stigmer"))))
+
+    def create(self) -> Home:
+        """Makes the folder, for its owner alone, where it is not there yet."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise HomeError(
+                f"STIGMER_HOME {str(self.path)!r} is not a folder",
+                hint="name a folder, e.g. STIGMER_HOME=~/.stigmer, or unset the variable",
+            ) from None
+        except OSError as error:
+            raise HomeError(
+                f"STIGMER_HOME {str(self.path)!r} cannot be made: {error.strerror}",
+                hint="name a folder that you may write to, e.g. STIGMER_HOME=~/.stigmer",
+            ) from error
+        _owned(self.path, "STIGMER_HOME")
+        return self
+
+    @property
+    def config(self) -> Path:
+        """The user file of the cascade."""
+        return self.path / "config.yaml"
+
+    @property
+    def database(self) -> Path:
+        return self.path / "stigmer.db"
+
+    @property
+    def token(self) -> Path:
+        """What a caller must show on the socket: a random word, readable by the owner alone."""
+        return self.path / "token"
+
+    @property
+    def address(self) -> Path:
+        """JSON of the daemon that is ready: {address, pid, version}. Left over by a killed one, it does no harm."""
+        return self.path / "address"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the daemon as long as it lives: at most one per home."""
+        return self.path / "daemon.lock"
+
+    @property
+    def start_lock(self) -> Path:
+        """Held by the command that starts a daemon until that daemon is ready."""
+        return self.path / "start.lock"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "daemon.log"
+
+    @property
+    def reports(self) -> Path:
+        """What went wrong by our own fault, a file each."""
+        return self.path / "reports"
+
+    @property
+    def socket(self) -> Path:
+        """`stigmer.sock` in the home, or in a short private folder where that path is too long for a socket."""
+        plain = self.path / "stigmer.sock"
+        if len(os.fsencode(plain)) < _SOCKET_LIMIT:
+            return plain
+        return _runtime_folder() / hashlib.sha256(os.path.realpath(self.path).encode()).hexdigest()[:16] / "s"
+
+    def create_socket_folder(self) -> Path:
+        """Makes the socket's folder, checks that it is the user's alone, and gives the socket's path."""
+        socket = self.socket
+        if socket.parent != self.path:
+            for folder in (socket.parent.parent, socket.parent):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _owned(folder, "the socket's folder")
+        return socket
+
+
+def _runtime_folder() -> Path:
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime.startswith("/") and len(os.fsencode(runtime)) < _SOCKET_LIMIT - 30:
+        return Path(runtime) / "stigmer"
+    temporary = tempfile.gettempdir()
+    if len(os.fsencode(temporary)) >= _SOCKET_LIMIT - 40:
+        temporary = "/tmp"  # The one place that is short everywhere.
+    return Path(temporary) / f"stigmer-{os.getuid()}"
+
+
+def _owned(folder: Path, what: str) -> None:
+    """Refuses a folder that another user owns or may write to: whoever can put a socket there can read prompts."""
+    found = folder.stat()
+    if found.st_uid != os.getuid():
+        raise HomeError(
+            f"{what} {str(folder)!r} belongs to another user (uid {found.st_uid})",
+            hint="set STIGMER_HOME to a folder of your own, e.g. STIGMER_HOME=~/.stigmer",
+        )
+    if stat.S_IMODE(found.st_mode) & 0o022:
+        raise HomeError(
+            f"{what} {str(folder)!r} may be written to by other users (mode {stat.S_IMODE(found.st_mode):o})",
+            hint=f"chmod 700 {folder}",
+        )
