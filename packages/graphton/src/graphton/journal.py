@@ -14,6 +14,7 @@ from graphton.messages import AssistantMessage, Usage
 __all__ = [
     "ApprovalDecided",
     "ApprovalRequested",
+    "ArgumentsRepaired",
     "Event",
     "HistoryChanged",
     "Journal",
@@ -142,6 +143,16 @@ class Retrying:
 
 
 @dataclass(frozen=True, slots=True)
+class ArgumentsRepaired:
+    """The call's arguments were mended by the tool's schema ("5" for a whole number, say) before it was run."""
+
+    path: str
+    call: str
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class HistoryChanged:
     """A replayed request has another digest (code or prompt changed); recorded messages are kept as history."""
 
@@ -168,6 +179,7 @@ Event = (
     | ApprovalRequested
     | ApprovalDecided
     | Retrying
+    | ArgumentsRepaired
     | HistoryChanged
     | Notice
 )
@@ -244,6 +256,7 @@ class Journal(Protocol):
     def outcome_unknown(self, path: str, call: str) -> bool: ...
     def approval(self, path: str, call: str) -> ApprovalRequested | None: ...
     def decision(self, path: str, call: str) -> ApprovalDecided | None: ...
+    def history_changed(self, path: str, step: int) -> bool: ...
     def lost(self, path: str) -> Usage:
         """What replies under this path that never came back are counted at: their estimates."""
         ...
@@ -260,6 +273,7 @@ class Record:
     unknown: set[tuple[str, str]] = field(default_factory=set)
     approvals: dict[tuple[str, str], ApprovalRequested] = field(default_factory=dict)
     decisions: dict[tuple[str, str], ApprovalDecided] = field(default_factory=dict)
+    changed: set[tuple[str, int]] = field(default_factory=set)
     open_requests: dict[tuple[str, int, str], int] = field(default_factory=dict)
 
     def add(self, event: Event) -> None:
@@ -284,6 +298,8 @@ class Record:
                 self.approvals[event.path, event.call] = event
             case ApprovalDecided():
                 self.decisions[event.path, event.call] = event
+            case HistoryChanged():
+                self.changed.add((event.path, event.step))
             case _:
                 pass
 
@@ -307,6 +323,9 @@ class Record:
 
     def decision(self, path: str, call: str) -> ApprovalDecided | None:
         return self.decisions.get((path, call))
+
+    def history_changed(self, path: str, step: int) -> bool:
+        return (path, step) in self.changed
 
     def lost(self, path: str) -> Usage:
         below = path + "/"

@@ -1,0 +1,168 @@
+"""The one place where an agent is assembled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graphton._ask import Retry
+from graphton._instructions import DEFAULT_INSTRUCTIONS
+from graphton.approval import Approval
+from graphton.budget import Budget
+from graphton.chat.base import Chat, ToolSpec
+from graphton.errors import SettingError
+from graphton.journal import Event, Journal, Live, MemoryJournal
+from graphton.loop import Result, run
+from graphton.models import ModelRef, ModelSettings, ToolMode
+from graphton.tools import Tool, tool
+
+__all__ = ["Agent", "create_deep_agent"]
+
+
+@dataclass(frozen=True)
+class Agent:
+    """Everything a run needs but the task. Made by `create_deep_agent`; safe for several runs at once."""
+
+    chat: Chat
+    system: str
+    tools: dict[str, Tool]
+    name: str = ""
+    approval: Approval = Approval()
+    budget: Budget = Budget()
+    retry: Retry = Retry()
+    max_result_chars: int = 60_000
+    """A longer tool result is shown to the model without its middle."""
+    tool_specs: tuple[ToolSpec, ...] = field(init=False, repr=False)
+    tool_schemas: tuple[dict[str, Any], ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        specs = tuple(ToolSpec(t.name, t.description, t.parameters) for t in self.tools.values())
+        object.__setattr__(self, "tool_specs", specs)
+        schemas = tuple(
+            {"name": s.name, "description": s.description, "parameters": s.parameters} for s in specs
+        )
+        object.__setattr__(self, "tool_schemas", schemas)
+
+    async def run(
+        self, task: str, *, journal: Journal | None = None, path: str = "", spent_seconds: float = 0.0
+    ) -> Result:
+        """Run the task to its end; see `graphton.loop.run` for what it raises.
+
+        Without a journal nothing outlives the call. Run again with the same journal to go on after `waiting`.
+        """
+        if not task.strip():
+            raise SettingError("the task is empty", hint='say what is to be done: agent.run("…")')
+        journal = MemoryJournal() if journal is None else journal
+        return await run(self, task, journal=journal, path=path, spent_seconds=spent_seconds)
+
+    async def stream(self, task: str) -> AsyncIterator[Event | Live | Result]:
+        """The same run as it happens: every event, live ones too, and the Result at the end."""
+        queue: asyncio.Queue[Event | Live | Result] = asyncio.Queue()
+        journal = MemoryJournal(on_event=queue.put_nowait)
+
+        async def whole() -> None:
+            queue.put_nowait(await self.run(task, journal=journal))
+
+        running = asyncio.create_task(whole())
+        try:
+            while True:
+                item = asyncio.create_task(queue.get())
+                await asyncio.wait({item, running}, return_when=asyncio.FIRST_COMPLETED)
+                if not item.done() and queue.empty():
+                    item.cancel()
+                    await running  # Raises what ended the run before its result.
+                event = await item
+                yield event
+                if isinstance(event, Result):
+                    return
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Give back the connection to the model."""
+        await self.chat.close()
+
+    async def __aenter__(self) -> Agent:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def create_deep_agent(
+    model: Chat | ModelRef | str,
+    *,
+    instructions: str | None = None,
+    tools: Sequence[Tool | Callable[..., Any]] = (),
+    workspace: Path | str | None = None,
+    settings: ModelSettings | None = None,
+    approval: Approval | None = None,
+    budget: Budget | None = None,
+    retry: Retry | None = None,
+    tool_mode: ToolMode | None = None,
+    name: str = "",
+) -> Agent:
+    """An agent from a model and what it may do.
+
+    `model` is a string as `parse_model_string` takes it ("ollama:qwen2.5-coder:7b", "claude-sonnet-5.5"), a
+    ModelRef, or a Chat of your own. `workspace` adds the built-in tools (files, shell, todos) for that folder.
+    Functions among `tools` become tools as by `@tool`. `tool_mode` overrides how the model is brought to use tools.
+
+        agent = create_deep_agent("ollama:qwen2.5-coder:7b", instructions="Be brief.", tools=[add])
+        print((await agent.run("What is 17 + 25?")).text)
+
+    Raises ModelNameError, SettingError or ToolDefinitionError.
+    """
+    from graphton.envelope import wrap
+    from graphton.models import tool_mode as proven_tool_mode
+
+    chat = _chat(model, settings)
+    named = _named([*_workspace_tools(workspace), *tools])
+    if instructions is None:
+        instructions = DEFAULT_INSTRUCTIONS if workspace is not None else ""
+    return Agent(
+        chat=wrap(chat, tool_mode or proven_tool_mode(chat.ref)) if named else chat,
+        system=instructions,
+        tools=named,
+        name=name,
+        approval=approval or Approval(),
+        budget=budget or Budget(),
+        retry=retry or Retry(),
+    )
+
+
+def _chat(model: Chat | ModelRef | str, settings: ModelSettings | None) -> Chat:
+    from graphton.chat import create_chat, parse_model_string
+
+    if isinstance(model, str) and settings is None:
+        return parse_model_string(model)
+    if isinstance(model, (ModelRef, str)):
+        return create_chat(model, settings or ModelSettings())
+    if settings is not None:
+        raise SettingError("settings were given beside a Chat, which has its own", hint="pass one of the two")
+    return model
+
+
+def _workspace_tools(workspace: Path | str | None) -> list[Tool]:
+    if workspace is None:
+        return []
+    from graphton.toolsets import default_tools
+
+    return default_tools(workspace)
+
+
+def _named(tools: Sequence[Tool | Callable[..., Any]]) -> dict[str, Tool]:
+    """Tools by name; two of one name are an error."""
+    named: dict[str, Tool] = {}
+    for item in tools:
+        made = item if isinstance(item, Tool) else tool(item)
+        if made.name in named:
+            raise SettingError(
+                f"two tools are called {made.name!r}", hint="give one another name: @tool(name=…)"
+            )
+        named[made.name] = made
+    return named

@@ -1,0 +1,169 @@
+"""The heart: one function that turns an agent and a journal into events, until the task is done.
+
+Ask the model, answer its tool calls, again. The journal is asked first at every turn, so the same function also
+resumes: after a crash it walks over what is recorded without a single request and goes on where the record ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import TYPE_CHECKING, Literal
+
+from graphton import models
+from graphton._answer import Parked, answer
+from graphton._ask import ask
+from graphton.budget import Meter
+from graphton.errors import GraphtonError
+from graphton.history import History
+from graphton.journal import HistoryChanged, Journal, Notice
+from graphton.messages import AssistantMessage, StopReason, ToolResult, ToolResults, Usage, UserMessage
+
+if TYPE_CHECKING:
+    from graphton.agent import Agent
+
+__all__ = ["ReplyError", "Result", "run"]
+
+CUT = "Your reply was cut at the limit of {limit} output tokens, so this call was not run. Make it shorter."
+EMPTY = "Your last reply was empty. Answer the task, or call a tool."
+PATIENCE = 2
+"""How often in a row a reply may be useless (empty, or cut inside a call) before the run fails."""
+
+
+class ReplyError(GraphtonError):
+    """The model answered, but with nothing that a run can go on from; `code` says how: refused, context, length, empty."""
+
+    def __init__(self, message: str, *, code: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a run ended. `waiting` holds the ids of calls that need a decision; `limit` the budget that stopped it."""
+
+    outcome: Literal["completed", "waiting", "budget_exceeded"]
+    text: str = ""
+    usage: Usage = Usage()
+    usd: float | None = None
+    unpriced_calls: int = 0
+    steps: int = 0
+    waiting: tuple[str, ...] = ()
+    limit: str = ""
+    value: float = 0.0
+
+
+async def run(
+    agent: Agent, task: str, *, journal: Journal, path: str = "", spent_seconds: float = 0.0
+) -> Result:
+    """Run `agent` on `task` until it is done, must wait, or has used its budget.
+
+    `spent_seconds` is the running time of earlier attempts. Raises ProviderError when the model server fails for
+    good, ReplyError when the model's reply leads nowhere, Fenced when another attempt took over. Cancelling the
+    task stops the model stream and every running tool before it returns.
+    """
+    meter = Meter()
+    seconds = agent.budget.seconds
+    try:
+        async with asyncio.timeout(None if seconds is None else max(0.0, seconds - spent_seconds)) as clock:
+            return await _turns(agent, task, journal=journal, path=path, meter=meter)
+    except TimeoutError:
+        if not clock.expired():
+            raise
+        await journal.commit()
+        return _result("budget_exceeded", meter, limit="seconds", value=seconds or 0.0)
+
+
+async def _turns(agent: Agent, task: str, *, journal: Journal, path: str, meter: Meter) -> Result:
+    history = History(system=agent.system, tools=agent.tool_schemas, model=str(agent.chat.ref))
+    history.add(UserMessage(task))
+    useless = 0
+    for step in count(1):
+        recorded = journal.reply(path, step)
+        if recorded is not None:
+            _note_change(journal, path, step, history.digest)
+        elif exceeded := meter.over(agent.budget, journal.lost(path)):
+            return _result("budget_exceeded", meter, limit=exceeded.limit, value=exceeded.value)
+        reply = recorded or await ask(agent, history, journal=journal, path=path, step=step)
+        message = reply.message
+        meter.add(message.usage, models.cost(agent.chat.ref, message.usage))
+        history.add(message)
+        match message.stop:
+            case StopReason.LENGTH if message.calls:
+                useless += 1
+                history.add(_cut(message, agent.chat.settings.max_tokens))
+            case StopReason.PAUSED:
+                continue
+            case _ if message.calls and message.stop in (StopReason.TOOLS, StopReason.END):
+                useless = 0
+                results = await answer(agent, message, journal=journal, path=path)
+                if isinstance(results, Parked):
+                    return _result("waiting", meter, waiting=results.calls)
+                history.add(results)
+            case StopReason.END | StopReason.TOOLS if not message.text.strip():
+                useless += 1
+                history.add(UserMessage(EMPTY))
+            case _:
+                _check_final(message, agent)
+                if message.stop is StopReason.LENGTH and recorded is None:
+                    journal.append(Notice(path, "answer_cut", "the answer was cut by max_tokens"))
+                await journal.commit()
+                return _result("completed", meter, text=message.text)
+        if useless > PATIENCE:
+            raise _useless(message, agent)
+    raise AssertionError("count() never ends")
+
+
+def _note_change(journal: Journal, path: str, step: int, digest: str) -> None:
+    asked = journal.requested(path, step)
+    if asked is not None and asked.digest != digest and not journal.history_changed(path, step):
+        journal.append(HistoryChanged(path, step))
+
+
+def _cut(message: AssistantMessage, limit: int | None) -> ToolResults:
+    """Answers for the calls of a reply that was cut: the last one may be half, so none is run."""
+    text = CUT.format(limit=limit)
+    return ToolResults(
+        tuple(
+            ToolResult(c.id, wire_id=c.wire_id, name=c.name, text=text, is_error=True) for c in message.calls
+        )
+    )
+
+
+def _check_final(message: AssistantMessage, agent: Agent) -> None:
+    """A reply without calls ends the run; raise unless it is an answer."""
+    model = str(agent.chat.ref)
+    if message.stop is StopReason.REFUSED:
+        raise ReplyError(f"{model} refused to answer: {message.text or 'no reason given'}", code="refused")
+    if message.stop is StopReason.CONTEXT:
+        raise ReplyError(
+            f"the conversation no longer fits the context window of {model}",
+            code="context",
+            hint="use a model with a larger window, or raise --context-window",
+        )
+    if message.stop is StopReason.LENGTH and not message.text.strip():
+        raise _useless(message, agent)
+
+
+def _useless(message: AssistantMessage, agent: Agent) -> ReplyError:
+    model = str(agent.chat.ref)
+    if message.stop is StopReason.LENGTH:
+        limit = agent.chat.settings.max_tokens
+        return ReplyError(
+            f"{model} used all of its {limit} output tokens without finishing an answer or a tool call",
+            code="length",
+            hint="raise --max-tokens",
+        )
+    return ReplyError(
+        f"{model} answered with an empty reply {PATIENCE + 1} times in a row",
+        code="empty",
+        hint="try again, or another model with --model",
+    )
+
+
+def _result(
+    outcome: Literal["completed", "waiting", "budget_exceeded"], meter: Meter, **more: object
+) -> Result:
+    base = Result(outcome, usage=meter.usage, usd=meter.usd, unpriced_calls=meter.unpriced, steps=meter.steps)
+    return replace(base, **more)  # type: ignore[arg-type]  # replace() cannot know the fields' types
