@@ -5,9 +5,11 @@ GraphtonError
 ├── SettingError        a value that a model or a tool cannot take
 ├── ToolDefinitionError a Python function that cannot become a tool
 ├── ToolError           a tool failed in a way the model should read
+├── DownloadError       a model file could not be fetched, or there is no room for it
 ├── JournalError        the journal refused an append: this attempt must stop
 │   └── Fenced          another attempt owns the execution now
 └── ProviderError       a model server refused, failed, or could not be reached
+    ├── ModelMissing        the model's file is not on this machine
     ├── ConnectError        nothing answers at that address
     ├── ProviderTimeout     connect, first token or gap took too long
     ├── BrokenStream        the reply ended before it was whole
@@ -21,9 +23,11 @@ from __future__ import annotations
 __all__ = [
     "BrokenStream",
     "ConnectError",
+    "DownloadError",
     "Fenced",
     "GraphtonError",
     "JournalError",
+    "ModelMissing",
     "ModelNameError",
     "ProtocolError",
     "ProviderError",
@@ -77,6 +81,12 @@ class ToolError(GraphtonError):
     code = "tool"
 
 
+class DownloadError(GraphtonError):
+    """A model file could not be fetched from any source, or there is no room for it."""
+
+    code = "download"
+
+
 class JournalError(GraphtonError):
     """The journal refused an append; the attempt ends and starts nothing more."""
 
@@ -115,6 +125,21 @@ class ProviderError(GraphtonError):
         self.retry_after = retry_after
         if retryable is not None:
             self.retryable = retryable
+
+
+class ModelMissing(ProviderError):
+    """The model's file is not on this machine; `name`, `size` (bytes) and `source` say what a download would be.
+
+    For a path that the user gave, `size` is 0 and `source` is empty: there is nothing to download.
+    """
+
+    code = "model_missing"
+
+    def __init__(self, message: str, *, name: str, size: int = 0, source: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint, provider="llamacpp")
+        self.name = name
+        self.size = size
+        self.source = source
 
 
 class ConnectError(ProviderError):
