@@ -1,0 +1,87 @@
+"""Server-sent events from bytes that may be split anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from graphton.chat._http import MAX_LINE, Reply
+
+__all__ = ["ServerSentEvent", "SSEParser", "events"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSentEvent:
+    """One event; `name` is empty where the stream gives none."""
+
+    name: str
+    data: bytes
+
+
+class SSEParser:
+    """Feed it bytes as they come, get whole events back. An event without its closing blank line never happened."""
+
+    def __init__(self) -> None:
+        self.held = 0
+        """Bytes of an event that is not whole yet, so that the caller can refuse an endless one."""
+        self._rest = bytearray()
+        self._data: list[bytes] = []
+        self._name = ""
+        self._after_cr = False
+        self._at_start = True
+
+    def feed(self, chunk: bytes) -> list[ServerSentEvent]:
+        """The events that `chunk` completes."""
+        if self._after_cr and chunk[:1] == b"\n":
+            chunk = chunk[1:]  # the second half of a CRLF that was split
+            self._after_cr = False
+        if not chunk:
+            return []
+        if b"\r" in chunk:
+            self._after_cr = chunk.endswith(b"\r")
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        else:
+            self._after_cr = False
+        first, *more = chunk.split(b"\n")
+        self._rest += first
+        self.held += len(chunk)
+        found: list[ServerSentEvent] = []
+        for following in more:
+            event = self._line(bytes(self._rest))
+            self._rest[:] = following
+            if event is not None:
+                found.append(event)
+                self.held = 0
+        if found:
+            self.held = len(self._rest) + sum(map(len, self._data))
+        return found
+
+    def _line(self, line: bytes) -> ServerSentEvent | None:
+        if self._at_start:
+            self._at_start = False
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line:
+            return self._dispatch()
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            self._data.append(value)
+        elif field == b"event":
+            self._name = value.decode("utf-8", "replace")
+        return None  # comments (":…"), ids, retry times and fields of the future say nothing to us
+
+    def _dispatch(self) -> ServerSentEvent | None:
+        data, name = self._data, self._name
+        self._data, self._name = [], ""
+        return ServerSentEvent(name, b"\n".join(data)) if data else None
+
+
+async def events(reply: Reply) -> AsyncIterator[ServerSentEvent]:
+    """The events of a reply; one longer than MAX_LINE is a ProtocolError."""
+    parser = SSEParser()
+    while data := await reply.read():
+        for event in parser.feed(data):
+            reply.began()
+            yield event
+        if parser.held > MAX_LINE:
+            raise reply.peer.protocol(f"more than {MAX_LINE} bytes in one event")
