@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stigmer.client import Client as Client
-    from stigmer.daemon import Address as Address
     from stigmer.daemon import ensure_running as ensure_running
+    from stigmer.home import Address as Address
     from stigmer.home import Home as Home
 
 __version__ = "0.1.0"
@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 __all__ = ["Address", "Client", "Home", "__version__", "ensure_running"]
 
 _WHERE = {
-    "Address": "stigmer.daemon",
+    "Address": "stigmer.home",
     "Client": "stigmer.client",
     "Home": "stigmer.home",
     "ensure_running": "stigmer.daemon",

@@ -7,10 +7,10 @@ import os
 import stat
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Home", "HomeError"]
+__all__ = ["Address", "Home", "HomeError"]
 
 _SOCKET_LIMIT = 100
 """Bytes. The kernel takes 108 (Linux) or 104 (macOS) with the closing zero; the rest is for gRPC's own prefix."""
@@ -28,6 +28,17 @@ class HomeError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\nhint: {self.hint}"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server listens, and the word that it wants to hear; `version` and `pid` are what it said of itself."""
+
+    target: str
+    """As gRPC takes it: `unix:/home/ann/.stigmer/stigmer.sock`."""
+    token: str = field(repr=False)
+    version: str = ""
+    pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)

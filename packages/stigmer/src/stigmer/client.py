@@ -1,0 +1,289 @@
+"""Talks to a server: one small asynchronous client for programs, tests and the commands.
+
+>>> async def largest() -> str:
+...     async with Client(ensure_running(Home.find())) as client:
+...         async for event in client.run(CreateExecutionRequest(task="Which file is the largest?")):
+...             if event.HasField("finished"):
+...                 return event.finished.text
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from stigmer.api import event_pb2, service_pb2_grpc
+from stigmer.api.event_pb2 import Event
+from stigmer.api.service_pb2 import (
+    CancelExecutionRequest,
+    CancelExecutionResponse,
+    CreateExecutionRequest,
+    CreateExecutionResponse,
+    DecideApprovalRequest,
+    DecideApprovalResponse,
+    Execution,
+    GetExecutionRequest,
+    GetStatusRequest,
+    ListExecutionsRequest,
+    ListExecutionsResponse,
+    PreviewExecutionResponse,
+    ShutdownRequest,
+    Status,
+    WatchExecutionRequest,
+)
+from stigmer.home import Address
+
+__all__ = ["Client", "CreateExecutionRequest", "Event", "RemoteError", "ServerGone"]
+
+OPTIONS = (
+    ("grpc.enable_http_proxy", 0),  # No proxy stands between us and a socket of our own.
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.default_authority", "localhost"),
+)
+_LIMIT = 30.0
+"""Seconds for an answer that needs no model."""
+_REVIVALS = 3
+"""How often in a row a broken stream is taken up again while no event arrives in between."""
+
+_stubs: Any = service_pb2_grpc  # The generated stubs carry no types.
+Answer = TypeVar("Answer")
+
+
+class RemoteError(Exception):
+    """The server refused or failed, in its own words.
+
+    `code` is the stable word of the errors table; `status` is the gRPC status; `problems` are the single faults
+    where several were reported together, `details` more for programs.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        hint: str = "",
+        status: str = "",
+        problems: tuple[str, ...] = (),
+        details: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.hint = hint
+        self.status = status
+        self.problems = problems
+        self.details = details or {}
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+
+class ServerGone(RemoteError):
+    """Nothing answers at the address any more."""
+
+    def __init__(self, address: Address, detail: str) -> None:
+        super().__init__(
+            f"the server at {address.target!r} does not answer: {detail}",
+            code="unavailable",
+            hint="stigmer status; stigmer logs",
+            status="UNAVAILABLE",
+        )
+
+
+def credentials(address: Address) -> tuple[tuple[str, str], ...]:
+    """The metadata that lets a call in."""
+    return (("authorization", f"Bearer {address.token}"),)
+
+
+class Client:
+    """One connection to a server.
+
+    `again` finds, or starts, the server anew when it is gone; then a stream that is being read goes on where it
+    stopped, no event lost or doubled, and `notice` is told. Without `again` a stream ends with `ServerGone`.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        again: Callable[[], Address] | None = None,
+        notice: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.address = address
+        self._again = again
+        self._notice = notice
+        self._connect()
+
+    def _connect(self) -> None:
+        self._channel = grpc.aio.insecure_channel(self.address.target, options=OPTIONS)
+        self._executions: Any = _stubs.ExecutionServiceStub(self._channel)
+        self._system: Any = _stubs.SystemServiceStub(self._channel)
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.close(None)
+
+    async def run(self, request: CreateExecutionRequest) -> AsyncIterator[Event]:
+        """Creates an execution and gives its events until it has finished.
+
+        The request gets an idempotency key where it has none, so that asking again creates nothing twice.
+        """
+        request.idempotency_key = request.idempotency_key or uuid.uuid4().hex
+        async for event in self._events("", 1, request):
+            yield event
+
+    async def watch(self, execution: str, *, from_seq: int = 1) -> AsyncIterator[Event]:
+        """The events with seq >= `from_seq`, and the live ones, until the execution has finished."""
+        async for event in self._events(execution, max(from_seq, 1), None):
+            yield event
+
+    async def _events(
+        self, execution: str, next_seq: int, request: CreateExecutionRequest | None
+    ) -> AsyncIterator[Event]:
+        """One stream of events over as many connections as it takes."""
+        revivals = 0
+        while True:
+            call = (
+                self._executions.WatchExecution(
+                    WatchExecutionRequest(execution=execution, from_seq=next_seq),
+                    metadata=credentials(self.address),
+                )
+                if execution or request is None
+                else self._executions.RunExecution(request, metadata=credentials(self.address))
+            )
+            try:
+                async for frame in call:
+                    execution = execution or frame.execution
+                    for raw in frame.events:
+                        event = Event.FromString(raw)
+                        if event.seq:
+                            if event.seq < next_seq:
+                                continue
+                            next_seq, revivals = event.seq + 1, 0
+                        yield event
+                        if event.HasField("finished") and not event.path:
+                            return
+                if not execution:
+                    raise RemoteError("the server ended the stream before it began", code="protocol")
+                lost = "the stream ended before the execution did"
+            except grpc.aio.AioRpcError as error:
+                known = translated(error, self.address)
+                if not isinstance(known, ServerGone) or self._again is None:
+                    raise known from error
+                lost = error.details() or "the connection was closed"
+            finally:
+                call.cancel()
+            revivals += 1
+            if revivals > _REVIVALS or self._again is None:
+                raise ServerGone(self.address, lost)
+            await self._revive()
+
+    async def _revive(self) -> None:
+        assert self._again is not None
+        old = self.address
+        await self._channel.close(None)
+        self.address = await asyncio.to_thread(self._again)
+        self._connect()
+        if self.address.pid != old.pid:
+            self._notice(f"the daemon (pid {old.pid}) was gone; going on with pid {self.address.pid}")
+
+    async def create(self, request: CreateExecutionRequest) -> CreateExecutionResponse:
+        """Accepts an execution; the server runs it whether somebody watches or not."""
+        request.idempotency_key = request.idempotency_key or uuid.uuid4().hex
+        return await self._ask(self._executions.CreateExecution, request)
+
+    async def preview(self, request: CreateExecutionRequest) -> PreviewExecutionResponse:
+        """The exact provider request that this execution would begin with; nothing is stored or sent."""
+        return await self._ask(self._executions.PreviewExecution, request)
+
+    async def get(self, execution: str) -> Execution:
+        return await self._ask(self._executions.GetExecution, GetExecutionRequest(execution=execution))
+
+    async def list(self, *, limit: int = 20, state: str = "", page_token: str = "") -> ListExecutionsResponse:
+        """The newest executions first; `page_token` is the answer's `next_page_token`."""
+        request = ListExecutionsRequest(limit=limit, state=state, page_token=page_token)
+        return await self._ask(self._executions.ListExecutions, request)
+
+    async def cancel(self, execution: str, *, by: str = "") -> CancelExecutionResponse:
+        """Stops an execution; answers when its last tool has stopped."""
+        request = CancelExecutionRequest(execution=execution, by=by)
+        return await self._ask(self._executions.CancelExecution, request, limit=120.0)
+
+    async def decide(
+        self,
+        execution: str,
+        call: str,
+        *,
+        approve: bool,
+        path: str = "",
+        digest: bytes = b"",
+        by: str = "",
+        reason: str = "",
+    ) -> DecideApprovalResponse:
+        """Answers one approval. With `digest` only for the arguments that were shown."""
+        request = DecideApprovalRequest(
+            execution=execution, call=call, path=path, digest=digest, approve=approve, by=by, reason=reason
+        )
+        return await self._ask(self._executions.DecideApproval, request)
+
+    async def status(self) -> Status:
+        return await self._ask(self._system.GetStatus, GetStatusRequest())
+
+    async def shutdown(self, *, if_idle: bool = False) -> None:
+        """Stops the server; what runs is handed back and goes on with the next one."""
+        await self._ask(self._system.Shutdown, ShutdownRequest(if_idle=if_idle))
+
+    async def _ask(
+        self, method: Callable[..., Awaitable[Answer]], request: Any, *, limit: float = _LIMIT
+    ) -> Answer:
+        try:
+            return await method(request, timeout=limit, metadata=credentials(self.address))
+        except grpc.aio.AioRpcError as error:
+            raise translated(error, self.address) from error
+
+
+def translated(error: grpc.aio.AioRpcError, address: Address) -> RemoteError:
+    """What the server meant: its own error from the trailing metadata, else one made from the gRPC status."""
+    status = error.code().name
+    trailing: Any = error.trailing_metadata()
+    for key, value in trailing or ():
+        if key == "stigmer-error-bin":
+            said = event_pb2.Error.FromString(value)
+            return RemoteError(
+                said.message,
+                code=said.code,
+                hint=said.hint,
+                status=status,
+                problems=tuple(said.problems),
+                details=dict(said.details),
+            )
+    detail = error.details() or "no reason given"
+    if status == "UNAVAILABLE":
+        return ServerGone(address, detail)
+    if status == "CANCELLED" and "goaway" in detail.lower():
+        return ServerGone(address, detail)
+    if status == "DEADLINE_EXCEEDED":
+        return RemoteError(
+            f"the server at {address.target!r} did not answer in time",
+            code="timeout",
+            hint="stigmer status; stigmer logs",
+            status=status,
+        )
+    if status == "UNAUTHENTICATED":
+        return RemoteError(
+            f"the server at {address.target!r} does not know our token",
+            code="unauthenticated",
+            hint="stigmer down, then try again",
+            status=status,
+        )
+    return RemoteError(f"the server failed: {detail}", code=f"rpc_{status.lower()}", status=status)
