@@ -17,13 +17,27 @@ from typing import Literal
 
 from graphton._model_prices import PRICES
 
-__all__ = ["FAMILIES", "GUESSES", "LOCAL_NAMES", "MODELS", "Family", "Model", "Thinking", "ToolMode", "price"]
+__all__ = [
+    "FAMILIES",
+    "GUESSES",
+    "LOCAL_NAMES",
+    "MODELS",
+    "Family",
+    "Guess",
+    "Model",
+    "Thinking",
+    "TokensField",
+    "ToolMode",
+]
 
 ToolMode = Literal["native", "recovery", "envelope"]
 """How a model is brought to use tools: its own API, calls recovered from its text, or a reply schema."""
 
 Thinking = Literal["none", "budget", "adaptive", "effort", "think"]
 """How a model is told to think: not at all, a token budget, adaptive with an effort, a reasoning effort, `think`."""
+
+TokensField = Literal["max_tokens", "max_completion_tokens"]
+"""The field of a chat completions request that limits the output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +56,7 @@ class Model:
     thinking: Thinking = "none"
     thinking_off: str = ""
     """What turns thinking off: the value to send; "" to send nothing; "never" where it cannot be turned off."""
-    tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    tokens_field: TokensField = "max_tokens"
     dialect: str = ""
     """Where set, the dialect that this model needs at its provider's own host: responses."""
     price_input: float | None = None
@@ -205,6 +219,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("llama3.3", 131_072),
     Family("llama3", 8_192, "envelope"),
     Family("mistral", 32_768),
+    Family("mistral-large", 131_072),
     Family("mistral-nemo", 1_024_000),
     Family("mistral-small", 32_768),
     Family("magistral", 40_000, "recovery", "think"),

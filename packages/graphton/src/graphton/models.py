@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from graphton._model_table import FAMILIES, GUESSES, LOCAL_NAMES, MODELS, Family, Model, Thinking, ToolMode
+from graphton._model_table import (
+    FAMILIES,
+    GUESSES,
+    LOCAL_NAMES,
+    MODELS,
+    Family,
+    Model,
+    Thinking,
+    TokensField,
+    ToolMode,
+)
 from graphton.errors import ModelNameError, SettingError
 
 if TYPE_CHECKING:
@@ -85,7 +95,7 @@ class Provider:
     timeouts: Timeouts = _HOSTED_TIMEOUTS
     thinking: Thinking = "none"
     """How a model of it that is not in the table is told to think."""
-    tokens_field: str = "max_tokens"
+    tokens_field: TokensField = "max_tokens"
 
     @property
     def origins(self) -> tuple[str, ...]:
@@ -95,6 +105,8 @@ class Provider:
 
 def origin(url: str) -> str:
     """Scheme, host and port of an address, as keys are bound to it: `https://api.openai.com:443`."""
+    from urllib.parse import urlsplit
+
     parts = urlsplit(url)
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme.lower(), 0)
     host = parts.hostname or ""
@@ -366,14 +378,17 @@ def lookup(ref: ModelRef) -> Model:
     base = ref.model.split(":")[1] if ref.model.startswith("ft:") else ref.model
     known = MODELS.get(f"openai:{base}") if ref.provider in ("openai", "azure") else None
     if known is not None:
-        unpriced = {
-            "price_input": None,
-            "price_output": None,
-            "price_cached": None,
-            "price_cache_write": None,
-        }
         return replace(
-            known, provider=ref.provider, id=ref.model, name="", long_prompt=None, assumed=True, **unpriced
+            known,
+            provider=ref.provider,
+            id=ref.model,
+            dialect=known.dialect if ref.provider == "openai" else "",
+            price_input=None,
+            price_output=None,
+            price_cached=None,
+            price_cache_write=None,
+            long_prompt=None,
+            assumed=True,
         )
     guess = next((g for g in GUESSES if g.provider == ref.provider and g.pattern.match(base.lower())), None)
     like = MODELS[f"{guess.provider}:{guess.like}"] if guess else None
@@ -384,9 +399,7 @@ def lookup(ref: ModelRef) -> Model:
         sampling=like.sampling if like else True,
         thinking=like.thinking if like else provider.thinking,
         thinking_off=like.thinking_off if like else "",
-        tokens_field="max_completion_tokens"
-        if provider.tokens_field == "max_completion_tokens"
-        else "max_tokens",
+        tokens_field=provider.tokens_field,
         dialect=like.dialect if like else "",
         assumed=True,
     )
@@ -394,27 +407,20 @@ def lookup(ref: ModelRef) -> Model:
 
 def _local_model(ref: ModelRef) -> Model:
     family = _family(ref.model) if ref.provider in ("ollama", "llamacpp") else None
-    if family is None:
-        provider = PROVIDERS.get(ref.provider)
-        return Model(
-            ref.provider,
-            ref.model,
-            thinking=provider.thinking if provider else "none",
-            tool_mode="recovery",
-            assumed=True,
-            **_FREE,
-        )
+    provider = PROVIDERS.get(ref.provider)
+    thinking: Thinking = provider.thinking if provider else "none"
     return Model(
         ref.provider,
         ref.model,
-        context_window=family.context_window,
-        thinking=family.thinking,
-        tool_mode=family.tool_mode,
-        **_FREE,
+        context_window=family.context_window if family else None,
+        thinking=family.thinking if family else thinking,
+        price_input=0.0,
+        price_output=0.0,
+        tool_mode=family.tool_mode if family else "recovery",
+        assumed=family is None,
     )
 
 
-_FREE = {"price_input": 0.0, "price_output": 0.0, "price_cached": 0.0, "price_cache_write": 0.0}
 _BY_LENGTH = sorted(FAMILIES, key=lambda family: -len(family.name))
 
 
@@ -473,25 +479,23 @@ def cost(ref: ModelRef, usage: Usage) -> float | None:
     row = lookup(ref)
     if row.price_input is None or row.price_output is None:
         return None
-    rates = (row.price_input, row.price_output, row.price_cached, row.price_cache_write)
+    fresh, out, cached, write = row.price_input, row.price_output, row.price_cached, row.price_cache_write
     if row.long_prompt is not None and usage.input_tokens > row.long_prompt[0]:
-        rates = row.long_prompt[1:]
-    fresh, out, cached, write = rates[0], rates[1], rates[2], rates[3]
+        _, fresh, out, cached, write = row.long_prompt
     plain = max(0, usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens)
     total = (
-        plain * (fresh or 0.0)
-        + usage.output_tokens * (out or 0.0)
-        + usage.cached_tokens * (fresh if cached is None else cached or 0.0)  # type: ignore[operator]  # fresh is set
-        + usage.cache_write_tokens * (fresh if write is None else write or 0.0)  # type: ignore[operator]
+        plain * fresh
+        + usage.output_tokens * out
+        + usage.cached_tokens * (fresh if cached is None else cached)
+        + usage.cache_write_tokens * (fresh if write is None else write)
     )
     return total / 1_000_000
 
 
-def _nearest(name: str, known: object) -> str | None:
+def _nearest(name: str, known: Iterable[str]) -> str | None:
     from difflib import get_close_matches
 
-    found = get_close_matches(name, list(known), n=1)  # type: ignore[call-overload]  # any iterable of names
-    return str(found[0]) if found else None
+    return next(iter(get_close_matches(name, list(known), n=1)), None)
 
 
 def _ways_to_say_it(model: str) -> str:
