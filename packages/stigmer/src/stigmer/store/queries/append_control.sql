@@ -1,0 +1,9 @@
+-- Control events (cancel, decisions, the sweep) belong to no attempt; only a finished execution refuses them.
+UPDATE executions
+SET seq = seq + :count,
+    state = coalesce(:state, state),
+    wake_ms = CASE WHEN :state IS NULL THEN wake_ms ELSE :wake_ms END,
+    lease_until_ms = CASE WHEN :release THEN 0 ELSE lease_until_ms END,
+    finished_ms = :finished_ms
+WHERE no = :no AND finished_ms IS NULL
+RETURNING seq

@@ -1,0 +1,1 @@
+SELECT epoch, batch, batch_seq, finished_ms FROM executions WHERE no = :no

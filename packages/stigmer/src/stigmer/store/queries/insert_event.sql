@@ -1,0 +1,1 @@
+INSERT INTO events (key, body) VALUES (:key, :body)

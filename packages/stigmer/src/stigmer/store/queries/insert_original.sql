@@ -1,0 +1,1 @@
+INSERT INTO originals (key, body) VALUES (:key, :body)
