@@ -1,0 +1,221 @@
+"""The store's Journal: what the loop appends becomes records of one attempt, what was recorded answers it first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from graphton import journal as g
+from graphton.messages import Usage
+
+from stigmer import redact
+from stigmer._translate import from_record, to_live, to_record
+from stigmer.api import event_pb2 as pb
+from stigmer.store import Store
+
+__all__ = ["APPROVAL_SECONDS", "DELTA_SECONDS", "StoreJournal", "masked", "open_questions", "running_seconds"]
+
+DELTA_SECONDS = 0.05
+"""Text is shown in pieces this far apart, the first piece at once: half the work of a piece per token."""
+APPROVAL_SECONDS = 7 * 24 * 3600.0
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One reply's text, or thinking, on its way to the watchers."""
+
+    shown: int
+    """Code points shown so far."""
+    pieces: list[str] = field(default_factory=list)
+
+
+class StoreJournal(g.Record):
+    """The journal of one attempt over the store. Made with what earlier attempts recorded.
+
+    `append` and `live` return at once. Live events never overtake an appended one. Once the store refused an append
+    (another attempt owns the execution, the disk is full) `commit` raises, and nothing more is written.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        no: int,
+        execution: str,
+        epoch: int,
+        records: Iterable[pb.Event] = (),
+        on_failure: Callable[[Exception], None] = lambda error: None,
+    ) -> None:
+        super().__init__()
+        self.execution = execution
+        self.epoch = epoch
+        self.usage = Usage()
+        """What all recorded replies of all attempts used."""
+        self._store, self._no, self._batch = store, no, 0
+        self._pending: asyncio.Future[int] | None = None
+        self._failure: Exception | None = None
+        self._on_failure = on_failure
+        self._streams: dict[tuple[type[g.TextDelta] | type[g.ThinkingDelta], str, int, int], _Stream] = {}
+        self._held: list[pb.Event] = []
+        self._timer: asyncio.TimerHandle | None = None
+        for record in records:
+            event = from_record(record)
+            if event is not None:
+                self.add(event)
+        self._unanswered = {key for key in self.requests if key not in self.replies}
+
+    def add(self, event: g.Event) -> None:
+        super().add(event)
+        if isinstance(event, g.ModelReplied):
+            self.usage = self.usage + event.message.usage
+
+    # What the loop writes
+
+    def append(self, event: g.Event) -> None:
+        self.add(event)
+        if self._streams:
+            self._flush_text(ended=event if isinstance(event, g.ModelReplied) else None)
+        if isinstance(event, g.ModelRequested):
+            self._forget_stale(event)
+        expires = 0
+        if isinstance(event, g.ApprovalRequested):
+            expires = self._store.now_ms + int(APPROVAL_SECONDS * 1000)
+        self.write([to_record(event, expires_ms=expires)])
+
+    def write(self, records: list[pb.Event]) -> None:
+        """Appends records as one batch of this attempt."""
+        if self._failure is not None:
+            return
+        self._batch += 1
+        batch = [masked(record) for record in records]
+        self._pending = self._store.append(self._no, self.epoch, batch=self._batch, events=batch)
+        self._pending.add_done_callback(self._written)
+
+    async def commit(self) -> None:
+        pending = self._pending
+        if pending is not None:
+            await asyncio.wait([pending])
+            if error := pending.exception():
+                raise self._failure or error
+        if self._failure is not None:
+            raise self._failure
+
+    def _written(self, written: asyncio.Future[int]) -> None:
+        error = None if written.cancelled() else written.exception()
+        if isinstance(error, Exception) and self._failure is None:
+            self._failure = error
+            self._on_failure(error)
+        if written is self._pending:
+            self._pending = None
+            held, self._held = self._held, []
+            for event in held:
+                self._store.feed.live(self._no, event)
+
+    # What is shown and forgotten
+
+    def live(self, event: g.Live) -> None:
+        if isinstance(event, (g.TextDelta, g.ThinkingDelta)):
+            self._text(event)
+            return
+        self._flush_text(ended=event if isinstance(event, g.StreamReset) else None)
+        self._show(masked(to_live(event, attempt=self.epoch)))
+
+    def _text(self, event: g.TextDelta | g.ThinkingDelta) -> None:
+        key = (type(event), event.path, event.step, event.try_)
+        stream = self._streams.get(key)
+        first = stream is None
+        if stream is None:
+            stream = self._streams[key] = _Stream(event.offset)
+        stream.pieces.append(event.text)
+        if first:
+            self._flush_text()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(DELTA_SECONDS, self._flush_text)
+
+    def _flush_text(self, *, ended: g.ModelReplied | g.StreamReset | None = None) -> None:
+        """Shows the text that waits. What may be the beginning of a secret stays back until its reply has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for key, stream in list(self._streams.items()):
+            kind, path, step, try_ = key
+            over = ended is not None and (path, step) == (ended.path, ended.step)
+            text = "".join(stream.pieces)
+            back = 0 if over else redact.held_back(text)
+            ready = redact.mask(text[: len(text) - back])
+            stream.pieces = [text[len(text) - back :]] if back else []
+            if ready:
+                self._show(to_live(kind(path, step, try_, stream.shown, ready), attempt=self.epoch))
+                stream.shown += len(ready)
+            if over:
+                del self._streams[key]
+
+    def _forget_stale(self, event: g.ModelRequested) -> None:
+        """Text of an earlier attempt at this very reply may still stand on somebody's screen."""
+        key = (event.path, event.step, event.purpose)
+        if key in self._unanswered:
+            self._unanswered.discard(key)
+            self.live(g.StreamReset(event.path, event.step, event.try_))
+
+    def _show(self, event: pb.Event) -> None:
+        event.time_ms = self._store.now_ms
+        if self._pending is not None:
+            self._held.append(event)
+        else:
+            self._store.feed.live(self._no, event)
+
+
+def masked(record: pb.Event) -> pb.Event:
+    """The record with every known secret masked, in place."""
+    if redact.known():
+        _mask(record)
+    return record
+
+
+def _mask(message: Message) -> None:
+    for field_, value in message.ListFields():
+        if field_.type == FieldDescriptor.TYPE_MESSAGE:
+            for child in value if field_.is_repeated else [value]:
+                if isinstance(child, Message):
+                    _mask(child)
+        elif field_.type == FieldDescriptor.TYPE_STRING:
+            if field_.is_repeated:
+                value[:] = [redact.mask(text) for text in value]
+            else:
+                setattr(message, field_.name, redact.mask(value))
+        elif field_.type == FieldDescriptor.TYPE_BYTES and not field_.is_repeated:
+            setattr(message, field_.name, redact.mask_bytes(value))
+
+
+def open_questions(records: Iterable[pb.Event]) -> list[pb.Event]:
+    """The approval_requested records that nobody has answered."""
+    asked: dict[tuple[str, str], pb.Event] = {}
+    for record in records:
+        match record.WhichOneof("kind"):
+            case "approval_requested":
+                asked[record.path, record.approval_requested.call] = record
+            case "approval_decided":
+                asked.pop((record.path, record.approval_decided.call), None)
+            case _:
+                pass
+    return list(asked.values())
+
+
+def running_seconds(records: Iterable[pb.Event]) -> float:
+    """How long attempts ran, waiting and time between them left out; a lost one counts to its last record."""
+    total = 0
+    began = last = 0
+    for record in records:
+        kind = record.WhichOneof("kind")
+        if kind == "attempt_started":
+            total += last - began if began else 0
+            began = last = record.time_ms
+        elif began and kind == "attempt_ended":
+            total += (last if record.attempt_ended.outcome == "lost" else record.time_ms) - began
+            began = 0
+        elif began:
+            last = record.time_ms
+    return (total + (last - began if began else 0)) / 1000
