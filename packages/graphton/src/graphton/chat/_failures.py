@@ -23,6 +23,7 @@ from graphton.errors import (
     RedirectRefused,
     StatusError,
 )
+from graphton.models import PROVIDERS
 
 __all__ = ["Peer", "mask", "origin_of", "retry_after", "retryable_status"]
 
@@ -30,7 +31,7 @@ _LONGEST_QUOTE = 600
 """Characters of a server's own words that an error repeats."""
 
 _STATUS_HINTS = {
-    401: "check the API key for {provider} at {origin}",
+    401: "check the API key for {provider}{variable}, and that it belongs to {origin}",
     403: "this key may not do that at {origin}; check the account, the model and the region",
     404: "check the model's name and the base URL {url!r}",
     413: "the request is too large for this server; shorten the conversation",
@@ -50,6 +51,11 @@ class Peer:
     @property
     def origin(self) -> str:
         return origin_of(self.url)
+
+    @property
+    def _variable(self) -> str:
+        row = PROVIDERS.get(self.provider)
+        return f" ({row.key_variable})" if row and row.key_variable else ""
 
     def quote(self, text: str) -> str:
         """A server's own words: on one line, cut to a readable length, without secrets."""
@@ -109,7 +115,9 @@ class Peer:
             f"{self.provider} at {self.origin!r} answered {status}{about}{words}",
             status=status,
             kind=kind,
-            hint=hint.format(provider=self.provider, origin=repr(self.origin), url=self.url),
+            hint=hint.format(
+                provider=self.provider, variable=self._variable, origin=repr(self.origin), url=self.url
+            ),
             provider=self.provider,
             url=self.url,
             retryable=retryable_status(status),
@@ -151,6 +159,10 @@ class Peer:
                 )
             case aiohttp.ClientResponseError():
                 return self.protocol(f"no valid HTTP: {error.message}")
+            case aiohttp.ServerDisconnectedError():
+                return self.broken("the server closed the connection without an answer")
+            case aiohttp.ClientPayloadError():
+                return self.broken("the connection was cut in the middle")
             case aiohttp.ClientError() | OSError():
                 return self.broken(str(error) or type(error).__name__)
             case _:

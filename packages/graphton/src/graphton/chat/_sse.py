@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from graphton.chat._http import MAX_LINE, Reply
 
-__all__ = ["ServerSentEvent", "SSEParser", "events"]
+__all__ = ["SSEParser", "ServerSentEvent", "events"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +22,17 @@ class SSEParser:
     """Feed it bytes as they come, get whole events back. An event without its closing blank line never happened."""
 
     def __init__(self) -> None:
-        self.held = 0
-        """Bytes of an event that is not whole yet, so that the caller can refuse an endless one."""
         self._rest = bytearray()
         self._data: list[bytes] = []
+        self._size = 0
         self._name = ""
         self._after_cr = False
         self._at_start = True
+
+    @property
+    def held(self) -> int:
+        """Bytes of an event that is not whole yet, so that the caller can refuse an endless one."""
+        return self._size + len(self._rest)
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """The events that `chunk` completes."""
@@ -44,16 +48,12 @@ class SSEParser:
             self._after_cr = False
         first, *more = chunk.split(b"\n")
         self._rest += first
-        self.held += len(chunk)
         found: list[ServerSentEvent] = []
         for following in more:
             event = self._line(bytes(self._rest))
             self._rest[:] = following
             if event is not None:
                 found.append(event)
-                self.held = 0
-        if found:
-            self.held = len(self._rest) + sum(map(len, self._data))
         return found
 
     def _line(self, line: bytes) -> ServerSentEvent | None:
@@ -66,17 +66,18 @@ class SSEParser:
         value = value.removeprefix(b" ")
         if field == b"data":
             self._data.append(value)
+            self._size += len(value)
         elif field == b"event":
             self._name = value.decode("utf-8", "replace")
         return None  # comments (":…"), ids, retry times and fields of the future say nothing to us
 
     def _dispatch(self) -> ServerSentEvent | None:
         data, name = self._data, self._name
-        self._data, self._name = [], ""
+        self._data, self._name, self._size = [], "", 0
         return ServerSentEvent(name, b"\n".join(data)) if data else None
 
 
-async def events(reply: Reply) -> AsyncIterator[ServerSentEvent]:
+async def events(reply: Reply) -> AsyncGenerator[ServerSentEvent]:
     """The events of a reply; one longer than MAX_LINE is a ProtocolError."""
     parser = SSEParser()
     while data := await reply.read():
