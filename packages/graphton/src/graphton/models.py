@@ -92,6 +92,8 @@ class Provider:
     """The default; lowered to the model's output limit."""
     temperature: float | None = None
     """The default; None is not sent."""
+    max_temperature: float = 2.0
+    """The highest temperature that its API takes."""
     timeouts: Timeouts = _HOSTED_TIMEOUTS
     thinking: Thinking = "none"
     """How a model of it that is not in the table is told to think."""
@@ -150,6 +152,7 @@ PROVIDERS: dict[str, Provider] = {
             "ANTHROPIC_API_KEY",
             needs_key=True,
             url_variables=("ANTHROPIC_BASE_URL",),
+            max_temperature=1.0,
             thinking="adaptive",
         ),
         Provider(
