@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+from graphton.errors import GraphtonError
 
 from stigmer.api import event_pb2, service_pb2_grpc
 from stigmer.api.event_pb2 import Event
@@ -39,7 +40,7 @@ from stigmer.api.service_pb2 import (
 )
 from stigmer.home import Address
 
-__all__ = ["Client", "CreateExecutionRequest", "Event", "RemoteError", "ServerGone"]
+__all__ = ["Client", "CreateExecutionRequest", "Event", "Events", "RemoteError", "ServerGone"]
 
 OPTIONS = (
     ("grpc.enable_http_proxy", 0),  # No proxy stands between us and a socket of our own.
@@ -55,7 +56,7 @@ _stubs: Any = service_pb2_grpc  # The generated stubs carry no types.
 Answer = TypeVar("Answer")
 
 
-class RemoteError(Exception):
+class RemoteError(GraphtonError):
     """The server refused or failed, in its own words.
 
     `code` is the stable word of the errors table; `status` is the gRPC status; `problems` are the single faults
@@ -72,16 +73,11 @@ class RemoteError(Exception):
         problems: tuple[str, ...] = (),
         details: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        super().__init__(message, hint=hint)
         self.code = code
-        self.hint = hint
         self.status = status
         self.problems = problems
         self.details = details or {}
-
-    def __str__(self) -> str:
-        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
 
 
 class ServerGone(RemoteError):
@@ -133,64 +129,31 @@ class Client:
     ) -> None:
         await self._channel.close(None)
 
-    async def run(self, request: CreateExecutionRequest) -> AsyncIterator[Event]:
+    def run(self, request: CreateExecutionRequest) -> Events:
         """Creates an execution and gives its events until it has finished.
 
         The request gets an idempotency key where it has none, so that asking again creates nothing twice.
         """
         request.idempotency_key = request.idempotency_key or uuid.uuid4().hex
-        async for event in self._events("", 1, request):
-            yield event
+        return Events(self, "", 1, request)
 
-    async def watch(self, execution: str, *, from_seq: int = 1) -> AsyncIterator[Event]:
+    def watch(self, execution: str, *, from_seq: int = 1) -> Events:
         """The events with seq >= `from_seq`, and the live ones, until the execution has finished."""
-        async for event in self._events(execution, max(from_seq, 1), None):
-            yield event
+        return Events(self, execution, max(from_seq, 1), None)
 
-    async def _events(
-        self, execution: str, next_seq: int, request: CreateExecutionRequest | None
-    ) -> AsyncIterator[Event]:
-        """One stream of events over as many connections as it takes."""
-        revivals = 0
-        while True:
-            call = (
-                self._executions.WatchExecution(
-                    WatchExecutionRequest(execution=execution, from_seq=next_seq),
-                    metadata=credentials(self.address),
-                )
-                if execution or request is None
-                else self._executions.RunExecution(request, metadata=credentials(self.address))
-            )
-            try:
-                async for frame in call:
-                    execution = execution or frame.execution
-                    for raw in frame.events:
-                        event = Event.FromString(raw)
-                        if event.seq:
-                            if event.seq < next_seq:
-                                continue
-                            next_seq, revivals = event.seq + 1, 0
-                        yield event
-                        if event.HasField("finished") and not event.path:
-                            return
-                if not execution:
-                    raise RemoteError("the server ended the stream before it began", code="protocol")
-                lost = "the stream ended before the execution did"
-            except grpc.aio.AioRpcError as error:
-                known = translated(error, self.address)
-                if not isinstance(known, ServerGone) or self._again is None:
-                    raise known from error
-                lost = error.details() or "the connection was closed"
-            finally:
-                call.cancel()
-            revivals += 1
-            if revivals > _REVIVALS or self._again is None:
-                raise ServerGone(self.address, lost)
-            await self._revive()
+    def _open(self, execution: str, from_seq: int, request: CreateExecutionRequest | None) -> Any:
+        """A stream of frames; of `request` where the execution has no id yet."""
+        who = credentials(self.address)
+        if execution or request is None:
+            asked = WatchExecutionRequest(execution=execution, from_seq=from_seq)
+            return self._executions.WatchExecution(asked, metadata=who)
+        return self._executions.RunExecution(request, metadata=who)
 
-    async def _revive(self) -> None:
-        assert self._again is not None
+    async def _revive(self, lost: str) -> None:
+        """Connects to the server that is there now, started anew where `again` knows how."""
         old = self.address
+        if self._again is None:
+            raise ServerGone(old, lost)
         await self._channel.close(None)
         self.address = await asyncio.to_thread(self._again)
         self._connect()
@@ -250,6 +213,47 @@ class Client:
             return await method(request, timeout=limit, metadata=credentials(self.address))
         except grpc.aio.AioRpcError as error:
             raise translated(error, self.address) from error
+
+
+class Events:
+    """The events of one execution, over as many connections as it takes; `execution` is its id once one has come."""
+
+    def __init__(
+        self, client: Client, execution: str, next_seq: int, request: CreateExecutionRequest | None
+    ) -> None:
+        self._client = client
+        self._request = request
+        self.execution = execution
+        self.next_seq = next_seq
+        """The seq that the next stored event must have at least."""
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        revivals = 0
+        while True:
+            began, lost = self.next_seq, ""
+            call = self._client._open(self.execution, self.next_seq, self._request)
+            try:
+                async for frame in call:
+                    self.execution = self.execution or frame.execution
+                    for event in map(Event.FromString, frame.events):
+                        if event.seq and event.seq < self.next_seq:
+                            continue
+                        self.next_seq = max(self.next_seq, event.seq + 1)
+                        yield event
+                        if event.HasField("finished") and not event.path:
+                            return
+                lost = "it ended the stream before the execution ended"
+            except grpc.aio.AioRpcError as error:
+                known = translated(error, self._client.address)
+                if not isinstance(known, ServerGone):
+                    raise known from error
+                lost = error.details() or "the connection was closed"
+            finally:
+                call.cancel()
+            revivals = 1 if self.next_seq > began else revivals + 1
+            if revivals > _REVIVALS:
+                raise ServerGone(self._client.address, lost)
+            await self._client._revive(lost)
 
 
 def translated(error: grpc.aio.AioRpcError, address: Address) -> RemoteError:

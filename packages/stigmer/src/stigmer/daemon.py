@@ -22,6 +22,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphton.errors import GraphtonError
+
 from stigmer import __version__
 from stigmer.home import Address, Home
 
@@ -39,18 +41,10 @@ _LOG_LIMIT = 5_000_000
 Say = Callable[[str], None]
 
 
-class DaemonError(Exception):
-    """The daemon could not be started, replaced or stopped: why in `message`, what to do in `hint`."""
+class DaemonError(GraphtonError):
+    """The daemon could not be started, replaced or stopped."""
 
     code = "daemon"
-
-    def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-
-    def __str__(self) -> str:
-        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
 
 
 # ---- for the commands -----------------------------------------------------------------------------------------------
@@ -342,11 +336,8 @@ def main(arguments: list[str] | None = None) -> int:
     os.pwrite(lock, str(os.getpid()).encode(), 0)
     try:
         _serve(home, given)
-    except Exception as error:
-        message, hint = getattr(error, "message", None), getattr(error, "hint", "")
-        if message is None:
-            raise
-        print(f"error: {message}" + (f"\nhint: {hint}" if hint else ""), file=sys.stderr, flush=True)
+    except GraphtonError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     finally:
         for left in (home.address, home.socket):

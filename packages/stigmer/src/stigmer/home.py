@@ -10,24 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from graphton.errors import GraphtonError
+
 __all__ = ["Address", "Home", "HomeError"]
 
 _SOCKET_LIMIT = 100
 """Bytes. The kernel takes 108 (Linux) or 104 (macOS) with the closing zero; the rest is for gRPC's own prefix."""
 
 
-class HomeError(Exception):
-    """STIGMER_HOME cannot be used: what is wrong in `message`, what to do in `hint`."""
+class HomeError(GraphtonError):
+    """STIGMER_HOME cannot be used."""
 
     code = "home"
-
-    def __init__(self, message: str, *, hint: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-
-    def __str__(self) -> str:
-        return f"{self.message}\nhint: {self.hint}"
 
 
 @dataclass(frozen=True, slots=True)

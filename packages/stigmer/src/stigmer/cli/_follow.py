@@ -1,0 +1,187 @@
+"""Follows one execution to its end: shows it, answers its questions, and makes Ctrl-C mean something."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import signal
+import socket
+import sys
+
+from stigmer.api.event_pb2 import ApprovalRequested, Event, Finished
+from stigmer.cli._main import BUDGET, FAILED, INTERRUPTED, USAGE, WAITING, asked, exit_code
+from stigmer.cli._terminal import Terminal, harmless, terminal
+from stigmer.cli._view import JsonView, TextView, View, question
+from stigmer.client import Client, Events, RemoteError
+
+__all__ = ["Follower", "view_and_asks", "whoami"]
+
+
+def whoami() -> str:
+    """Who decides or cancels, as the record will name them: `ann@laptop`."""
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (KeyError, OSError):  # A user without a name, as in some containers.
+        return f"uid {os.getuid()}@{socket.gethostname()}"
+
+
+def view_and_asks() -> tuple[View, bool]:
+    """How this command shows events, and whether a person sits here who can answer a question."""
+    talk, wish = terminal(), asked()
+    if wish.json:
+        return JsonView(talk), False
+    return TextView(talk, verbose=wish.verbose), sys.stdin.isatty() and talk.err_is_terminal
+
+
+class Follower:
+    """Reads an execution's events until it has finished, or waits for somebody who is not here.
+
+    `cancels`: the first Ctrl-C (or SIGTERM) cancels the execution and waits for its end, the second leaves; else the
+    first leaves. `asks`: a person sits here who can decide.
+    """
+
+    def __init__(self, client: Client, view: View, terminal: Terminal, *, cancels: bool, asks: bool) -> None:
+        self._client, self._view, self._terminal = client, view, terminal
+        self._cancels, self._asks = cancels, asks
+        self.execution = ""
+        self.finished: Finished | None = None
+        self._interrupts = 0
+        self._known = asyncio.Event()
+        self._cancelling: asyncio.Task[None] | None = None
+        self._answering: asyncio.Future[str] | None = None
+        self._paths: dict[tuple[str, bytes], str] = {}
+
+    async def follow(self, events: Events) -> int:
+        """The exit code."""
+        loop = asyncio.get_running_loop()
+        reading = loop.create_task(self._read(events))
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(sign, self._interrupted, reading)
+        try:
+            return await reading
+        except asyncio.CancelledError:
+            if not self._interrupts:
+                raise
+            return INTERRUPTED
+        finally:
+            if self._cancelling is not None:
+                self._cancelling.cancel()
+            for sign in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(sign)
+
+    def _interrupted(self, reading: asyncio.Task[int]) -> None:
+        self._interrupts += 1
+        if not self._cancels or self._interrupts > 1:
+            reading.cancel()
+            return
+        self._view.talk("stopping the run; press Ctrl-C again to leave at once")
+        self._cancelling = asyncio.get_running_loop().create_task(self._cancel())
+        if self._answering is not None:
+            self._answering.cancel()
+
+    async def _cancel(self) -> None:
+        await self._known.wait()
+        try:
+            await self._client.cancel(self.execution, by=whoami())
+        except RemoteError as error:
+            self._view.talk(f"the run could not be cancelled: {error}")
+
+    async def _read(self, events: Events) -> int:
+        async for event in events:
+            self.execution = events.execution
+            self._known.set()
+            self._view.show(self.execution, event)
+            kind = event.WhichOneof("kind")
+            if kind == "approval_requested":
+                asked = event.approval_requested
+                self._paths[asked.call, asked.digest] = event.path
+            elif kind == "waiting" and not await self._answered(event):
+                return WAITING
+            elif kind == "finished" and not event.path:
+                self.finished = event.finished
+                return self._outcome(event.finished)
+        return FAILED
+
+    def _outcome(self, finished: Finished) -> int:
+        if self._interrupts:
+            return INTERRUPTED
+        codes = {"completed": 0, "budget_exceeded": BUDGET, "cancelled": FAILED}
+        if finished.outcome in codes:
+            return codes[finished.outcome]
+        return USAGE if exit_code(finished.error.code) == USAGE else FAILED
+
+    async def _answered(self, event: Event) -> bool:
+        """Whether the execution can go on: everything that was open has been decided, here or by somebody else."""
+        now = await self._client.get(self.execution)
+        if now.state != "waiting" or now.last_seq > event.seq or self._interrupts:
+            return True  # An old question, or we have just cancelled.
+        if event.waiting.reason != "approval":
+            self._view.talk(
+                f"the run waits: {event.waiting.reason}. See: stigmer get execution {self.execution}"
+            )
+            return False
+        for asked in now.approvals:
+            if not self._asks:
+                self._tell_how(asked)
+            elif not await self._decide(asked):
+                return bool(self._interrupts)
+        return self._asks
+
+    def _tell_how(self, asked: ApprovalRequested) -> None:
+        self._view.talk(question(asked.name, asked.arguments))
+        self._view.talk(
+            f"nobody here can answer. To go on: stigmer approve {self.execution} {asked.call}\n"
+            f"or: stigmer reject {self.execution} {asked.call}; then: stigmer attach {self.execution}"
+        )
+
+    async def _decide(self, asked: ApprovalRequested) -> bool:
+        """Asks the person here; False when they went away without an answer."""
+        self._terminal.say(question(asked.name, asked.arguments))
+        while True:
+            answer = await self._line("[a]pprove, [r]eject, or `r` and a reason: ")
+            if answer is None:
+                if not self._interrupts:
+                    self._tell_how(asked)
+                return False
+            word, _, reason = answer.partition(" ")
+            if word.lower() in ("a", "approve", "y", "yes", "r", "reject", "n", "no"):
+                break
+        try:
+            await self._client.decide(
+                self.execution,
+                asked.call,
+                approve=word.lower()[0] in "ay",
+                path=self._paths.get((asked.call, asked.digest), ""),
+                digest=asked.digest,
+                by=whoami(),
+                reason=reason.strip(),
+            )
+        except RemoteError as error:
+            if error.status != "FAILED_PRECONDITION":
+                raise
+            self._view.talk(harmless(error.message))  # Somebody else was faster; the message says who.
+        return True
+
+    async def _line(self, prompt: str) -> str | None:
+        """A line from the terminal; None at its end or when Ctrl-C was pressed."""
+        loop = asyncio.get_running_loop()
+        self._answering = loop.create_future()
+        source = sys.stdin.fileno()
+
+        def readable() -> None:
+            if self._answering is not None and not self._answering.done():
+                self._answering.set_result(os.read(source, 4096).decode(errors="replace"))
+
+        self._terminal.ask(prompt)
+        loop.add_reader(source, readable)
+        try:
+            text = await self._answering
+        except asyncio.CancelledError:
+            if not self._interrupts:
+                raise
+            return None
+        finally:
+            loop.remove_reader(source)
+            self._answering = None
+        return text.strip() if text else None

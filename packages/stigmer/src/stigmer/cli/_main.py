@@ -1,0 +1,209 @@
+"""The table of commands, the options that all share, and the two doors by which failures leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+from graphton.errors import GraphtonError
+
+from stigmer import __version__
+from stigmer.cli._terminal import Terminal, terminal
+
+__all__ = ["INTERRUPTED", "USAGE", "Asked", "UsageFault", "asked", "exit_code", "json_option", "main"]
+
+FAILED, USAGE, BUG, WAITING, BUDGET, INTERRUPTED = 1, 2, 3, 4, 5, 130
+
+COMMANDS = {
+    "run": ("run", "Run an agent on a task and show what it does."),
+    "attach": ("executions", "Show an execution's events, past and to come."),
+    "cancel": ("executions", "Stop a running execution."),
+    "get": ("executions", "Show one execution: state, configuration with sources, result."),
+    "list": ("executions", "List executions, newest first."),
+    "approvals": ("approvals", "List the questions that wait for an answer."),
+    "approve": ("approvals", "Allow a tool call that waits for an approval."),
+    "reject": ("approvals", "Refuse a tool call that waits for an approval."),
+    "config": ("config", "Show which settings apply and where each comes from; change them."),
+    "models": ("models", "List and fetch the models that run on this machine."),
+    "up": ("server", "Start the daemon and let it stay."),
+    "down": ("server", "Stop the daemon."),
+    "status": ("server", "Say whether the daemon runs, and what it does."),
+    "logs": ("server", "Show the daemon's log."),
+}
+"""Command: the module of stigmer.cli that holds it, and the line that `stigmer --help` shows."""
+
+CONFIGURATION = {
+    "api_key_missing",
+    "config",
+    "configuration",
+    "invalid",
+    "key",
+    "key_missing",
+    "missing_key",
+    "model_missing",
+    "model_name",
+    "setting",
+    "usage",
+}
+"""Error codes whose cure is another command line or setting."""
+
+
+@dataclass(slots=True)
+class Asked:
+    """The global options, wherever they stood in the command line."""
+
+    json: bool = False
+    verbose: bool = False
+
+
+class UsageFault(GraphtonError):
+    """The command line asks for something that cannot be."""
+
+    code = "usage"
+
+
+class Commands(click.Group):
+    """A group whose commands are imported when they are called, and whose list comes from the table."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        found: click.Command = getattr(
+            import_module(f"stigmer.cli.{COMMANDS[name][0]}"), name.replace("-", "_")
+        )
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            fix = f"did you mean `stigmer {near[0]}`?" if near else f'to run a task: stigmer run "{args[0]}"'
+            raise UsageFault(f"no command {args[0]!r}", hint=f"{fix} All commands: stigmer --help")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+def _remember(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    if value:
+        setattr(ctx.ensure_object(Asked), str(parameter.name).removeprefix("as_"), True)
+    return value
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, expose_value=False, callback=_remember, help="One JSON object a line."
+)
+verbose_option = click.option(
+    "-v", "verbose", is_flag=True, expose_value=False, callback=_remember, help="Tell more on stderr."
+)
+
+
+@click.command(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@json_option
+@verbose_option
+@click.version_option(__version__, message="stigmer %(version)s")
+@click.pass_context
+def stigmer(ctx: click.Context) -> None:
+    """Run AI agents, on this machine or on a server.
+
+    \b
+    stigmer run "Which file in this folder is the largest?"
+    """
+    ctx.ensure_object(Asked)
+
+
+def asked() -> Asked:
+    """What the global options said."""
+    return click.get_current_context().ensure_object(Asked)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command. Known failures leave with one line and a hint, our own faults with a report file."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    talk = terminal()
+    state = Asked()
+    signal.signal(signal.SIGTERM, _like_ctrl_c)
+    try:
+        code = stigmer.main(args=arguments, prog_name="stigmer", standalone_mode=False, obj=state)
+        talk.flush()
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, click.Abort):
+        talk.status("")
+        return INTERRUPTED
+    except BrokenPipeError:
+        _forget_stdout()
+        return INTERRUPTED
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "stigmer"
+        fault = UsageFault(error.format_message().rstrip("."), hint=f"{where} --help")
+        return _known(fault, talk, state, arguments)
+    except GraphtonError as error:
+        return _known(error, talk, state, arguments)
+    except Exception as error:
+        return _our_fault(error, talk, state, arguments)
+
+
+def exit_code(code: str, status: str = "") -> int:
+    """The exit code for a known error."""
+    if status in ("INTERNAL", "UNKNOWN", "DATA_LOSS", "UNIMPLEMENTED") and code.startswith("rpc_"):
+        return BUG
+    return USAGE if code in CONFIGURATION or status == "INVALID_ARGUMENT" else FAILED
+
+
+def _known(error: GraphtonError, talk: Terminal, state: Asked, arguments: list[str]) -> int:
+    code = exit_code(error.code, getattr(error, "status", ""))
+    if code == BUG:
+        return _our_fault(error, talk, state, arguments)
+    _tell(error.message, error.hint, error.code, talk, state)
+    return code
+
+
+def _our_fault(error: Exception, talk: Terminal, state: Asked, arguments: list[str]) -> int:
+    """The second door: a report that a maintainer can use, and one line that names it."""
+    from stigmer.cli._report import write
+
+    try:
+        hint = f"please report it with the file {write(error, arguments)}"
+    except OSError as unwritable:
+        hint = f"no report could be written: {unwritable}"
+    _tell(f"this is our fault: {type(error).__name__}: {error}", hint, "bug", talk, state)
+    return BUG
+
+
+def _tell(message: str, hint: str, code: str, talk: Terminal, state: Asked) -> None:
+    if state.json:
+        try:
+            talk.data(json.dumps({"type": "error", "code": code, "message": message, "hint": hint}) + "\n")
+        except BrokenPipeError:
+            _forget_stdout()
+        return
+    talk.say(f"{talk.paint('error:', 'red')} {message}")
+    if hint:
+        talk.say(f"{talk.paint('hint:', 'bold')} {hint}")
+
+
+def _forget_stdout() -> None:
+    """Nobody reads stdout any more; without this Python complains when it closes it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _like_ctrl_c(sign: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,0 +1,69 @@
+"""What the caller hands in besides flags: the task, from the command line or a pipe, and the workspace."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import sys
+from pathlib import Path
+
+from stigmer.cli._main import UsageFault
+from stigmer.cli._terminal import terminal
+
+__all__ = ["read_task", "workspace"]
+
+
+def read_task(given: str | None) -> str:
+    """The task: the argument; or what is piped in, for `-` and for no argument; or both, the piped text below."""
+    from_stdin = given in (None, "-")
+    if from_stdin and given is None and not _is_piped():
+        raise UsageFault("no task", hint=f"say what to do: {_EXAMPLE}; or pipe it in")
+    task = "" if given is None or from_stdin else given.strip()
+    piped = _read_stdin().strip() if from_stdin or _is_piped() else ""
+    whole = "\n\n".join(part for part in (task, piped) if part)
+    if not whole:
+        raise UsageFault("the task is empty", hint=f"say what to do: {_EXAMPLE}")
+    return whole
+
+
+_EXAMPLE = 'stigmer run "Which file in this folder is the largest?"'
+
+
+def _is_piped() -> bool:
+    """Whether somebody hands us text on stdin: a pipe, a socket or a file; no terminal, no /dev/null."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return False  # Closed.
+    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def _read_stdin() -> str:
+    ready, _, _ = select.select([0], [], [], 1.0)
+    if not ready:  # A pipe that nobody closes would otherwise look like a hang.
+        terminal().say("reading standard input to its end (Ctrl-D, or `< /dev/null` for none) …")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UsageFault(
+            f"standard input is no UTF-8 text (byte {error.start})",
+            hint="name the file in the task instead of piping it in",
+        ) from None
+
+
+def workspace(named: str | None) -> Path:
+    """The folder that the tools see. All of HOME, or of the disk, only where it is named by hand."""
+    folder = Path(named if named is not None else os.getcwd()).expanduser()
+    where = " (--workspace)" if named is not None else ""
+    if not folder.exists():
+        raise UsageFault(f"the folder {str(folder)!r}{where} does not exist", hint=f"mkdir -p {folder}")
+    if not folder.is_dir():
+        raise UsageFault(f"{str(folder)!r}{where} is not a folder", hint=f"--workspace {folder.parent}")
+    folder = folder.resolve()
+    if named is None and folder in (Path("/"), Path.home().resolve()):
+        raise UsageFault(
+            f"the workspace would be all of {str(folder)!r}",
+            hint=f"cd into the folder that the task is about, or name it: --workspace {folder}",
+        )
+    return folder

@@ -1,0 +1,185 @@
+"""`attach`, `cancel`, `get`, `list`: executions that exist already."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stigmer.cli._main import asked, json_option, verbose_option
+from stigmer.cli._session import connected
+from stigmer.cli._terminal import harmless, terminal
+
+if TYPE_CHECKING:
+    from stigmer.api.service_pb2 import Execution
+    from stigmer.client import Client
+
+__all__ = ["attach", "cancel", "get", "list"]
+
+STATES = ("queued", "running", "waiting", "completed", "failed", "cancelled", "budget_exceeded")
+
+
+@click.command()
+@click.argument("execution")
+@click.option(
+    "--from", "from_seq", type=click.IntRange(1), default=1, metavar="SEQ", help="Begin with this event."
+)
+@json_option
+@verbose_option
+def attach(execution: str, from_seq: int) -> int:
+    """Show the events of EXECUTION from the beginning, and those to come until it has finished.
+
+    Ctrl-C leaves; the run goes on. Exit codes as of `stigmer run`.
+    """
+
+    async def work(client: Client) -> int:
+        from stigmer.cli._follow import Follower, view_and_asks
+
+        view, asks = view_and_asks()
+        events = client.watch(execution, from_seq=from_seq)
+        return await Follower(client, view, terminal(), cancels=False, asks=asks).follow(events)
+
+    return connected(work)
+
+
+@click.command()
+@click.argument("execution")
+@json_option
+def cancel(execution: str) -> int:
+    """Stop EXECUTION, and wait until its last tool has stopped."""
+
+    async def work(client: Client) -> int:
+        from stigmer.cli._follow import whoami
+
+        answer = await client.cancel(execution, by=whoami())
+        state = answer.execution.state
+        if asked().json:
+            _print_json({**_summary(answer.execution), "already_finished": answer.already_finished})
+        elif answer.already_finished:
+            terminal().say(f"{execution} had finished already: {state}")
+        else:
+            terminal().say(f"{execution}: {state}")
+        return 0
+
+    return connected(work)
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(["execution"]))
+@click.argument("execution", metavar="ID")
+@json_option
+def get(kind: str, execution: str) -> int:
+    """Show one execution: its state, its configuration with the source of every value, its result."""
+
+    async def work(client: Client) -> int:
+        found = await client.get(execution)
+        if asked().json:
+            _print_json(_whole(found))
+        else:
+            terminal().data(_page(found))
+        return 0
+
+    return connected(work)
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(["execution", "executions"]), default="executions")
+@click.option("--state", type=click.Choice(STATES), help="Only these.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@json_option
+def list(kind: str, state: str | None, limit: int) -> int:
+    """List executions, newest first."""
+
+    async def work(client: Client) -> int:
+        found = (await client.list(limit=limit, state=state or "")).executions
+        if asked().json:
+            for one in found:
+                _print_json(_summary(one))
+        elif not found:
+            terminal().say('no executions yet. To make one: stigmer run "…"')
+        else:
+            for one in found:
+                task = " ".join(harmless(one.task).split())
+                terminal().data(f"{one.id}  {one.state:<15}  {_when(one.created_ms)}  {task[:70]}\n")
+        return 0
+
+    return connected(work)
+
+
+def _summary(one: Execution) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "state": one.state,
+        "task": one.task,
+        "agent": one.agent,
+        "session": one.session,
+        "workspace": one.workspace,
+        "created": _when(one.created_ms),
+        "finished": _when(one.finished_ms) if one.finished_ms else None,
+        "attempt": one.attempt,
+        "last_seq": one.last_seq,
+    }
+
+
+def _whole(one: Execution) -> dict[str, Any]:
+    from stigmer.events import settings_json, usage_json
+
+    ended = one.finished if one.HasField("finished") else None
+    return {
+        **_summary(one),
+        "settings": settings_json(one.config),
+        "notices": [*one.config.notices],
+        "approvals": [
+            {
+                "call": open_.call,
+                "name": open_.name,
+                "arguments": json.loads(open_.arguments or b"{}"),
+                "digest": open_.digest.hex(),
+                "expires": _when(open_.expires_ms) if open_.expires_ms else None,
+            }
+            for open_ in one.approvals
+        ],
+        "result": ended
+        and {
+            "outcome": ended.outcome,
+            "text": ended.text,
+            "error": {"code": ended.error.code, "message": ended.error.message, "hint": ended.error.hint}
+            if ended.HasField("error")
+            else None,
+            "usage": usage_json(ended.usage),
+            "seconds": ended.seconds,
+        },
+    }
+
+
+def _page(one: Execution) -> str:
+    from stigmer.cli._view import question, settings_lines, usage_line
+
+    lines = [
+        f"execution  {one.id}",
+        f"state      {one.state}",
+        f"created    {_when(one.created_ms)}",
+        f"workspace  {one.workspace or 'none'}",
+        f"task       {harmless(one.task)}",
+        "",
+        *settings_lines(one.config),
+    ]
+    for open_ in one.approvals:
+        lines += ["", question(open_.name, open_.arguments), f"stigmer approve {one.id} {open_.call}"]
+    if one.HasField("finished"):
+        lines += ["", usage_line(one.finished.usage, one.finished.seconds)]
+        if one.finished.HasField("error"):
+            lines += [f"error: {one.finished.error.message}", f"hint: {one.finished.error.hint}"]
+        lines += ["", one.finished.text]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _when(ms: int) -> str:
+    from stigmer.events import time_text
+
+    return time_text(ms)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    terminal().data(json.dumps(value, ensure_ascii=False) + "\n")

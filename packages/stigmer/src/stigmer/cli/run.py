@@ -1,0 +1,140 @@
+"""`stigmer run`: one task, from the command line to the answer."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+from graphton.errors import GraphtonError
+
+from stigmer.cli._main import asked, json_option, verbose_option
+from stigmer.cli._options import flags_of, llm_options
+from stigmer.cli._session import connected
+from stigmer.cli._task import read_task, workspace
+from stigmer.cli._terminal import terminal
+
+if TYPE_CHECKING:
+    from stigmer.api.service_pb2 import CreateExecutionRequest
+    from stigmer.client import Client
+
+__all__ = ["run"]
+
+
+@click.command()
+@click.argument("task", required=False)
+@llm_options
+@click.option("--workspace", metavar="DIR", help="The folder that the tools see. Default: the current one.")
+@click.option("--yes", is_flag=True, help="Answer every question of a tool with yes.")
+@click.option("--detach", is_flag=True, help="Print the execution's id and leave it running.")
+@click.option("--dry-run", is_flag=True, help="Print the request that would go to the model; send nothing.")
+@click.option("--max-steps", type=click.IntRange(1), metavar="N", help="Model calls at most.")
+@click.option("--max-tokens-total", type=click.IntRange(1), metavar="N", help="Tokens at most, in and out.")
+@click.option("--max-usd", type=click.FloatRange(0, min_open=True), metavar="X", help="Dollars at most.")
+@click.option(
+    "--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Running time at most."
+)
+@click.option("--idempotency-key", metavar="K", default="", help="The same key again is the same execution.")
+@json_option
+@verbose_option
+def run(task: str | None, **given: Any) -> int:
+    """Run an agent on TASK and show what it does.
+
+    TASK says what to do; `-` or nothing reads it from standard input, and what is piped in beside a TASK is appended
+    to it. The answer goes to stdout, everything else to stderr.
+
+    \b
+    Exit codes: 0 done, 1 failed, 2 usage or configuration, 4 waiting for an approval,
+    5 stopped by a limit, 130 interrupted.
+    """
+    flags = flags_of(given)
+    text = read_task(task)
+    folder = workspace(given["workspace"])
+    limits = {
+        "steps": given["max_steps"],
+        "tokens": given["max_tokens_total"],
+        "usd": given["max_usd"],
+        "seconds": given["timeout"],
+    }
+
+    async def work(client: Client) -> int | GraphtonError:
+        from stigmer.cli._request import build
+
+        request = build(
+            text,
+            flags=flags,
+            workspace=folder,
+            named=given["workspace"] is not None,
+            approve_all=given["yes"],
+            budget={name: value for name, value in limits.items() if value is not None},
+            idempotency_key=given["idempotency_key"],
+        )
+        try:
+            if given["dry_run"]:
+                return await _preview(client, request)
+            return await (_detach if given["detach"] else _follow)(client, request)
+        except GraphtonError as error:
+            if error.code != "model_missing":
+                raise
+            return error
+
+    outcome = connected(work)
+    while not isinstance(outcome, int):
+        _fetch_or_refuse(outcome)
+        outcome = connected(work)
+    return outcome
+
+
+async def _follow(client: Client, request: CreateExecutionRequest) -> int:
+    from stigmer.cli._follow import Follower, view_and_asks
+
+    view, asks = view_and_asks()
+    return await Follower(client, view, terminal(), cancels=True, asks=asks).follow(client.run(request))
+
+
+async def _detach(client: Client, request: CreateExecutionRequest) -> int:
+    execution = (await client.create(request)).execution.id
+    if not asked().json:
+        terminal().data(execution + "\n")
+        return 0
+    from stigmer.cli._view import JsonView
+
+    async for event in client.watch(execution):
+        JsonView(terminal()).show(execution, event)  # The first is `created`.
+        break
+    return 0
+
+
+async def _preview(client: Client, request: CreateExecutionRequest) -> int:
+    found = await client.preview(request)
+    talk = terminal()
+    if asked().json:
+        from stigmer.events import settings_json
+
+        shown = {
+            "method": found.method,
+            "url": found.url,
+            "headers": dict(found.headers),
+            "body": json.loads(found.body),
+            "settings": settings_json(found.config),
+            "notices": list(found.config.notices),
+        }
+        talk.data(json.dumps(shown, ensure_ascii=False) + "\n")
+        return 0
+    for notice in found.config.notices:
+        talk.say(f"note: {notice}")
+    headers = "".join(f"{name}: {value}\n" for name, value in found.headers.items())
+    talk.data(f"{found.method} {found.url}\n{headers}\n{found.body.decode()}\n")
+    return 0
+
+
+def _fetch_or_refuse(missing: GraphtonError) -> None:
+    """Fetches the model that the run needs, where somebody here says so; else raises what the daemon said."""
+    from stigmer.cli._pull import fetch, wanted
+
+    details: dict[str, str] = getattr(missing, "details", {})
+    name = details.get("name", "")
+    size, source = int(details.get("size") or 0), details.get("source", "")
+    if not name or not wanted(name, size=size, source=source, talk=terminal()):
+        raise missing
+    fetch(name, terminal())

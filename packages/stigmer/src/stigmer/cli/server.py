@@ -1,0 +1,134 @@
+"""`up`, `down`, `status`, `logs`: the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stigmer.cli._main import FAILED, asked, json_option
+from stigmer.cli._options import flags_of, llm_options
+from stigmer.cli._session import with_client
+from stigmer.cli._terminal import terminal
+from stigmer.daemon import find, start, stop
+from stigmer.home import Home
+
+if TYPE_CHECKING:
+    from stigmer.api.service_pb2 import Status
+    from stigmer.client import Client
+
+__all__ = ["down", "logs", "status", "up"]
+
+
+@click.command()
+@llm_options
+@json_option
+def up(**given: Any) -> int:
+    """Start the daemon and let it stay until `stigmer down`. LLM flags rank just above its environment."""
+    home, flags = Home.find(), flags_of(given)
+    address = start(home, stays=True, flags=flags, say=terminal().say)
+    if asked().json:
+        terminal().data(json.dumps({"running": True, "pid": address.pid, "address": address.target}) + "\n")
+    else:
+        terminal().say(f"the daemon (pid {address.pid}) listens on {address.target}")
+    return 0
+
+
+@click.command()
+@json_option
+def down() -> int:
+    """Stop the daemon. What runs is handed back and goes on with the next daemon."""
+    ran = stop(Home.find())
+    if asked().json:
+        terminal().data(json.dumps({"running": False, "stopped": ran}) + "\n")
+    else:
+        terminal().say("the daemon has ended" if ran else "no daemon was running")
+    return 0
+
+
+@click.command()
+@json_option
+def status() -> int:
+    """Say whether the daemon runs and what it does; exit code 0 when it runs, 1 when not."""
+    home = Home.find()
+    found = find(home)
+    if found is None:
+        if asked().json:
+            terminal().data(json.dumps({"running": False, "home": str(home.path)}) + "\n")
+        else:
+            terminal().data(f"no daemon runs for {home.path}\n")
+        return FAILED
+    said = asyncio.run(with_client(_status, found))
+    terminal().data(json.dumps(_as_json(said)) + "\n" if asked().json else _as_text(said))
+    return 0
+
+
+async def _status(client: Client) -> Status:
+    return await client.status()
+
+
+def _as_json(said: Status) -> dict[str, Any]:
+    return {
+        "running": True,
+        "pid": said.pid,
+        "version": said.version,
+        "address": said.address,
+        "engine": said.engine,
+        "executions": {"running": said.running, "waiting": said.waiting},
+        "home": said.home,
+        "stays": said.stays,
+        "models": [{"model": served.model, "pid": served.pid} for served in said.models],
+    }
+
+
+def _as_text(said: Status) -> str:
+    stays = "stays until `stigmer down`" if said.stays else "ends when it has been idle"
+    lines = [
+        f"running    pid {said.pid}, version {said.version}, engine {said.engine}; {stays}",
+        f"address    {said.address}",
+        f"home       {said.home}",
+        f"executions {said.running} running, {said.waiting} waiting",
+        *(f"model      {served.model} (pid {served.pid})" for served in said.models),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(0), default=100, show_default=True, help="How many of the last."
+)
+def logs(follow: bool, lines: int) -> int:
+    """Show the daemon's log."""
+    home, talk = Home.find(), terminal()
+    if not home.log.exists() and not follow:
+        talk.say(f"no log at {home.log}: no daemon has run for this home yet")
+        return 0
+    if home.log.exists():
+        for line in home.log.read_text(errors="replace").splitlines()[-lines:] if lines else ():
+            talk.data(line + "\n")
+    if follow:
+        for text in _growing(home):
+            talk.data(text)
+    return 0
+
+
+def _growing(home: Home) -> Iterator[str]:
+    """What is added to the log from now on; follows it when a new file takes its place."""
+    file = home.log.open(errors="replace") if home.log.exists() else None
+    if file is not None:
+        file.seek(0, os.SEEK_END)
+    while True:
+        if file is not None and (text := file.read()):
+            yield text
+            continue
+        time.sleep(0.2)  # Files tell nobody that they grow.
+        if home.log.exists() and (file is None or os.fstat(file.fileno()).st_ino != home.log.stat().st_ino):
+            if file is not None:
+                file.close()
+            file = home.log.open(errors="replace")
