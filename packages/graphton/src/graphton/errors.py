@@ -15,6 +15,7 @@ GraphtonError
     ├── BrokenStream        the reply ended before it was whole
     ├── RedirectRefused     a 3xx: we never follow, keys stay where they were sent
     ├── ProtocolError       the reply is not of the dialect we speak
+    ├── PromptTooLong       the prompt does not fit the context window, or was cut to fit it
     └── StatusError         an HTTP status of 400 or more, or an error inside a stream
 """
 
@@ -29,6 +30,7 @@ __all__ = [
     "JournalError",
     "ModelMissing",
     "ModelNameError",
+    "PromptTooLong",
     "ProtocolError",
     "ProviderError",
     "ProviderTimeout",
@@ -179,6 +181,12 @@ class ProtocolError(ProviderError):
     """The reply is not of the dialect that we speak with this provider."""
 
     code = "protocol"
+
+
+class PromptTooLong(ProviderError):
+    """The prompt does not fit the context window, or the server cut it to fit; the message holds a budget by part."""
+
+    code = "context"
 
 
 class StatusError(ProviderError):
