@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["arguments", "encode", "loads"]
+__all__ = ["arguments", "clean", "encode", "loads"]
 
 _LONG_NUMBER = re.compile(r"\d{19}")
 """orjson reads integers beyond 64 bits as floats; where there may be one, the standard library reads instead."""
@@ -42,7 +42,20 @@ def encode(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        return json.dumps(clean(value), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def clean(value: Any) -> Any:
+    """The same value, every text in it fit for the wire: half a surrogate pair (from a file's name) becomes `?`."""
+    match value:
+        case str():
+            return value.encode("utf-8", "replace").decode()
+        case dict():
+            return {clean(k): clean(v) for k, v in value.items()}
+        case list() | tuple():
+            return [clean(v) for v in value]
+        case _:
+            return value
 
 
 def _careful(data: bytes | str) -> Any:

@@ -136,7 +136,10 @@ class AnthropicChat:
         if request.system.strip():
             body["system"] = [{"type": "text", "text": request.system, "cache_control": _CACHE}]
         body["messages"] = _with_cache_mark([*_wire_messages(request.messages, self.ref.provider)])
-        return orjson.dumps(body)
+        try:
+            return orjson.dumps(body)
+        except TypeError:
+            return orjson.dumps(_json.clean(body))
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
