@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
 
 import pytest
 from graphton.chat._http import HEADERS, MAX_LINE, Limits, endpoint, fetch, limits_for, post
@@ -311,9 +309,8 @@ async def test_leaving_early_closes_the_connection_at_once(way: str) -> None:
 
     async def stream(url: str) -> AsyncIterator[bytes]:
         async with post(url, b"", headers={}, provider="p", limits=LIMITS) as reply:
-            async with aclosing(reply.lines()) as found:
-                async for line in found:
-                    yield line
+            async for line in reply.lines():
+                yield line
 
     async def read(url: str) -> None:
         async with aclosing(stream(url)) as found:  # type: ignore[type-var]  # an async generator, typed as its protocol
@@ -470,36 +467,40 @@ def test_slashes_at_the_end_of_a_base_url_do_not_matter() -> None:
 
 # --- loops
 
+THREE_LOOPS = """
+import asyncio, http.server, sys, threading
+import graphton.chat
+from graphton.chat import _http
+assert "aiohttp" not in sys.modules, "aiohttp is loaded too early"
 
-def test_sessions_survive_several_event_loops_and_leave_nothing_open(tmp_path: Path) -> None:
-    script = tmp_path / "loops.py"
-    script.write_text(
-        textwrap.dedent("""
-        import asyncio, sys
-        import graphton.chat
-        import graphton.chat._http as http
-        assert "aiohttp" not in sys.modules, "aiohttp is loaded too early"
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+    def log_message(self, *args):
+        pass
 
-        async def main():
-            async def scene(reader, writer):
-                for _ in range(2):
-                    await reader.readuntil(b"\\r\\n\\r\\n")
-                    writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\nok")
-                    await writer.drain()
-                await reader.read()
-                writer.close()
-            server = await asyncio.start_server(scene, "127.0.0.1", 0)
-            url = "http://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
-            for _ in range(2):
-                print(await http.fetch(url, headers={}, provider="p", limits=http.Limits(30, 30, 30)))
-            server.close()
+async def main(url):
+    for _ in range(2):
+        print(await _http.fetch(url, headers={}, provider="p", limits=_http.Limits(30, 30, 30)))
 
-        for _ in range(3):
-            asyncio.run(main())
-        assert not http._sessions
-        """)
-    )
+with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    for _ in range(3):
+        asyncio.run(main(f"http://127.0.0.1:{server.server_port}"))
+    server.shutdown()
+    thread.join()
+assert not _http._sessions
+"""
+
+
+def test_sessions_survive_several_event_loops_and_leave_nothing_open() -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", str(script)], capture_output=True, text=True, timeout=110
+        [sys.executable, "-W", "error", "-c", THREE_LOOPS], capture_output=True, text=True, timeout=110
     )
     assert (done.stdout, done.stderr, done.returncode) == ("b'ok'\n" * 6, "", 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from graphton.chat._sse import ServerSentEvent, SSEParser
 from hypothesis import given
@@ -47,7 +49,7 @@ def test_single_bytes_are_enough() -> None:
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12))
 def test_any_cuts_change_nothing(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(STREAM)]
-    assert parse(*(STREAM[a:b] for a, b in zip(edges, edges[1:], strict=False))) == EVENTS
+    assert parse(*(STREAM[a:b] for a, b in pairwise(edges))) == EVENTS
 
 
 def test_comments_for_hours_are_not_held() -> None:
