@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
-from graphton.errors import GraphtonError
 
 from stigmer.api import event_pb2, service_pb2_grpc
 from stigmer.api.event_pb2 import Event
@@ -38,6 +37,7 @@ from stigmer.api.service_pb2 import (
     Status,
     WatchExecutionRequest,
 )
+from stigmer.errors import StigmerError
 from stigmer.home import Address
 
 __all__ = ["Client", "CreateExecutionRequest", "Event", "Events", "RemoteError", "ServerGone"]
@@ -56,7 +56,7 @@ _stubs: Any = service_pb2_grpc  # The generated stubs carry no types.
 Answer = TypeVar("Answer")
 
 
-class RemoteError(GraphtonError):
+class RemoteError(StigmerError):
     """The server refused or failed, in its own words.
 
     `code` is the stable word of the errors table; `status` is the gRPC status; `problems` are the single faults

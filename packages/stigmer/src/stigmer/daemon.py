@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from graphton.errors import GraphtonError
 
 from stigmer import __version__
+from stigmer.errors import StigmerError
 from stigmer.home import Address, Home
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ _LOG_LIMIT = 5_000_000
 Say = Callable[[str], None]
 
 
-class DaemonError(GraphtonError):
+class DaemonError(StigmerError):
     """The daemon could not be started, replaced or stopped."""
 
     code = "daemon"
@@ -336,7 +337,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.pwrite(lock, str(os.getpid()).encode(), 0)
     try:
         _serve(home, given)
-    except GraphtonError as error:
+    except (GraphtonError, StigmerError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     finally:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from graphton.errors import GraphtonError
+from stigmer.errors import StigmerError
 
 __all__ = ["Address", "Home", "HomeError"]
 
@@ -18,7 +18,7 @@ _SOCKET_LIMIT = 100
 """Bytes. The kernel takes 108 (Linux) or 104 (macOS) with the closing zero; the rest is for gRPC's own prefix."""
 
 
-class HomeError(GraphtonError):
+class HomeError(StigmerError):
     """STIGMER_HOME cannot be used."""
 
     code = "home"

@@ -18,6 +18,10 @@ from stigmer.client import Client, Events, RemoteError
 __all__ = ["Follower", "view_and_asks", "whoami"]
 
 
+_ONE_PRESS = 0.4
+"""Seconds in which several signals are one: a wrapper such as `uv run` passes on what the terminal sent us as well."""
+
+
 def whoami() -> str:
     """Who decides or cancels, as the record will name them: `ann@laptop`."""
     try:
@@ -46,7 +50,7 @@ class Follower:
         self._cancels, self._asks = cancels, asks
         self.execution = ""
         self.finished: Finished | None = None
-        self._interrupts = 0
+        self._interrupts, self._interrupted_at = 0, 0.0
         self._known = asyncio.Event()
         self._cancelling: asyncio.Task[None] | None = None
         self._answering: asyncio.Future[str] | None = None
@@ -71,7 +75,10 @@ class Follower:
                 loop.remove_signal_handler(sign)
 
     def _interrupted(self, reading: asyncio.Task[int]) -> None:
-        self._interrupts += 1
+        now = asyncio.get_running_loop().time()
+        if self._interrupts and now - self._interrupted_at < _ONE_PRESS:
+            return
+        self._interrupts, self._interrupted_at = self._interrupts + 1, now
         if not self._cancels or self._interrupts > 1:
             reading.cancel()
             return
@@ -121,10 +128,10 @@ class Follower:
                 f"the run waits: {event.waiting.reason}. See: stigmer get execution {self.execution}"
             )
             return False
-        for asked in now.approvals:
+        for open_ in now.approvals:
             if not self._asks:
-                self._tell_how(asked)
-            elif not await self._decide(asked):
+                self._tell_how(open_)
+            elif not await self._decide(open_):
                 return bool(self._interrupts)
         return self._asks
 

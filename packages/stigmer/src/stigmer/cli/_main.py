@@ -15,8 +15,9 @@ from graphton.errors import GraphtonError
 
 from stigmer import __version__
 from stigmer.cli._terminal import Terminal, terminal
+from stigmer.errors import StigmerError, UsageError
 
-__all__ = ["INTERRUPTED", "USAGE", "Asked", "UsageFault", "asked", "exit_code", "json_option", "main"]
+__all__ = ["INTERRUPTED", "USAGE", "Asked", "asked", "exit_code", "json_option", "main"]
 
 FAILED, USAGE, BUG, WAITING, BUDGET, INTERRUPTED = 1, 2, 3, 4, 5, 130
 
@@ -62,12 +63,6 @@ class Asked:
     verbose: bool = False
 
 
-class UsageFault(GraphtonError):
-    """The command line asks for something that cannot be."""
-
-    code = "usage"
-
-
 class Commands(click.Group):
     """A group whose commands are imported when they are called, and whose list comes from the table."""
 
@@ -90,7 +85,7 @@ class Commands(click.Group):
 
             near = difflib.get_close_matches(args[0], COMMANDS, 1)
             fix = f"did you mean `stigmer {near[0]}`?" if near else f'to run a task: stigmer run "{args[0]}"'
-            raise UsageFault(f"no command {args[0]!r}", hint=f"{fix} All commands: stigmer --help")
+            raise UsageError(f"no command {args[0]!r}", hint=f"{fix} All commands: stigmer --help")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -151,11 +146,14 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
     except click.exceptions.Exit as done:
         return done.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        talk.say(error.format_message())
+        return USAGE
     except click.ClickException as error:
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "stigmer"
-        fault = UsageFault(error.format_message().rstrip("."), hint=f"{where} --help")
+        fault = UsageError(error.format_message().rstrip("."), hint=f"{where} --help")
         return _known(fault, talk, state, arguments)
-    except GraphtonError as error:
+    except (GraphtonError, StigmerError) as error:
         return _known(error, talk, state, arguments)
     except Exception as error:
         return _our_fault(error, talk, state, arguments)
@@ -168,8 +166,8 @@ def exit_code(code: str, status: str = "") -> int:
     return USAGE if code in CONFIGURATION or status == "INVALID_ARGUMENT" else FAILED
 
 
-def _known(error: GraphtonError, talk: Terminal, state: Asked, arguments: list[str]) -> int:
-    code = exit_code(error.code, getattr(error, "status", ""))
+def _known(error: GraphtonError | StigmerError, talk: Terminal, state: Asked, arguments: list[str]) -> int:
+    code = max(exit_code(error.code, getattr(error, "status", "")), getattr(error, "exit_code", FAILED))
     if code == BUG:
         return _our_fault(error, talk, state, arguments)
     _tell(error.message, error.hint, error.code, talk, state)

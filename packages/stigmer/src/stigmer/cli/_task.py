@@ -8,8 +8,8 @@ import stat
 import sys
 from pathlib import Path
 
-from stigmer.cli._main import UsageFault
 from stigmer.cli._terminal import terminal
+from stigmer.errors import UsageError
 
 __all__ = ["read_task", "workspace"]
 
@@ -18,12 +18,12 @@ def read_task(given: str | None) -> str:
     """The task: the argument; or what is piped in, for `-` and for no argument; or both, the piped text below."""
     from_stdin = given in (None, "-")
     if from_stdin and given is None and not _is_piped():
-        raise UsageFault("no task", hint=f"say what to do: {_EXAMPLE}; or pipe it in")
+        raise UsageError("no task", hint=f"say what to do: {_EXAMPLE}; or pipe it in")
     task = "" if given is None or from_stdin else given.strip()
     piped = _read_stdin().strip() if from_stdin or _is_piped() else ""
     whole = "\n\n".join(part for part in (task, piped) if part)
     if not whole:
-        raise UsageFault("the task is empty", hint=f"say what to do: {_EXAMPLE}")
+        raise UsageError("the task is empty", hint=f"say what to do: {_EXAMPLE}")
     return whole
 
 
@@ -46,7 +46,7 @@ def _read_stdin() -> str:
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
-        raise UsageFault(
+        raise UsageError(
             f"standard input is no UTF-8 text (byte {error.start})",
             hint="name the file in the task instead of piping it in",
         ) from None
@@ -57,12 +57,12 @@ def workspace(named: str | None) -> Path:
     folder = Path(named if named is not None else os.getcwd()).expanduser()
     where = " (--workspace)" if named is not None else ""
     if not folder.exists():
-        raise UsageFault(f"the folder {str(folder)!r}{where} does not exist", hint=f"mkdir -p {folder}")
+        raise UsageError(f"the folder {str(folder)!r}{where} does not exist", hint=f"mkdir -p {folder}")
     if not folder.is_dir():
-        raise UsageFault(f"{str(folder)!r}{where} is not a folder", hint=f"--workspace {folder.parent}")
+        raise UsageError(f"{str(folder)!r}{where} is not a folder", hint=f"--workspace {folder.parent}")
     folder = folder.resolve()
     if named is None and folder in (Path("/"), Path.home().resolve()):
-        raise UsageFault(
+        raise UsageError(
             f"the workspace would be all of {str(folder)!r}",
             hint=f"cd into the folder that the task is about, or name it: --workspace {folder}",
         )

@@ -16,7 +16,7 @@ _STYLES = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 _HARMFUL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Control characters but newline and tab, and what turns the reading direction."""
 SPARSE_SECONDS = 10.0
-"""How often a wait shows itself where no line can be updated."""
+"""How long it is quiet before a wait shows itself where no line can be updated."""
 
 
 def harmless(text: str) -> str:
@@ -53,7 +53,7 @@ class Terminal:
         self.colour = self.err_is_terminal and not plain
         self.updates = self.err_is_terminal and os.environ.get("TERM") != "dumb"
         self._status = ""
-        self._told_at = 0.0
+        self._told_at = time.monotonic()
         self._mid_line = False
 
     def data(self, text: str) -> None:
@@ -104,6 +104,7 @@ class Terminal:
         self._out.flush()
 
     def _wipe(self) -> None:
+        self._told_at = time.monotonic()
         if self._status:
             self._err.write("\r\x1b[K")
             self._err.flush()

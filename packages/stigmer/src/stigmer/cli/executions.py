@@ -66,11 +66,11 @@ def cancel(execution: str) -> int:
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(["execution"]))
+@click.argument("kind", metavar="KIND", type=click.Choice(["execution"]))
 @click.argument("execution", metavar="ID")
 @json_option
 def get(kind: str, execution: str) -> int:
-    """Show one execution: its state, its configuration with the source of every value, its result."""
+    """Show one execution (KIND is `execution`): its state, its configuration with the source of every value, its result."""
 
     async def work(client: Client) -> int:
         found = await client.get(execution)
@@ -84,7 +84,9 @@ def get(kind: str, execution: str) -> int:
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(["execution", "executions"]), default="executions")
+@click.argument(
+    "kind", metavar="[KIND]", type=click.Choice(["execution", "executions"]), default="executions"
+)
 @click.option("--state", type=click.Choice(STATES), help="Only these.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 @json_option

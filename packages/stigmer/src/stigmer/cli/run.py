@@ -6,13 +6,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import click
-from graphton.errors import GraphtonError
 
 from stigmer.cli._main import asked, json_option, verbose_option
 from stigmer.cli._options import flags_of, llm_options
 from stigmer.cli._session import connected
 from stigmer.cli._task import read_task, workspace
 from stigmer.cli._terminal import terminal
+from stigmer.errors import StigmerError
 
 if TYPE_CHECKING:
     from stigmer.api.service_pb2 import CreateExecutionRequest
@@ -57,7 +57,7 @@ def run(task: str | None, **given: Any) -> int:
         "seconds": given["timeout"],
     }
 
-    async def work(client: Client) -> int | GraphtonError:
+    async def work(client: Client) -> int | StigmerError:
         from stigmer.cli._request import build
 
         request = build(
@@ -73,7 +73,7 @@ def run(task: str | None, **given: Any) -> int:
             if given["dry_run"]:
                 return await _preview(client, request)
             return await (_detach if given["detach"] else _follow)(client, request)
-        except GraphtonError as error:
+        except StigmerError as error:
             if error.code != "model_missing":
                 raise
             return error
@@ -128,7 +128,7 @@ async def _preview(client: Client, request: CreateExecutionRequest) -> int:
     return 0
 
 
-def _fetch_or_refuse(missing: GraphtonError) -> None:
+def _fetch_or_refuse(missing: StigmerError) -> None:
     """Fetches the model that the run needs, where somebody here says so; else raises what the daemon said."""
     from stigmer.cli._pull import fetch, wanted
 
