@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-
+from graphton._ask import Retry
 from graphton.agent import Agent, create_deep_agent
 from graphton.approval import Answer, Approval
 from graphton.budget import Budget
@@ -31,7 +31,6 @@ from graphton.loop import ReplyError
 from graphton.messages import AssistantMessage, StopReason, ToolCall, ToolResults, Usage, UserMessage
 from graphton.testing import ScriptedModel, calls, says
 from graphton.tools import Effect, Tool, ToolContext, ToolOutput
-from graphton._ask import Retry
 
 NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
@@ -127,9 +126,7 @@ async def test_a_cut_answer_is_kept_with_a_notice() -> None:
     assert [notice.code for notice in events_of(journal, Notice)] == ["answer_cut"]
 
 
-@pytest.mark.parametrize(
-    ("stop", "code"), [(StopReason.REFUSED, "refused"), (StopReason.CONTEXT, "context")]
-)
+@pytest.mark.parametrize(("stop", "code"), [(StopReason.REFUSED, "refused"), (StopReason.CONTEXT, "context")])
 async def test_a_refusal_or_a_full_window_fails_and_runs_no_call(stop: StopReason, code: str) -> None:
     counter = Counter()
     with pytest.raises(ReplyError) as caught:
@@ -226,7 +223,9 @@ def cut_after(journal: MemoryJournal, kind: type) -> MemoryJournal:
 async def test_a_lost_harmless_call_runs_again_with_the_same_key(effect: Effect) -> None:
     counter = Counter(effect=effect)
     journal = MemoryJournal("exec_1")
-    await agent_of(ScriptedModel([calls(("count", {"n": 1})), "done"]), counter.tool).run("go", journal=journal)
+    await agent_of(ScriptedModel([calls(("count", {"n": 1})), "done"]), counter.tool).run(
+        "go", journal=journal
+    )
     lost = cut_after(journal, ToolDispatched)
     result = await agent_of(ScriptedModel(["done"]), counter.tool).run("go", journal=lost)
     assert result.text == "done"
@@ -237,7 +236,9 @@ async def test_a_lost_harmless_call_runs_again_with_the_same_key(effect: Effect)
 async def test_a_lost_write_is_unknown_never_repeated_and_the_model_is_told() -> None:
     counter = Counter()
     journal = MemoryJournal()
-    await agent_of(ScriptedModel([calls(("count", {"n": 1})), "done"]), counter.tool).run("go", journal=journal)
+    await agent_of(ScriptedModel([calls(("count", {"n": 1})), "done"]), counter.tool).run(
+        "go", journal=journal
+    )
     lost = cut_after(journal, ToolDispatched)
     model = ScriptedModel(["I will look"])
     await agent_of(model, counter.tool).run("go", journal=lost)
@@ -272,9 +273,9 @@ async def test_dispatch_is_committed_before_the_tool_starts() -> None:
         seen.append(any(isinstance(event, ToolDispatched) for event in durable))
         return "looked"
 
-    await agent_of(ScriptedModel([calls(("look", {})), "ok"]), Tool("look", "", {"type": "object"}, look)).run(
-        "go", journal=journal
-    )
+    await agent_of(
+        ScriptedModel([calls(("look", {})), "ok"]), Tool("look", "", {"type": "object"}, look)
+    ).run("go", journal=journal)
     assert seen == [True]
     assert isinstance(journal.events[journal.committed - 1], ModelReplied)
 
@@ -282,7 +283,10 @@ async def test_dispatch_is_committed_before_the_tool_starts() -> None:
 async def test_broken_streams_and_overload_are_tried_again_once_each_and_shown() -> None:
     shown: list[Event | Live] = []
     journal = MemoryJournal(on_event=shown.append)
-    errors: list[Any] = [BrokenStream("cut"), StatusError("overloaded", status=529, retryable=True, retry_after=7)]
+    errors: list[Any] = [
+        BrokenStream("cut"),
+        StatusError("overloaded", status=529, retryable=True, retry_after=7),
+    ]
     result = await agent_of(ScriptedModel([*errors, "ok"])).run("go", journal=journal)
     assert result.text == "ok"
     retries = events_of(journal, Retrying)

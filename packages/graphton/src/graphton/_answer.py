@@ -75,18 +75,19 @@ async def answer(
     """Results for all calls of `message`, in call order, or which calls wait for a person."""
     plans = [await _plan(agent, call, journal, path) for call in message.calls]
     ready = [plan for plan in plans if isinstance(plan, _Ready)]
-    for plan in ready:
-        if not plan.dispatched:
-            journal.append(_dispatch(plan, journal.execution, path))
+    for new in ready:
+        if not new.dispatched:
+            journal.append(_dispatch(new, journal.execution, path))
     if ready:
         await journal.commit()
     async with asyncio.TaskGroup() as group:
-        for plan in ready:
-            group.create_task(_run(agent, plan, journal, path))
-    for call, plan in zip(message.calls, plans, strict=True):
+        for able in ready:
+            group.create_task(_run(agent, able, journal, path))
+    planned = list(zip(message.calls, plans, strict=True))
+    for call, plan in planned:
         if isinstance(plan, _Refused):
             journal.append(ToolFinished(path, call.id, call.name, plan.text, True, 0.0))
-    parked = tuple(call.id for call, plan in zip(message.calls, plans, strict=True) if plan is None)
+    parked = tuple(call.id for call, plan in planned if plan is None)
     if parked:
         await journal.commit()
         return Parked(parked)
@@ -104,17 +105,17 @@ async def _plan(agent: Agent, call: ToolCall, journal: Journal, path: str) -> _P
         return _Refused(f"There is no tool {call.name!r}. Tools: {', '.join(agent.tools) or 'none'}.")
     if call.malformed:
         return _Refused(f"The arguments are no JSON object: {call.malformed[:200]!r}")
-    checked = check_arguments(tool, call.arguments)
-    if checked.problems:
-        return _Refused("The arguments do not fit: " + "; ".join(checked.problems))
-    good = replace(call, arguments=checked.arguments)
+    arguments, problems = check_arguments(tool, call.arguments)
+    if problems:
+        return _Refused("The arguments do not fit: " + "; ".join(problems))
+    good = replace(call, arguments=arguments)
     dispatched = journal.dispatched(path, call.id)
     if dispatched and tool.effect is Effect.WRITE:
         journal.append(ToolOutcomeUnknown(path, call.id))
         return _Refused(UNKNOWN)
     if dispatched is None:
-        if checked.repaired and journal.approval(path, call.id) is None:
-            journal.append(ArgumentsRepaired(path, call.id, call.arguments, checked.arguments))
+        if arguments is not call.arguments and journal.approval(path, call.id) is None:
+            journal.append(ArgumentsRepaired(path, call.id, call.arguments, arguments))
         match agent.approval.verdict(tool, good):
             case "deny":
                 return _Refused("A rule forbids this call; it was not run.")

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from graphton.chat.base import Chat, Done, Request, TextChunk, ThinkingChunk, WaitChunk
+from graphton.chat.base import Chat, Done, Request, TextChunk, ThinkingChunk, WaitChunk, chunks_of
 from graphton.errors import BrokenStream, ProviderError, StatusError
 from graphton.history import History
 from graphton.journal import (
@@ -96,18 +96,19 @@ async def _reply(
     chat: Chat, request: Request, journal: Journal, path: str, step: int, try_: int
 ) -> AssistantMessage:
     text = thought = 0
-    async for chunk in chat.stream(request):
-        match chunk:
-            case TextChunk():
-                journal.live(TextDelta(path, step, try_, text, chunk.text))
-                text += len(chunk.text)
-            case ThinkingChunk():
-                journal.live(ThinkingDelta(path, step, try_, thought, chunk.text))
-                thought += len(chunk.text)
-            case WaitChunk():
-                journal.live(Progress(path, chunk.what, chunk.done, chunk.total, chunk.unit, chunk.text))
-            case Done():
-                return chunk.message
+    async with chunks_of(chat, request) as chunks:
+        async for chunk in chunks:
+            match chunk:
+                case TextChunk():
+                    journal.live(TextDelta(path, step, try_, text, chunk.text))
+                    text += len(chunk.text)
+                case ThinkingChunk():
+                    journal.live(ThinkingDelta(path, step, try_, thought, chunk.text))
+                    thought += len(chunk.text)
+                case WaitChunk():
+                    journal.live(Progress(path, chunk.what, chunk.done, chunk.total, chunk.unit, chunk.text))
+                case Done():
+                    return chunk.message
     raise BrokenStream(
         f"the stream of {chat.ref} ended before the reply was whole", provider=chat.ref.provider
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from graphton import models
 from graphton._ask import Retry
 from graphton._instructions import DEFAULT_INSTRUCTIONS
 from graphton.approval import Approval
@@ -117,15 +118,12 @@ def create_deep_agent(
 
     Raises ModelNameError, SettingError or ToolDefinitionError.
     """
-    from graphton.envelope import wrap
-    from graphton.models import tool_mode as proven_tool_mode
-
     chat = _chat(model, settings)
     named = _named([*_workspace_tools(workspace), *tools])
     if instructions is None:
         instructions = DEFAULT_INSTRUCTIONS if workspace is not None else ""
     return Agent(
-        chat=wrap(chat, tool_mode or proven_tool_mode(chat.ref)) if named else chat,
+        chat=_taught(chat, tool_mode or models.tool_mode(chat.ref)) if named else chat,
         system=instructions,
         tools=named,
         name=name,
@@ -145,6 +143,19 @@ def _chat(model: Chat | ModelRef | str, settings: ModelSettings | None) -> Chat:
     if settings is not None:
         raise SettingError("settings were given beside a Chat, which has its own", hint="pass one of the two")
     return model
+
+
+def _taught(chat: Chat, mode: ToolMode) -> Chat:
+    """The chat, brought to use tools in the way that is proven for its model."""
+    if mode == "envelope":
+        from graphton.envelope import EnvelopeChat
+
+        return EnvelopeChat(chat)
+    if mode == "recovery":
+        from graphton.recovery import RecoveringChat
+
+        return RecoveringChat(chat)
+    return chat
 
 
 def _workspace_tools(workspace: Path | str | None) -> list[Tool]:

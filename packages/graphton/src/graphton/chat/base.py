@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from graphton.messages import AssistantMessage, Message
 from graphton.models import ModelRef, ModelSettings
 
-__all__ = ["Chat", "Chunk", "Done", "Request", "TextChunk", "ThinkingChunk", "ToolSpec", "WaitChunk"]
+__all__ = [
+    "Chat",
+    "Chunk",
+    "Done",
+    "Request",
+    "TextChunk",
+    "ThinkingChunk",
+    "ToolSpec",
+    "WaitChunk",
+    "chunks_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +101,15 @@ class Preview:
     url: str
     headers: dict[str, str]
     body: bytes = field(repr=False)
+
+
+@asynccontextmanager
+async def chunks_of(chat: Chat, request: Request) -> AsyncIterator[AsyncIterator[Chunk]]:
+    """The stream of one model call, closed at once when the block is left, so that the server stops generating."""
+    chunks = chat.stream(request)
+    try:
+        yield chunks
+    finally:
+        close = getattr(chunks, "aclose", None)
+        if close is not None:
+            await close()

@@ -12,9 +12,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graphton.testing._fake_providers import FakeProviders
     from graphton.testing._fake_script import Call, FakeRequest, Reply, script_from_json, steps
-    from graphton.testing._scripted import ScriptedModel
+    from graphton.testing._scripted import ScriptedModel, calls, says
 
-__all__ = ["Call", "FakeProviders", "FakeRequest", "Reply", "ScriptedModel", "script_from_json", "steps"]
+__all__ = [
+    "Call",
+    "FakeProviders",
+    "FakeRequest",
+    "Reply",
+    "ScriptedModel",
+    "calls",
+    "says",
+    "script_from_json",
+    "steps",
+]
 
 _HOMES = {
     "Call": "graphton.testing._fake_script",
@@ -22,6 +32,8 @@ _HOMES = {
     "FakeRequest": "graphton.testing._fake_script",
     "Reply": "graphton.testing._fake_script",
     "ScriptedModel": "graphton.testing._scripted",
+    "calls": "graphton.testing._scripted",
+    "says": "graphton.testing._scripted",
     "script_from_json": "graphton.testing._fake_script",
     "steps": "graphton.testing._fake_script",
 }
