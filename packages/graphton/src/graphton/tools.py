@@ -8,6 +8,7 @@ import difflib
 import enum
 import inspect
 import json
+import math
 import re
 import threading
 import types
@@ -395,9 +396,11 @@ def _typed_dict(annotation: Any, where: str, seen: tuple[Any, ...]) -> _Form:
     fields: dict[str, _Field] = {}
     for name, hint in _hints(annotation, where).items():
         label = f"{where}: field {name!r} of {annotation.__name__}"
-        while typing.get_origin(hint) in (typing.Required, typing.NotRequired):
-            hint = typing.get_args(hint)[0]
-        fields[name] = _field(hint, label, "", name in annotation.__required_keys__, None, seen)
+        required = name in annotation.__required_keys__
+        # Where annotations are strings, the class itself does not know about these marks.
+        if (mark := typing.get_origin(hint)) in (typing.Required, typing.NotRequired):
+            hint, required = typing.get_args(hint)[0], mark is typing.Required
+        fields[name] = _field(hint, label, "", required, None, seen)
     return _Form(_object(fields), lambda value: _build(fields, value))
 
 
@@ -567,9 +570,10 @@ def _mend(value: Any, kinds: list[str]) -> Any:
     if "integer" in kinds and re.fullmatch(r"[+-]?[0-9]{1,18}(\.0{1,9})?", text):
         return int(text.split(".")[0])
     if "number" in kinds and re.fullmatch(
-        r"[+-]?([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][+-]?[0-9]{1,2})?", text
+        r"[+-]?([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][+-]?[0-9]{1,3})?", text
     ):
-        return float(text) if re.search(r"[.eE]", text) else int(text)
+        number = float(text) if re.search(r"[.eE]", text) else int(text)
+        return number if math.isfinite(number) else _BROKEN
     if "object" in kinds or "array" in kinds:
         try:
             parsed = json.loads(text)

@@ -288,7 +288,7 @@ def _line(shown: str, number: int, line: str, at: int) -> str:
 # daemon would stand still. So patterns run in a process that the kernel ends.
 _REGEX = """
 import re, signal, sys
-signal.alarm(int(sys.argv[2]))
+signal.setitimer(signal.ITIMER_VIRTUAL, float(sys.argv[2]))  # its own running time, not that of the disk
 find, source, left = re.compile(sys.argv[1]).search, sys.stdin.buffer, int(sys.argv[3])
 while left and (head := source.readline()):
     size, name = head.rstrip(b"\\n").split(b" ", 1)
