@@ -30,6 +30,9 @@ __all__ = ["Peer", "mask", "origin_of", "retry_after", "retryable_status"]
 _LONGEST_QUOTE = 600
 """Characters of a server's own words that an error repeats."""
 
+_MOST_READ = 64 * 1024
+"""Bytes of a body that are looked at for an error's text."""
+
 _STATUS_HINTS = {
     401: "check the API key for {provider}{variable}, and that it belongs to {origin}",
     403: "this key may not do that at {origin}; check the account, the model and the region",
@@ -61,6 +64,10 @@ class Peer:
         """A server's own words: on one line, cut to a readable length, without secrets."""
         line = " ".join(mask(text, self.secrets).split())
         return line if len(line) <= _LONGEST_QUOTE else line[:_LONGEST_QUOTE] + "…"
+
+    def excerpt(self, data: bytes) -> str:
+        """The beginning of what a server sent, in quotes, without secrets."""
+        return repr(mask(data[:_MOST_READ].decode("utf-8", "replace"), self.secrets)[:300])
 
     def connect_error(self, message: str, *, hint: str, retryable: bool = True) -> ConnectError:
         return ConnectError(message, hint=hint, provider=self.provider, url=self.url, retryable=retryable)

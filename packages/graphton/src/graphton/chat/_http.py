@@ -126,7 +126,7 @@ class Reply:
         self.began()
         return data
 
-    async def lines(self) -> AsyncIterator[bytes]:
+    async def lines(self) -> AsyncGenerator[bytes]:
         """Lines without their ends; a last one without an end counts. Longer than MAX_LINE is a ProtocolError."""
         rest = bytearray()
         while data := await self.read():
@@ -254,7 +254,11 @@ async def _send(
     except TimeoutError as error:
         raise peer.timed_out("first_token", limits.first_token) from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise peer.translate(error) from error
+        failure = peer.translate(error)
+        # aiohttp's own error may hold the request with its headers, or the proxy with its password, for a log to
+        # print: only the system's error beneath it is kept.
+        cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None)
+    raise failure from cause
 
 
 async def _refusal(reply: Reply, response: aiohttp.ClientResponse) -> ProviderError:

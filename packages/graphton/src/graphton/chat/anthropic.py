@@ -319,9 +319,8 @@ class _Assembly:
             handle = _EVENTS.get(kind)  # new kinds may come at any time, and pings mean nothing
             return handle(self, event, data) if handle else ()
         except (LookupError, TypeError, AttributeError, ValueError) as error:
-            text = data.decode("utf-8", "replace")
             raise peer.protocol(
-                f"an event that is none of its dialect: {text[:300]!r}", hint=_GARBLED
+                f"an event that is none of its dialect: {peer.excerpt(data)}", hint=_GARBLED
             ) from error
 
     def message(self, peer: Peer) -> AssistantMessage:
@@ -434,8 +433,9 @@ async def _no_stream(answer: Reply) -> ProviderError:
             return _stream_error(event, body, answer.peer)
     except (LookupError, TypeError, ValueError):
         pass  # not even that: shown as it came
-    text = body[:300].decode("utf-8", "replace")
-    return answer.peer.protocol(f"{answer.content_type!r} instead of a stream of events: {text!r}")
+    return answer.peer.protocol(
+        f"{answer.content_type!r} instead of a stream of events: {answer.peer.excerpt(body)}"
+    )
 
 
 def _stop(reason: str | None, has_calls: bool) -> StopReason:
