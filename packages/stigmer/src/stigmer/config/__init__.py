@@ -1,0 +1,48 @@
+"""The LLM cascade: one table of settings, one pure `resolve`, and the source of every value.
+
+>>> layers = [layer_from_flags({"model": "qwen3:8b"}), layer_from_environment({"MODE": "local"})]
+>>> resolve(layers, Known(ollama=True), date(2026, 11, 25)).values["model"].source
+'flag --model'
+"""
+
+from __future__ import annotations
+
+from stigmer.config._layers import (
+    Layer,
+    Said,
+    find_project_file,
+    layer_from_agent,
+    layer_from_environment,
+    layer_from_execution,
+    layer_from_file,
+    layer_from_flags,
+    layer_from_secrets,
+    llm_variables,
+)
+from stigmer.config._resolve import Facts, Fallback, Known, LLMConfig, Shadow, Value, clock, resolve
+from stigmer.config._settings import SETTINGS, Setting, mask, setting_for_key
+
+__all__ = [
+    "SETTINGS",
+    "Facts",
+    "Fallback",
+    "Known",
+    "LLMConfig",
+    "Layer",
+    "Said",
+    "Setting",
+    "Shadow",
+    "Value",
+    "clock",
+    "find_project_file",
+    "layer_from_agent",
+    "layer_from_environment",
+    "layer_from_execution",
+    "layer_from_file",
+    "layer_from_flags",
+    "layer_from_secrets",
+    "llm_variables",
+    "mask",
+    "resolve",
+    "setting_for_key",
+]

@@ -1,0 +1,137 @@
+"""Configuration files, strictly read: one clear problem, with its line, for everything that can be wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Document", "ReadFile", "display_path", "read_text", "read_yaml"]
+
+_LIMIT = 1_000_000
+"""Bytes. Nobody writes so much by hand; a larger file is something else under this name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFile:
+    """A file's bytes, or why there are none."""
+
+    data: bytes = b""
+    problem: str = ""
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """The settings of a file as (dotted key, value, line), or what is wrong with it."""
+
+    leaves: tuple[tuple[str, object, int], ...] = ()
+    problem: str = ""
+
+
+def display_path(path: str | Path, home: str | Path | None = None) -> str:
+    """A path as people write it: `~/.stigmer/config.yaml`."""
+    full, base = os.path.abspath(path), os.path.abspath(home if home is not None else os.path.expanduser("~"))
+    return "~" + full[len(base) :] if full.startswith(base.rstrip("/") + "/") else full
+
+
+def read_text(path: str | Path, shown: str) -> ReadFile:
+    """The bytes of a configuration file; a missing one is empty only where the caller looked before."""
+    try:
+        if os.path.isdir(path):
+            return ReadFile(
+                problem=f"file {shown} is a folder, not a file: move it away, or name another file"
+            )
+        # A pipe or a device under this name must not hold us up.
+        if not os.path.isfile(path) and os.path.exists(path):
+            return ReadFile(problem=f"file {shown} is no regular file: name a text file")
+        with open(path, "rb") as file:
+            data = file.read(_LIMIT + 1)
+            mode = os.fstat(file.fileno()).st_mode
+    except FileNotFoundError:
+        return ReadFile(problem=f"file {shown} does not exist: make it, or name another one")
+    except OSError as error:
+        reason = (error.strerror or "cannot be opened").lower()
+        return ReadFile(problem=f"file {shown} cannot be read: {reason}; e.g. chmod 600 {shown}")
+    notices = (f"file {shown} holds a key and others may read it: chmod 600 {shown}",) if mode & 0o077 else ()
+    return ReadFile(data, notices=notices)
+
+
+def read_yaml(data: bytes, shown: str) -> Document:
+    """The leaves of a YAML file. Duplicate keys, tabs, other encodings and anything but maps are problems."""
+    if len(data) > _LIMIT:
+        return Document(
+            problem=f"file {shown} is larger than 1 MB ({len(data):,} bytes or more): this is no settings file"
+        )
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        return Document(problem=f"file {shown}, line {line}: not UTF-8 text; save it as UTF-8")
+    if not text.strip():
+        return Document()
+    from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import DuplicateKeyError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        tree = YAML(typ="rt", pure=True).load(text)
+    except DuplicateKeyError as error:
+        return Document(problem=_duplicate(error, shown))
+    except MarkedYAMLError as error:
+        return Document(problem=_broken(error, text, shown))
+    except YAMLError as error:
+        return Document(problem=f"file {shown} is not YAML: {_first_line(str(error))}")
+    except RecursionError:
+        return Document(problem=f"file {shown} is nested too deep: settings are two levels deep")
+    except ValueError as error:
+        return Document(problem=f"file {shown} holds a value that cannot be read: {_first_line(str(error))}")
+    if tree is None:
+        return Document()
+    if not isinstance(tree, Mapping):
+        return Document(problem=f"file {shown}, line 1: a list or a text, not settings, e.g. mode: local")
+    return Document(tuple(_leaves(tree)))
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, object, int]]:
+    for key, value in tree.items():
+        name, line = f"{prefix}{key}", tree.lc.key(key)[0] + 1
+        if name in ("llm", "llm.timeouts") and isinstance(value, Mapping):
+            yield from _leaves(value, name + ".")
+        elif not (name in ("llm", "llm.timeouts") and value is None):
+            yield name, _plain(value), line
+
+
+def _plain(value: object) -> object:
+    """The YAML library's own kinds of text, number and list as Python's, so that messages show them plainly."""
+    if isinstance(value, bool) or value is None:
+        return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "no reason given"
+
+
+def _duplicate(error: Any, shown: str) -> str:
+    line = error.problem_mark.line + 1 if error.problem_mark else 1
+    key = str(error.problem).partition('"')[2].partition('"')[0]
+    return f"file {shown}, line {line}: key {key!r} stands there a second time; keep one"
+
+
+def _broken(error: Any, text: str, shown: str) -> str:
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark else 1
+    rows = text.splitlines()
+    row = rows[line - 1] if line <= len(rows) else ""
+    indent = row[: len(row) - len(row.lstrip())]
+    if "\t" in indent or "\\t" in str(error.problem):
+        return f"file {shown}, line {line}: a tab; YAML is indented with spaces"
+    return f"file {shown}, line {line}: not YAML ({_first_line(str(error.problem or error))})"
