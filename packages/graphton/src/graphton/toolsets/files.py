@@ -11,11 +11,13 @@ import json
 import os
 import re
 import secrets
+import select
 import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from graphton.errors import ToolError
@@ -38,7 +40,7 @@ MAX_READ = 16_000
 """Characters in one read_file result."""
 MAX_FILE = 16 * 1024 * 1024
 """Bytes of a file that read_file and edit_file take."""
-REGEX_SECONDS = 5
+REGEX_SECONDS = 3
 SKIPPED = {"node_modules", "__pycache__", "venv", "site-packages"}
 """Folders that find_files and search_files leave out, besides those with a leading dot, unless they are named."""
 
@@ -216,8 +218,7 @@ def _search(workspace: Workspace, text: str, path: str, regex: bool, stop: threa
     tree = _Tree(workspace, stop, frozenset(path.split("/")))
     with contextlib.ExitStack() as stack:
         places = stack.enter_context(_below(workspace, path, tree))
-        search = _regex_lines if regex else _literal_lines
-        found, count = search(text, places)
+        found, count = _regex_lines(text, places, stop) if regex else _literal_lines(text, places)
     if not found:
         return "\n".join([f"no line in {count} files holds {text!r}", *tree.note])
     note = (
@@ -299,37 +300,50 @@ while left and (head := source.readline()):
 """
 
 
-def _regex_lines(text: str, places: Iterator[Place]) -> tuple[list[str], int]:
+def _regex_lines(text: str, places: Iterator[Place], stop: threading.Event) -> tuple[list[str], int]:
     try:
         re.compile(text)
     except (re.error, RecursionError, OverflowError) as error:
         raise ToolError(f"{text!r} is not a regular expression: {error}") from error
     names: list[Place] = []
+    output = bytearray()
     command = [sys.executable, "-I", "-S", "-c", _REGEX, text, str(REGEX_SECONDS), str(MAX_MATCHES)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}
-    ) as process:
-        assert process.stdin is not None
+    with (
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}
+        ) as process,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        feeding = pool.submit(_feed, process, places, names)
         assert process.stdout is not None
-        output: list[bytes] = []
-        reader = threading.Thread(target=lambda stream: output.append(stream.read()), args=(process.stdout,))
-        reader.start()
-        with contextlib.suppress(BrokenPipeError):
-            for place in places:
-                if (data := _content(place)) is not None:
-                    process.stdin.write(b"%d %d\n" % (len(data), len(names)) + data)
-                    names.append(place)
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-        reader.join()
-        code = process.wait()
-    if code < 0:
+        while True:
+            if stop.is_set():
+                process.kill()
+            if select.select([process.stdout], [], [], 0.1)[0]:
+                data = os.read(process.stdout.fileno(), 65536)
+                if not data:
+                    break
+                output += data
+        feeding.result()
+    if process.returncode < 0:
         raise ToolError(f"the pattern {text!r} took more than {REGEX_SECONDS} seconds; use a simpler one")
     found = []
-    for row in output[0].decode(errors="replace").split("\n")[:-1]:
+    for row in output.decode(errors="replace").split("\n")[:-1]:
         index, number, at, line = row.split(" ", 3)
         found.append(_line(names[int(index)].shown, int(number), line, int(at)))
     return found, len(names)
+
+
+def _feed(process: subprocess.Popen[bytes], places: Iterator[Place], names: list[Place]) -> None:
+    """Give the files to the process; it may end before it has taken all."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        for place in places:
+            if (data := _content(place)) is not None:
+                names.append(place)
+                process.stdin.write(b"%d %d\n" % (len(data), len(names) - 1) + data)
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
@@ -377,7 +391,7 @@ def _read(workspace: Workspace, path: str, start_line: int, end_line: int | None
         if size > MAX_READ and end == first
         else []
     )
-    if end < last:
+    if end < len(lines):
         notes.append(f"(lines {first} to {end} of {total}; read on with start_line {end + 1})")
     return "\n".join(shown + notes)
 
