@@ -330,6 +330,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--flags", type=json.loads, default={}, help="JSON: the LLM flags of `stigmer up`")
     parser.add_argument("--idle-seconds", type=float, default=IDLE_SECONDS)
     given = parser.parse_args(arguments)
+    from graphton._process import make_undumpable
+
+    make_undumpable()  # Our environment holds the keys of the shell that started us.
     home = Home(given.home)
     lock = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)  # An old daemon that is about to end; who started us limits the wait.

@@ -10,7 +10,7 @@ import socket
 import sys
 
 from stigmer.api.event_pb2 import ApprovalRequested, Event, Finished
-from stigmer.cli._main import BUDGET, FAILED, INTERRUPTED, USAGE, WAITING, asked, exit_code
+from stigmer.cli._main import BUDGET, FAILED, INTERRUPTED, WAITING, asked, exit_code
 from stigmer.cli._terminal import Terminal, harmless, terminal
 from stigmer.cli._view import JsonView, TextView, View, question
 from stigmer.client import Client, Events, RemoteError
@@ -116,7 +116,7 @@ class Follower:
         codes = {"completed": 0, "budget_exceeded": BUDGET, "cancelled": FAILED}
         if finished.outcome in codes:
             return codes[finished.outcome]
-        return USAGE if exit_code(finished.error.code) == USAGE else FAILED
+        return exit_code(finished.error.code)
 
     async def _answered(self, event: Event) -> bool:
         """Whether the execution can go on: everything that was open has been decided, here or by somebody else."""

@@ -40,17 +40,14 @@ COMMANDS = {
 """Command: the module of stigmer.cli that holds it, and the line that `stigmer --help` shows."""
 
 CONFIGURATION = {
-    "api_key_missing",
     "config",
-    "configuration",
-    "invalid",
-    "key",
-    "key_missing",
-    "missing_key",
+    "empty_task",
     "model_missing",
     "model_name",
     "setting",
+    "task_too_long",
     "usage",
+    "workspace",
 }
 """Error codes whose cure is another command line or setting."""
 
@@ -161,14 +158,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def exit_code(code: str, status: str = "") -> int:
     """The exit code for a known error."""
-    if status in ("INTERNAL", "UNKNOWN", "DATA_LOSS", "UNIMPLEMENTED") and code.startswith("rpc_"):
-        return BUG
+    if code == "internal" or (code.startswith("rpc_") and status in ("INTERNAL", "UNKNOWN", "UNIMPLEMENTED")):
+        return BUG  # Of `internal` the server has written its own report, and its message names it.
     return USAGE if code in CONFIGURATION or status == "INVALID_ARGUMENT" else FAILED
 
 
 def _known(error: GraphtonError | StigmerError, talk: Terminal, state: Asked, arguments: list[str]) -> int:
     code = max(exit_code(error.code, getattr(error, "status", "")), getattr(error, "exit_code", FAILED))
-    if code == BUG:
+    if code == BUG and error.code != "internal":
         return _our_fault(error, talk, state, arguments)
     _tell(error.message, error.hint, error.code, talk, state)
     return code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,6 +22,8 @@ def connected(work: Callable[[Client], Awaitable[Result]]) -> Result:
     talk = terminal()
     home = Home.find()
     address = ensure_running(home, say=talk.say, meanwhile=_slow_imports)
+    import asyncio  # Not for `--help`: it costs as much as click.
+
     return asyncio.run(with_client(work, address, again=lambda: ensure_running(home, say=talk.say)))
 
 

@@ -13,6 +13,7 @@ from stigmer.cli._session import connected
 from stigmer.cli._task import read_task, workspace
 from stigmer.cli._terminal import terminal
 from stigmer.errors import StigmerError
+from stigmer.home import Home
 
 if TYPE_CHECKING:
     from stigmer.api.service_pb2 import CreateExecutionRequest
@@ -58,6 +59,8 @@ def run(task: str | None, **given: Any) -> int:
     }
 
     async def work(client: Client) -> int | StigmerError:
+        from graphton._process import make_undumpable
+
         from stigmer.cli._request import build
 
         request = build(
@@ -68,7 +71,10 @@ def run(task: str | None, **given: Any) -> int:
             approve_all=given["yes"],
             budget={name: value for name, value in limits.items() if value is not None},
             idempotency_key=given["idempotency_key"],
+            home=Home.find(),
+            talk=terminal(),
         )
+        make_undumpable()  # We hold the shell's keys, and the run may start commands.
         try:
             if given["dry_run"]:
                 return await _preview(client, request)
@@ -79,10 +85,12 @@ def run(task: str | None, **given: Any) -> int:
             return error
 
     outcome = connected(work)
-    while not isinstance(outcome, int):
+    if not isinstance(outcome, int):
         _fetch_or_refuse(outcome)
         outcome = connected(work)
-    return outcome
+    if isinstance(outcome, int):
+        return outcome
+    raise outcome
 
 
 async def _follow(client: Client, request: CreateExecutionRequest) -> int:
@@ -135,6 +143,6 @@ def _fetch_or_refuse(missing: StigmerError) -> None:
     details: dict[str, str] = getattr(missing, "details", {})
     name = details.get("name", "")
     size, source = int(details.get("size") or 0), details.get("source", "")
-    if not name or not wanted(name, size=size, source=source, talk=terminal()):
+    if not size or not wanted(name, size=size, source=source, talk=terminal()):
         raise missing
     fetch(name, terminal())

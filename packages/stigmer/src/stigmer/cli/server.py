@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import time
@@ -63,6 +62,8 @@ def status() -> int:
         else:
             terminal().data(f"no daemon runs for {home.path}\n")
         return FAILED
+    import asyncio
+
     said = asyncio.run(with_client(_status, found))
     terminal().data(json.dumps(_as_json(said)) + "\n" if asked().json else _as_text(said))
     return 0

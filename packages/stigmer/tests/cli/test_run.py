@@ -1,0 +1,248 @@
+"""`stigmer run` from the command line to the answer, through daemon, store, engine and loop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from stigmer.daemon import find
+
+READ = {"calls": [{"name": "read_file", "arguments": {"path": "notes.txt"}}]}
+
+
+def waits_for(process: subprocess.Popen[str], word: str) -> str:
+    """Reads the command's stderr up to a line with this word."""
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if word in line:
+            return seen
+    raise AssertionError(f"{word!r} did not come: {seen}")
+
+
+def test_a_run_answers_on_stdout_and_tells_the_rest_on_stderr(stigmer, fake) -> None:
+    (stigmer.folder / "notes.txt").write_text("the word is heron\n")
+    fake.script(READ, {"text": "The word is heron."})
+    done = stigmer("run", "Which word is in notes.txt?")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "The word is heron.\n"
+    first = done.stderr.splitlines()[0]
+    assert "gpt-4o-mini" in first
+    assert "openai" in first
+    assert "STIGMER_LLM_MODEL" in first
+    assert "> read_file notes.txt" in done.stderr
+    assert "tokens in" in done.stderr.splitlines()[-1]
+    assert "heron" in json.dumps(fake.requests[1])
+
+
+def test_json_gives_one_event_a_line_with_seq_rising_by_one(stigmer, fake) -> None:
+    (stigmer.folder / "notes.txt").write_text("heron")
+    fake.script(READ, {"text": "heron"})
+    events = stigmer.events("run", "go")
+    assert [e["type"] for e in events][:2] == ["created", "config_resolved"]
+    assert events[-1]["type"] == "finished"
+    assert events[-1]["outcome"] == "completed"
+    stored = [e["seq"] for e in events if e["seq"] is not None]
+    assert stored == list(range(1, len(stored) + 1))
+    assert len({e["execution"] for e in events}) == 1
+    assert {"text_delta", "tool_dispatched", "tool_finished"} <= {e["type"] for e in events}
+
+
+def test_piped_text_is_the_task(stigmer, fake) -> None:
+    fake.script({"text": "ok"}, {"text": "ok"})
+    assert stigmer("run", stdin="say ok\n").returncode == 0
+    assert stigmer("run", "-", stdin="say ok\n").returncode == 0
+    for request in fake.requests:
+        assert request["last_user_text"] == "say ok"
+
+
+def test_piped_text_is_appended_to_the_task(stigmer, fake) -> None:
+    fake.script({"text": "ok"})
+    assert stigmer("run", "Summarise this:", stdin="line 1\nline 2\n").returncode == 0
+    assert fake.requests[0]["last_user_text"] == "Summarise this:\n\nline 1\nline 2"
+
+
+def test_an_empty_task_says_what_to_do(stigmer) -> None:
+    for arguments, stdin in (
+        (("run",), None),
+        (("run", "  "), None),
+        (("run", "-"), "\n"),
+        (("run",), " \n"),
+    ):
+        done = stigmer(*arguments, stdin=stdin)
+        assert done.returncode == 2
+        assert done.stderr.startswith(("error: no task\n", "error: the task is empty\n")), done.stderr
+        assert "hint: say what to do: stigmer run" in done.stderr
+    assert find(stigmer.home) is None  # Nothing was started for it.
+
+
+def test_a_workspace_that_is_none_is_refused(stigmer, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    done = stigmer("run", "--workspace", str(file), "x")
+    assert (done.returncode, f"{str(file)!r} (--workspace) is not a folder" in done.stderr) == (2, True)
+    done = stigmer("run", "--workspace", str(tmp_path / "none"), "x")
+    assert (done.returncode, "(--workspace) does not exist" in done.stderr) == (2, True)
+    assert f"hint: mkdir -p {tmp_path}/none" in done.stderr
+
+
+def test_home_is_a_workspace_only_when_it_is_named(stigmer, fake, short_folder: Path) -> None:
+    done = stigmer("run", "x", folder=short_folder)
+    assert done.returncode == 2
+    assert f"the workspace would be all of {str(short_folder)!r}" in done.stderr
+    fake.script({"text": "ok"})
+    assert stigmer("run", "x", "--workspace", str(short_folder)).returncode == 0
+
+
+def test_a_bad_setting_names_its_flag(stigmer, fake) -> None:
+    done = stigmer("run", "x", "--max-tokens", "8k")
+    assert done.returncode == 2
+    assert "8k" in done.stderr
+    assert "flag --max-tokens" in done.stderr
+    assert fake.requests == []
+
+
+def test_a_model_server_that_fails_ends_the_run_with_1(stigmer, fake) -> None:
+    fake.script(*[{"status": 400, "error": "no such thing"}] * 5)
+    done = stigmer("run", "x")
+    assert done.returncode == 1
+    assert "no such thing" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_step_limit_ends_the_run_with_5(stigmer, fake) -> None:
+    (stigmer.folder / "notes.txt").write_text("heron")
+    fake.script(READ, READ, READ)
+    done = stigmer("run", "go", "--max-steps", "1")
+    assert done.returncode == 5, done.stderr
+    assert "stopped by the limit" in done.stderr
+
+
+def test_detach_prints_the_id_and_the_run_goes_on(stigmer, fake) -> None:
+    fake.script({"text": "done in the background"})
+    done = stigmer("run", "go", "--detach")
+    assert done.returncode == 0
+    execution = done.stdout.strip()
+    assert "\n" not in execution
+    attached = stigmer("attach", execution)
+    assert attached.stdout == "done in the background\n"
+    assert attached.returncode == 0
+
+
+def test_detach_json_prints_the_created_event(stigmer, fake) -> None:
+    fake.script({"text": "ok"})
+    done = stigmer("run", "go", "--detach", "--json")
+    created = json.loads(done.stdout)
+    assert (created["type"], created["seq"], created["task"]) == ("created", 1, "go")
+
+
+def test_the_same_idempotency_key_is_the_same_execution(stigmer, fake) -> None:
+    fake.script({"text": "once"})
+    first = stigmer("run", "go", "--detach", "--idempotency-key", "k1").stdout
+    assert stigmer("run", "go", "--detach", "--idempotency-key", "k1").stdout == first
+    stigmer("attach", first.strip())
+    assert len(fake.requests) == 1
+
+
+def test_dry_run_shows_the_request_and_sends_nothing(stigmer, fake) -> None:
+    done = stigmer("run", "say hello", "--dry-run", "--temperature", "0.5")
+    assert done.returncode == 0, done.stderr
+    head, _, body = done.stdout.partition("\n\n")
+    assert head.splitlines()[0] == f"POST {fake.url}/v1/chat/completions"
+    sent = json.loads(body)
+    assert sent["temperature"] == 0.5
+    assert "say hello" in json.dumps(sent["messages"])
+    assert fake.requests == []
+    shown = json.loads(stigmer("run", "say hello", "--dry-run", "--json").stdout)
+    assert shown["body"]["model"] == sent["model"]
+
+
+def test_ctrl_c_cancels_the_run_and_ends_with_130(stigmer, fake) -> None:
+    fake.script({"text": "one two three four", "stall_after": 2})
+    process = stigmer.start("run", "go", "--json")
+    assert process.stdout is not None
+    lines = iter(process.stdout.readline, "")
+    for line in lines:
+        if json.loads(line)["type"] == "text_delta":
+            break
+    process.send_signal(signal.SIGINT)
+    rest = [json.loads(line) for line in lines]
+    assert process.wait(60) == 130
+    assert "cancel_requested" in [e["type"] for e in rest]
+    assert (rest[-1]["type"], rest[-1]["outcome"]) == ("finished", "cancelled")
+    assert process.stderr is not None
+    assert "press Ctrl-C again to leave at once" in process.stderr.read()
+
+
+def test_sigterm_is_like_ctrl_c(stigmer, fake) -> None:
+    fake.script({"text": "one two three four", "stall_after": 2})
+    process = stigmer.start("run", "go")
+    waits_for(process, "gpt-4o-mini")
+    process.terminate()
+    assert process.wait(60) == 130
+    (row,) = [json.loads(line) for line in stigmer("list", "--json").stdout.splitlines()]
+    assert row["state"] == "cancelled"
+
+
+def test_a_closed_stdout_ends_quietly(stigmer, fake) -> None:
+    fake.script({"text": "ok"})
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.run(
+        stigmer._command(["run", "go"]),
+        stdin=subprocess.DEVNULL,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=stigmer.folder,
+        env=stigmer.environment,
+        timeout=60,
+        check=False,
+    )
+    os.close(write)
+    assert process.returncode == 130
+    assert "Traceback" not in process.stderr
+    assert "BrokenPipe" not in process.stderr
+
+
+def test_the_key_is_in_no_output_and_in_no_file(stigmer, fake) -> None:
+    fake.script({"status": 401, "error": f"bad key {fake.environment['OPENAI_API_KEY']}"})
+    done = stigmer("run", "x", "-v")
+    assert done.returncode == 1
+    key = fake.environment["OPENAI_API_KEY"]
+    everything = done.stdout + done.stderr + stigmer("logs").stdout
+    everything += stigmer("run", "x", "--dry-run").stdout
+    assert key not in everything
+    for path in stigmer.home.path.rglob("*"):
+        if path.is_file():
+            assert key.encode() not in path.read_bytes(), path
+    assert fake.requests[0]["headers"]["authorization"] == f"Bearer {key}"
+
+
+def test_a_fault_of_ours_names_a_report_file(stigmer) -> None:
+    stigmer.home.create()
+    broken = (
+        "import stigmer.cli._task as t\ndef b(given):\n raise ZeroDivisionError('oops')\nt.read_task = b\n"
+    )
+    code = f"{broken}\nimport sys\nfrom stigmer.cli import main\nsys.exit(main(['run', 'a private task']))"
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=stigmer.environment,
+        cwd=stigmer.folder,
+        timeout=60,
+    )
+    assert done.returncode == 3
+    assert "error: this is our fault: ZeroDivisionError: oops" in done.stderr
+    (report,) = stigmer.home.reports.iterdir()
+    assert str(report) in done.stderr
+    text = report.read_text()
+    assert "ZeroDivisionError" in text
+    assert "a private task" not in text

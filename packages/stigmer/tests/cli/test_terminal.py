@@ -1,0 +1,45 @@
+"""What a model or a tool says cannot steer the terminal."""
+
+from __future__ import annotations
+
+import pytest
+from stigmer.cli._terminal import harmless, size_text
+from stigmer.cli._view import arguments_line, question
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain\n\ttext é 漢 🙂", "plain\n\ttext é 漢 🙂"),
+        ("\x1b[2Jgone", "\\x1b[2Jgone"),
+        ("a\rb", "a\\x0db"),
+        ("a\r\nb", "a\nb"),
+        ("bell\x07 del\x7f c1\x9b", "bell\\x07 del\\x7f c1\\x9b"),
+        ("rm \u202efdp.exe", "rm \\u202efdp.exe"),
+    ],
+)
+def test_control_characters_are_shown_and_do_nothing(text: str, shown: str) -> None:
+    assert harmless(text) == shown
+
+
+def test_a_question_shows_the_command_whole() -> None:
+    command = "echo " + "x" * 5000 + "\nrm -rf /\x1b[1A"
+    shown = question("run_command", b'{"command": ' + __import__("json").dumps(command).encode() + b"}")
+    assert "x" * 5000 in shown
+    assert "rm -rf /\\x1b[1A" in shown
+    assert "\x1b" not in shown
+
+
+def test_arguments_are_one_short_line() -> None:
+    assert arguments_line(b'{"path": "notes.txt"}') == "notes.txt"
+    assert arguments_line(b'{"path": "a.txt", "text": "x\\ny"}') == "path=a.txt text=x y"
+    assert len(arguments_line(b'{"text": "' + b"y" * 900 + b'"}')) <= 120
+
+
+def test_sizes_are_for_people() -> None:
+    assert [size_text(n) for n in (7, 1234, 491_400_064, 1_117_320_768)] == [
+        "7 B",
+        "1.2 kB",
+        "491 MB",
+        "1.1 GB",
+    ]

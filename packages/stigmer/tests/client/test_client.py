@@ -1,0 +1,78 @@
+"""The client: events without gap or double over a daemon's death, and errors in the server's words."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from stigmer.client import Client, CreateExecutionRequest, RemoteError, ServerGone
+from stigmer.daemon import ensure_running, find
+from stigmer.home import Address, Home
+
+
+def request(stigmer, fake, task: str = "go") -> CreateExecutionRequest:
+    return CreateExecutionRequest(task=task, workspace=str(stigmer.folder), shell=fake.environment)
+
+
+async def test_a_stream_goes_on_after_the_daemon_was_killed(stigmer, fake) -> None:
+    fake.script({"text": "one two three four", "stall_after": 3}, {"text": "whole"})
+    home: Home = stigmer.home
+    notices: list[str] = []
+    address = ensure_running(home)
+    async with Client(address, again=lambda: ensure_running(home), notice=notices.append) as client:
+        events = client.run(request(stigmer, fake))
+        seqs, killed, text = [], False, ""
+        async for event in events:
+            if event.seq:
+                seqs.append(event.seq)
+            if event.HasField("text_delta") and not killed:
+                killed = True
+                os.kill(address.pid, signal.SIGKILL)
+            if event.HasField("finished"):
+                text = event.finished.text
+    assert text == "whole"
+    assert seqs == list(range(1, len(seqs) + 1))
+    now = find(home)
+    assert now is not None
+    assert notices == [f"the daemon (pid {address.pid}) was gone; going on with pid {now.pid}"]
+
+
+async def test_without_a_way_back_a_broken_stream_says_so(stigmer, fake) -> None:
+    fake.script({"text": "one two three four", "stall_after": 3})
+    address = ensure_running(stigmer.home)
+    async with Client(address) as client:
+
+        async def read() -> None:
+            async for event in client.run(request(stigmer, fake)):
+                if event.HasField("text_delta"):
+                    os.kill(address.pid, signal.SIGKILL)
+
+        with pytest.raises(ServerGone, match="does not answer"):
+            await read()
+
+
+async def test_an_error_keeps_the_servers_words(stigmer) -> None:
+    async with Client(ensure_running(stigmer.home)) as client:
+        with pytest.raises(RemoteError) as caught:
+            await client.get("nope")
+    assert caught.value.code == "not_found"
+    assert "'nope'" in caught.value.message
+
+
+async def test_a_wrong_token_is_refused(stigmer) -> None:
+    right = ensure_running(stigmer.home)
+    async with Client(Address(right.target, "wrong")) as client:
+        with pytest.raises(RemoteError, match="token") as caught:
+            await client.status()
+    assert caught.value.code == "unauthenticated"
+
+
+async def test_a_repeated_request_creates_nothing_twice(stigmer, fake) -> None:
+    fake.script({"text": "ok"})
+    async with Client(ensure_running(stigmer.home)) as client:
+        asked = request(stigmer, fake)
+        first = await client.create(asked)
+        second = await client.create(asked)
+    assert (first.created, second.created) == (True, False)
+    assert first.execution.id == second.execution.id
