@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -163,24 +163,24 @@ class Client:
     async def create(self, request: CreateExecutionRequest) -> CreateExecutionResponse:
         """Accepts an execution; the server runs it whether somebody watches or not."""
         request.idempotency_key = request.idempotency_key or uuid.uuid4().hex
-        return await self._ask(self._executions.CreateExecution, request)
+        return await self._ask(CreateExecutionResponse, "CreateExecution", request)
 
     async def preview(self, request: CreateExecutionRequest) -> PreviewExecutionResponse:
         """The exact provider request that this execution would begin with; nothing is stored or sent."""
-        return await self._ask(self._executions.PreviewExecution, request)
+        return await self._ask(PreviewExecutionResponse, "PreviewExecution", request)
 
     async def get(self, execution: str) -> Execution:
-        return await self._ask(self._executions.GetExecution, GetExecutionRequest(execution=execution))
+        return await self._ask(Execution, "GetExecution", GetExecutionRequest(execution=execution))
 
     async def list(self, *, limit: int = 20, state: str = "", page_token: str = "") -> ListExecutionsResponse:
         """The newest executions first; `page_token` is the answer's `next_page_token`."""
         request = ListExecutionsRequest(limit=limit, state=state, page_token=page_token)
-        return await self._ask(self._executions.ListExecutions, request)
+        return await self._ask(ListExecutionsResponse, "ListExecutions", request)
 
     async def cancel(self, execution: str, *, by: str = "") -> CancelExecutionResponse:
         """Stops an execution; answers when its last tool has stopped."""
         request = CancelExecutionRequest(execution=execution, by=by)
-        return await self._ask(self._executions.CancelExecution, request, limit=120.0)
+        return await self._ask(CancelExecutionResponse, "CancelExecution", request, limit=120.0)
 
     async def decide(
         self,
@@ -197,20 +197,31 @@ class Client:
         request = DecideApprovalRequest(
             execution=execution, call=call, path=path, digest=digest, approve=approve, by=by, reason=reason
         )
-        return await self._ask(self._executions.DecideApproval, request)
+        return await self._ask(DecideApprovalResponse, "DecideApproval", request)
 
     async def status(self) -> Status:
-        return await self._ask(self._system.GetStatus, GetStatusRequest())
+        return await self._ask(Status, "GetStatus", GetStatusRequest())
 
     async def shutdown(self, *, if_idle: bool = False) -> None:
         """Stops the server; what runs is handed back and goes on with the next one."""
-        await self._ask(self._system.Shutdown, ShutdownRequest(if_idle=if_idle))
+        await self._call("Shutdown", ShutdownRequest(if_idle=if_idle), _LIMIT)
 
-    async def _ask(
-        self, method: Callable[..., Awaitable[Answer]], request: Any, *, limit: float = _LIMIT
-    ) -> Answer:
+    async def _ask(self, kind: type[Answer], method: str, request: Any, *, limit: float = _LIMIT) -> Answer:
+        """One answer; asked once more where the server was gone and came back. No request does harm twice."""
         try:
-            return await method(request, timeout=limit, metadata=credentials(self.address))
+            answer = await self._call(method, request, limit)
+        except ServerGone as gone:
+            if self._again is None:
+                raise
+            await self._revive(gone.message)
+            answer = await self._call(method, request, limit)
+        assert isinstance(answer, kind)
+        return answer
+
+    async def _call(self, method: str, request: Any, limit: float) -> Any:
+        stub = self._system if hasattr(self._system, method) else self._executions
+        try:
+            return await getattr(stub, method)(request, timeout=limit, metadata=credentials(self.address))
         except grpc.aio.AioRpcError as error:
             raise translated(error, self.address) from error
 

@@ -59,7 +59,11 @@ def find(home: Home) -> Address | None:
         target, version, pid = str(said["address"]), str(said["version"]), int(said["pid"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # Not there, or half of a file that nobody of ours writes: no daemon that we can talk to.
-    return Address(target, token, version, pid) if _answers(target.removeprefix("unix:")) else None
+    return (
+        Address(target, token, version, pid, bool(said.get("stays")))
+        if _answers(target.removeprefix("unix:"))
+        else None
+    )
 
 
 def ensure_running(
@@ -90,11 +94,14 @@ def start(
     meanwhile: Callable[[], object] = lambda: None,
     limit: float = START_LIMIT,
 ) -> Address:
-    """Starts the daemon unless one of this version runs already. `stays` and `flags` are those of `stigmer up`."""
+    """Starts the daemon unless a fitting one runs already. `stays` and `flags` are those of `stigmer up`.
+
+    An idle daemon of another version, or one that does not stay or has not these flags, makes way for a new one.
+    """
     home.create()
     with _held(home.start_lock, limit, busy="another command is starting the daemon"):
         found = find(home)  # The command that we waited for may have started it.
-        if found is not None and not _made_way(home, found, say=say):
+        if found is not None and not _made_way(home, found, fits=not flags and found.stays >= stays, say=say):
             return found
         return _spawn(home, stays=stays, flags=dict(flags or {}), meanwhile=meanwhile, limit=limit)
 
@@ -144,21 +151,29 @@ def _answers(path: str) -> bool:
     return True
 
 
-def _made_way(home: Home, found: Address, *, say: Say) -> bool:
-    """Whether a running daemon has ended because it was of another version and idle."""
-    if found.version == __version__:
+def _made_way(home: Home, found: Address, *, fits: bool, say: Say) -> bool:
+    """Whether the running daemon has ended, because it was another than we want and had nothing to do."""
+    if found.version == __version__ and fits:
         return False
     try:
-        if not _shutdown(found, if_idle=True):
-            say(
-                f"the daemon (pid {found.pid}) is of version {found.version}, this is {__version__}; it is busy, so "
-                "it is used as it is. It is replaced by the next command that finds it idle"
-            )
-            return False
+        idle = _shutdown(found, if_idle=True)
     except DaemonError:
-        stop(home)  # It holds the home and answers nobody.
-    say(f"replaced the daemon of version {found.version} by {__version__}")
-    return True
+        idle = stop(home)  # It holds the home and answers nobody.
+    if found.version == __version__:
+        if not idle:
+            raise DaemonError(
+                f"the daemon (pid {found.pid}) is busy, so it cannot be started anew to stay or with other flags",
+                hint="stigmer up, when its runs have ended; or stigmer down first",
+            )
+        return True
+    if idle:
+        say(f"replaced the daemon of version {found.version} by {__version__}")
+    else:
+        say(
+            f"the daemon (pid {found.pid}) is of version {found.version}, this is {__version__}; it is busy, so it is "
+            "used as it is, and replaced by the next command that finds it idle"
+        )
+    return idle
 
 
 def _shutdown(found: Address, *, if_idle: bool) -> bool:
@@ -330,9 +345,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--flags", type=json.loads, default={}, help="JSON: the LLM flags of `stigmer up`")
     parser.add_argument("--idle-seconds", type=float, default=IDLE_SECONDS)
     given = parser.parse_args(arguments)
-    from graphton._process import make_undumpable
-
-    make_undumpable()  # Our environment holds the keys of the shell that started us.
     home = Home(given.home)
     lock = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)  # An old daemon that is about to end; who started us limits the wait.
@@ -359,10 +371,10 @@ def _serve(home: Home, given: Any) -> None:
     path = home.create_socket_folder()
     path.unlink(missing_ok=True)
 
-    def ready(*_: object) -> None:
-        _write(
-            home.address, json.dumps({"address": f"unix:{path}", "pid": os.getpid(), "version": __version__})
-        )
+    said = {"address": f"unix:{path}", "pid": os.getpid(), "version": __version__, "stays": given.stays}
+
+    def ready() -> None:
+        _write(home.address, json.dumps(said))
         if given.ready_fd is not None:
             os.write(given.ready_fd, b"ready\n")
             os.close(given.ready_fd)

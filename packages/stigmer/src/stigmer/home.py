@@ -33,6 +33,8 @@ class Address:
     token: str = field(repr=False)
     version: str = ""
     pid: int = 0
+    stays: bool = False
+    """Started by `stigmer up`; another one ends when it is idle."""
 
 
 @dataclass(frozen=True, slots=True)
