@@ -251,23 +251,110 @@ class ConfigResolved(_message.Message):
 
     SETTINGS_FIELD_NUMBER: _builtins.int
     NOTICES_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def settings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Setting]: ...
     @_builtins.property
     def notices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResolvedModel]:
+        """What goes out, in the order of use: the model, then its fallbacks."""
+
     def __init__(
         self,
         *,
         settings: _abc.Iterable[Global___Setting] | None = ...,
         notices: _abc.Iterable[_builtins.str] | None = ...,
+        models: _abc.Iterable[Global___ResolvedModel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["notices", b"notices", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "notices", b"notices", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConfigResolved: _TypeAlias = ConfigResolved  # noqa: Y015
+
+@_typing.final
+class ResolvedModel(_message.Message):
+    """A model as it is called. What nobody set, or the model does not take, is absent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    BASE_URL_FIELD_NUMBER: _builtins.int
+    HAS_KEY_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    CONTEXT_WINDOW_FIELD_NUMBER: _builtins.int
+    THINKING_FIELD_NUMBER: _builtins.int
+    CONNECT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_TIMEOUT_FIELD_NUMBER: _builtins.int
+    IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    model: _builtins.str
+    """The id that the provider knows."""
+    base_url: _builtins.str
+    has_key: _builtins.bool
+    """Whether a key goes with it; the key itself is never recorded."""
+    max_tokens: _builtins.int
+    temperature: _builtins.float
+    context_window: _builtins.int
+    thinking: _builtins.str
+    connect_timeout: _builtins.float
+    """Seconds."""
+    first_token_timeout: _builtins.float
+    idle_timeout: _builtins.float
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        model: _builtins.str = ...,
+        base_url: _builtins.str = ...,
+        has_key: _builtins.bool = ...,
+        max_tokens: _builtins.int | None = ...,
+        temperature: _builtins.float | None = ...,
+        context_window: _builtins.int | None = ...,
+        thinking: _builtins.str | None = ...,
+        connect_timeout: _builtins.float | None = ...,
+        first_token_timeout: _builtins.float | None = ...,
+        idle_timeout: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_connect_timeout", b"_connect_timeout", "_context_window", b"_context_window", "_first_token_timeout", b"_first_token_timeout", "_idle_timeout", b"_idle_timeout", "_max_tokens", b"_max_tokens", "_temperature", b"_temperature", "_thinking", b"_thinking", "connect_timeout", b"connect_timeout", "context_window", b"context_window", "first_token_timeout", b"first_token_timeout", "idle_timeout", b"idle_timeout", "max_tokens", b"max_tokens", "temperature", b"temperature", "thinking", b"thinking"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_connect_timeout", b"_connect_timeout", "_context_window", b"_context_window", "_first_token_timeout", b"_first_token_timeout", "_idle_timeout", b"_idle_timeout", "_max_tokens", b"_max_tokens", "_temperature", b"_temperature", "_thinking", b"_thinking", "base_url", b"base_url", "connect_timeout", b"connect_timeout", "context_window", b"context_window", "first_token_timeout", b"first_token_timeout", "has_key", b"has_key", "idle_timeout", b"idle_timeout", "max_tokens", b"max_tokens", "model", b"model", "provider", b"provider", "temperature", b"temperature", "thinking", b"thinking"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__connect_timeout: _TypeAlias = _typing.Literal["connect_timeout"]  # noqa: Y015
+    _WhichOneofArgType__connect_timeout: _TypeAlias = _typing.Literal["_connect_timeout", b"_connect_timeout"]  # noqa: Y015
+    _WhichOneofReturnType__context_window: _TypeAlias = _typing.Literal["context_window"]  # noqa: Y015
+    _WhichOneofArgType__context_window: _TypeAlias = _typing.Literal["_context_window", b"_context_window"]  # noqa: Y015
+    _WhichOneofReturnType__first_token_timeout: _TypeAlias = _typing.Literal["first_token_timeout"]  # noqa: Y015
+    _WhichOneofArgType__first_token_timeout: _TypeAlias = _typing.Literal["_first_token_timeout", b"_first_token_timeout"]  # noqa: Y015
+    _WhichOneofReturnType__idle_timeout: _TypeAlias = _typing.Literal["idle_timeout"]  # noqa: Y015
+    _WhichOneofArgType__idle_timeout: _TypeAlias = _typing.Literal["_idle_timeout", b"_idle_timeout"]  # noqa: Y015
+    _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__thinking: _TypeAlias = _typing.Literal["thinking"]  # noqa: Y015
+    _WhichOneofArgType__thinking: _TypeAlias = _typing.Literal["_thinking", b"_thinking"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__connect_timeout) -> _WhichOneofReturnType__connect_timeout | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__context_window) -> _WhichOneofReturnType__context_window | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_token_timeout) -> _WhichOneofReturnType__first_token_timeout | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idle_timeout) -> _WhichOneofReturnType__idle_timeout | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__thinking) -> _WhichOneofReturnType__thinking | None: ...
+
+Global___ResolvedModel: _TypeAlias = ResolvedModel  # noqa: Y015
 
 @_typing.final
 class Setting(_message.Message):
