@@ -8,6 +8,7 @@ import pty
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,83 @@ async def test_a_component_swapped_for_a_link_never_leads_out(
     assert not [text for text in seen if text.startswith(("outside", "folder/file.txt:", "edited"))]
     assert sorted(os.listdir(outside)) == ["file.txt", "secret.txt"]
     assert (outside / "file.txt").read_text() == "outside"
+
+
+AT: dict[tuple[str, str], Callable[[], object]] = {}
+"""What to do right before the kernel is asked: by audit event and the start of the name."""
+
+
+def _audit(event: str, args: tuple[Any, ...]) -> None:
+    if AT and event in ("open", "os.mkdir", "os.rename"):
+        for key in list(AT):
+            if key[0] == event and os.fsdecode(args[0]).startswith(key[1]):
+                AT.pop(key)()
+
+
+@pytest.fixture(scope="module")
+def audit() -> None:
+    """Lets a test act between a check and its use: Python announces each open before it does it."""
+    sys.addaudithook(_audit)
+
+
+RACES: list[tuple[str, str, str, dict[str, str]]] = [
+    # the event at which a component is swapped for a link that leads outside, that component, the call
+    ("open:folder", "folder", "read_file", {}),
+    ("open:file.txt", "folder", "read_file", {}),
+    ("open:file.txt", "folder/file.txt", "read_file", {}),
+    ("open:folder", "folder", "search_files", {"text": "outside"}),
+    ("open:file.txt", "folder/file.txt", "search_files", {"text": "outside"}),
+    ("open:folder", "folder", "write_file", {"content": "new"}),
+    ("open:.file.txt", "folder", "write_file", {"content": "new"}),
+    ("open:.file.txt", "folder/file.txt", "write_file", {"content": "new"}),
+    ("os.rename:.file.txt", "folder", "write_file", {"content": "new"}),
+    ("os.rename:.file.txt", "folder/file.txt", "write_file", {"content": "new"}),
+    ("open:folder", "folder", "edit_file", {"old": "side", "new": "new"}),
+    ("open:file.txt", "folder/file.txt", "edit_file", {"old": "side", "new": "new"}),
+    ("os.rename:.file.txt", "folder/file.txt", "edit_file", {"old": "side", "new": "new"}),
+]
+
+
+@pytest.mark.usefixtures("audit")
+@pytest.mark.parametrize(("when", "component", "name", "more"), RACES, ids=lambda one: str(one)[:30])
+async def test_a_swap_between_check_and_use_never_leads_out(
+    folder: Path, call: Any, when: str, component: str, name: str, more: dict[str, str]
+) -> None:
+    outside, place, swapped = folder.parent / "outside", folder / component, []
+    (outside / "file.txt").write_text("outside")
+    (folder / "folder").mkdir()
+    (folder / "folder" / "file.txt").write_text("inside")
+
+    def swap() -> None:
+        os.rename(place, folder / "aside")
+        os.symlink(outside if component == "folder" else outside / "file.txt", place)
+        swapped.append(when)
+
+    event, _, start = when.partition(":")
+    AT[event, start] = swap
+    said = await call(name, path="folder/file.txt", **more)
+    assert swapped
+    assert not AT
+    assert "outside" not in said.replace("holds 'outside'", "")
+    assert sorted(os.listdir(outside)) == ["file.txt", "secret.txt"]
+    assert (outside / "file.txt").read_text() == "outside"
+
+
+@pytest.mark.usefixtures("audit")
+async def test_a_closed_folder_swapped_in_is_not_read(folder: Path, call_in: Any) -> None:
+    (folder / "home").mkdir()
+    (folder / "home" / "token").write_text("secret")
+    (folder / "folder").mkdir()
+    (folder / "folder" / "token").write_text("free")
+
+    def swap() -> None:
+        os.rename(folder / "folder", folder / "aside")
+        os.rename(folder / "home", folder / "folder")
+        os.symlink("folder", folder / "home")
+
+    AT["open", "folder"] = swap
+    call = call_in(folder, closed=(folder / "home",))
+    assert "is closed to tools" in await call("read_file", path="folder/token")
 
 
 # --- closed folders --------------------------------------------------------------------------------------------
