@@ -1,0 +1,264 @@
+"""OpenAI chat completions, for OpenAI itself and for every host that speaks like it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from graphton.chat import _json
+from graphton.chat._http import HEADERS, Reply, endpoint, limits_for, post
+from graphton.chat._keys import check_key
+from graphton.chat._openai_stream import Collector
+from graphton.chat._sse import events
+from graphton.chat._wire import THINKING_LEVELS, Fragment, dumps, result_text, sent_arguments
+from graphton.chat.base import Chunk, Done, Preview, Request, ToolSpec, WaitChunk
+from graphton.errors import BrokenStream, ProviderTimeout, SettingError
+from graphton.messages import AssistantMessage, Message, Opaque, ToolCall, ToolResults, UserMessage
+from graphton.models import ModelRef, ModelSettings, find_provider, lookup, with_defaults
+
+__all__ = ["OpenAIChat"]
+
+
+class OpenAIChat:
+    """One model behind an OpenAI-compatible chat completions API. Create it with `create_chat`.
+
+    A server that we start ourselves is a subclass: `prepare` starts it and sets `base_url`, `extra_body` adds
+    fields to every request, and without an `api_key` no Authorization header goes out.
+    """
+
+    extra_body: Mapping[str, Any] = {}
+    """More fields of the request body, after ours."""
+
+    pending_url = ""
+    """What `preview` shows as the URL as long as `prepare` has set no `base_url`."""
+
+    def __init__(self, ref: ModelRef, settings: ModelSettings) -> None:
+        self.ref = ref
+        self.settings = with_defaults(ref, settings)
+        self.notices: tuple[str, ...] = ()
+        self.base_url = self._single_v1((self.settings.base_url or "").strip().rstrip("/"))
+        self._model = lookup(ref)
+        self._limits = limits_for(self.settings.timeouts, local=find_provider(ref.provider).local)
+        self._fixed = self._fixed_fields(settings)
+
+    # --- settings -----------------------------------------------------------------------------------------------
+
+    def notice(self, text: str) -> None:
+        """Say something about the settings that the user should know."""
+        self.notices = (*self.notices, text)
+
+    def _single_v1(self, url: str) -> str:
+        if not url.endswith("/v1/v1"):
+            return url
+        self.notice(f"base URL {url!r} ends in /v1 twice: one is left out")
+        return url.removesuffix("/v1")
+
+    def _fixed_fields(self, said: ModelSettings) -> dict[str, Any]:
+        """The part of the body that is the same for every request; what was said and is not sent is a notice."""
+        fields: dict[str, Any] = {}
+        if self.settings.max_tokens is not None:
+            fields[self._model.tokens_field] = self.settings.max_tokens
+        if self.settings.temperature is not None:
+            if self._model.sampling:
+                fields["temperature"] = self.settings.temperature
+            else:
+                self.notice(
+                    f"temperature {self.settings.temperature:g} is not sent: {self.ref.model} takes none"
+                )
+        if said.thinking is not None:
+            fields |= self._thinking_fields(said.thinking)
+        if said.context_window is not None and self.ref.provider != "llamacpp":
+            self.notice(f"context_window {said.context_window} is not sent: the window is the server's")
+        fields |= {"stream": True, "stream_options": {"include_usage": True}}
+        # llama.cpp then says how far it has read the prompt.
+        return fields | {"return_progress": True} if self.ref.provider == "llamacpp" else fields
+
+    def _thinking_fields(self, level: str) -> dict[str, Any]:
+        """How this model is told to think so much."""
+        if level not in THINKING_LEVELS:
+            raise SettingError(
+                f"thinking {level!r} is not known",
+                hint=f"one of {', '.join(THINKING_LEVELS)}, for example thinking='low'",
+            )
+        if self._model.thinking == "think":  # local models: their chat templates have a switch and no levels
+            return {"chat_template_kwargs": {"enable_thinking": level != "off"}}
+        off = self._model.thinking_off
+        if self._model.thinking == "none":
+            if level != "off":
+                self.notice(f"thinking {level} is not sent: {self.ref.model} does not think")
+            return {}
+        if level == "off" and off == "never":
+            self.notice(f"thinking off is not sent: {self.ref.model} always thinks")
+            return {}
+        if level == "off" and not off:
+            self.notice(
+                f"thinking off is not sent: nothing is known that turns it off at {self.ref.provider}"
+            )
+            return {}
+        return {"reasoning_effort": off if level == "off" else level}
+
+    # --- what a subclass may change -----------------------------------------------------------------------------
+
+    async def prepare(self) -> AsyncGenerator[WaitChunk]:
+        """What must happen before each request goes out: a subclass starts its server, tells, and sets `base_url`."""
+        nothing: tuple[WaitChunk, ...] = ()
+        for wait in nothing:
+            yield wait
+
+    async def close(self) -> None:
+        """Nothing is held: connections belong to the event loop, and close with it."""
+
+    # --- the call -----------------------------------------------------------------------------------------------
+
+    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """Send the request once; text and thinking as they come, then the whole message."""
+        async with aclosing(self.prepare()) as waits:
+            async for wait in waits:
+                yield wait
+        url, body = self._url(), self._body(request)
+        key = check_key(self.ref.provider, url, self.settings.api_key)
+        key.require()
+        async with post(
+            url,
+            body,
+            headers=self._headers(key.value),
+            provider=self.ref.provider,
+            limits=self._limits,
+            secrets=key.secrets,
+        ) as answer:
+            reply = Collector(self.ref.provider, answer.peer, prompt_bytes=len(body))
+            async with aclosing(_chunks(answer, reply)) as chunks:
+                try:
+                    async for chunk in chunks:
+                        yield chunk
+                except (BrokenStream, ProviderTimeout):
+                    # With the stop reason the reply is whole: what got lost is its end mark, or its usage.
+                    if not reply.finished:
+                        raise
+            if not reply.finished:
+                raise answer.peer.broken("the stream ended without a finish_reason")
+        yield Done(reply.message())
+
+    def preview(self, request: Request) -> Preview:
+        """The exact request, its key masked."""
+        url = self.pending_url if self.pending_url and not self.base_url else self._url()
+        masked = check_key(self.ref.provider, url, self.settings.api_key).masked
+        return Preview("POST", url, self._headers(masked), self._body(request))
+
+    def _url(self) -> str:
+        if not self.base_url:
+            raise SettingError(
+                f"provider {self.ref.provider!r} has no address of its own",
+                hint="set base_url, for example base_url='https://HOST/v1'",
+            )
+        return endpoint(self.base_url, "/chat/completions")
+
+    def _headers(self, key: str) -> dict[str, str]:
+        if not key:
+            return {**HEADERS, "accept": "text/event-stream"}
+        name, value = ("api-key", key) if self.ref.provider == "azure" else ("authorization", f"Bearer {key}")
+        return {**HEADERS, "accept": "text/event-stream", name: value}
+
+    def _body(self, request: Request) -> bytes:
+        # Always in this order, so that prompts cached by their beginning stay cached.
+        body: dict[str, Any] = {"model": self.ref.model}
+        if request.tools:
+            body["tools"] = [_tool(tool) for tool in request.tools]
+        body["messages"] = [*_system(request.system), *_wire_messages(request.messages, self.ref.provider)]
+        if request.schema is not None:
+            body["response_format"] = _response_format(request.schema)
+        return dumps({**body, **self._fixed, **self.extra_body})
+
+
+async def _chunks(answer: Reply, reply: Collector) -> AsyncGenerator[Chunk]:
+    """The chunks of a reply until it is whole; a host that does not stream is understood too."""
+    if answer.content_type == "application/json":
+        for chunk in reply.feed(await answer.body()):
+            yield chunk
+        return
+    if answer.content_type.startswith("text/html"):
+        raise answer.peer.protocol("a web page instead of a stream of events")
+    async with aclosing(events(answer)) as stream:
+        async for event in stream:
+            if event.data.strip() == b"[DONE]":
+                return
+            if event.name == "error":
+                raise reply.error(event.data)
+            for chunk in reply.feed(event.data):
+                yield chunk
+            if not reply.began:
+                answer.waiting(progress=reply.progressed)
+
+
+# --- what goes out ------------------------------------------------------------------------------------------------
+
+
+def _tool(spec: ToolSpec) -> Fragment:
+    function = {"name": spec.name, "description": spec.description, "parameters": spec.parameters}
+    return Fragment(dumps({"type": "function", "function": function}))
+
+
+def _system(text: str) -> list[Fragment]:
+    return [Fragment(dumps({"role": "system", "content": text}))] if text.strip() else []
+
+
+def _response_format(schema: dict[str, Any]) -> Fragment:
+    named = {"name": "reply", "schema": schema, "strict": _is_strict(schema)}
+    return Fragment(dumps({"type": "json_schema", "json_schema": named}))
+
+
+def _is_strict(schema: Any) -> bool:
+    """Whether OpenAI takes the schema as a strict one: every object closed, every property required."""
+    if isinstance(schema, list):
+        return all(map(_is_strict, schema))
+    if not isinstance(schema, dict):
+        return True
+    properties = schema.get("properties")
+    if schema.get("type") == "object" or isinstance(properties, dict):
+        if schema.get("additionalProperties") is not False:
+            return False
+        if set(schema.get("required", ())) != set(properties or ()):
+            return False
+    return all(map(_is_strict, schema.values()))
+
+
+def _wire_messages(messages: Iterable[Message], provider: str) -> Iterator[Fragment]:
+    """Every message as it goes out, each translated once; one that says nothing to this provider is left out."""
+    key = f"openai:{provider}"
+    for message in messages:
+        if key not in message.wire:
+            message.wire[key] = [Fragment(dumps(wire)) for wire in _translate(message, provider)]
+        yield from message.wire[key]
+
+
+def _translate(message: Message, provider: str) -> Iterator[dict[str, Any]]:
+    match message:
+        case UserMessage():
+            yield {"role": "user", "content": message.text}
+        case ToolResults():
+            for r in message.results:
+                yield {
+                    "role": "tool",
+                    "tool_call_id": r.wire_id or f"call_{r.call}",
+                    "content": result_text(r),
+                }
+        case AssistantMessage():
+            extras = _extras(message, provider)
+            calls = [_call(call, extras) for call in message.calls]
+            if calls:
+                yield {"role": "assistant", "content": message.text or None, "tool_calls": calls}
+            elif message.text:
+                yield {"role": "assistant", "content": message.text}
+
+
+def _call(call: ToolCall, extras: Mapping[str, Any]) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": dumps(sent_arguments(call)).decode()}
+    wire = {"id": call.wire_id or f"call_{call.id}", "type": "function", "function": function}
+    return {**wire, "extra_content": extras[call.wire_id]} if call.wire_id in extras else wire
+
+
+def _extras(message: AssistantMessage, provider: str) -> dict[str, Any]:
+    """What this host added to its calls and wants back with them."""
+    kept = (_json.loads(b.raw) for b in message.blocks if isinstance(b, Opaque) and b.provider == provider)
+    return {k["tool_call"]: k["extra_content"] for k in kept if isinstance(k, dict) and "tool_call" in k}
