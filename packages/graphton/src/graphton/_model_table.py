@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import date
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from graphton._model_prices import PRICES
 
@@ -75,8 +75,7 @@ class Model:
     """True where the model is not in the table and its row was inferred."""
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
+class Family(NamedTuple):
     """Local models that share a name before the tag, and what was measured of them (or what their makers say)."""
 
     name: str
@@ -244,8 +243,7 @@ LOCAL_NAMES = frozenset(family.name for family in FAMILIES)
 """Bare names that mean an Ollama model."""
 
 
-@dataclass(frozen=True, slots=True)
-class Guess:
+class Guess(NamedTuple):
     """What is assumed of a hosted model that is not in the table but whose name fits."""
 
     provider: str

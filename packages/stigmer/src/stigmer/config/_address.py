@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+from typing import NamedTuple
 
 from graphton.models import Provider
 
 __all__ = ["Address", "read_address"]
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """A base URL as its dialect's client takes it; `corrected` says what was put right."""
 
     url: str
@@ -23,6 +21,8 @@ def read_address(raw: str, provider: Provider, *, ollama_host: bool = False) -> 
 
     OLLAMA_HOST may lack the scheme and the port, and may be the address that a server listens on.
     """
+    from urllib.parse import urlsplit
+
     text = raw
     if ollama_host and "://" not in text:
         text = f"http://{text}"

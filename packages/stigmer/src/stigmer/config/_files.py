@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ["Document", "ReadFile", "display_path", "read_text", "read_yaml"]
 
@@ -14,8 +13,7 @@ _LIMIT = 1_000_000
 """Bytes. Nobody writes so much by hand; a larger file is something else under this name."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReadFile:
+class ReadFile(NamedTuple):
     """A file's bytes, or why there are none."""
 
     data: bytes = b""
@@ -23,8 +21,7 @@ class ReadFile:
     notices: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """The settings of a file as (dotted key, value, line), or what is wrong with it."""
 
     leaves: tuple[tuple[str, object, int], ...] = ()

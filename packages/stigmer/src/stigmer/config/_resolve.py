@@ -1,11 +1,14 @@
-"""The cascade itself: layers in, one value and one source for every setting out. Pure; reads nothing."""
+"""The cascade itself: layers in, one value and one source for every setting out. Pure; reads nothing.
+
+Small records are NamedTuples: making a frozen dataclass costs a millisecond at import, and this is on every run's way.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from graphton.errors import ModelNameError
 from graphton.models import (
@@ -50,8 +53,7 @@ class Facts(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """Facts that are known already."""
 
     ollama: bool
@@ -64,16 +66,14 @@ class Known:
         return self.memory
 
 
-@dataclass(frozen=True, slots=True)
-class Shadow:
+class Shadow(NamedTuple):
     """A value that a stronger layer hides."""
 
     value: object
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(NamedTuple):
     """What a setting came to, and why. A secret is already masked here."""
 
     value: object
@@ -81,8 +81,7 @@ class Value:
     shadowed: tuple[Shadow, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Fallback:
+class Fallback(NamedTuple):
     """A model that takes over, with its own address and key."""
 
     ref: ModelRef
@@ -179,8 +178,7 @@ def resolve(
     return config
 
 
-@dataclass(frozen=True, slots=True)
-class _Own:
+class _Own(NamedTuple):
     """What one layer itself says of provider and model."""
 
     provider: str | None = None
@@ -194,8 +192,7 @@ class _Own:
     """Why neither can be used."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Url:
+class _Url(NamedTuple):
     """A base URL that stands somewhere, for one provider."""
 
     layer: Layer
@@ -256,7 +253,7 @@ class _Cascade:
             settings,
             fallbacks,
             {name: self.values[name] for name in order},
-            tuple(dict.fromkeys(self.notices)),
+            tuple(n for n in dict.fromkeys(self.notices) if not n.startswith(tuple(self.problems))),
             tuple(dict.fromkeys(self.problems)),
         )
 
@@ -331,17 +328,17 @@ class _Cascade:
             return own
         text, fault = self._read("model", model_said)
         if fault:
-            return replace(own, fault=fault)
+            return own._replace(fault=fault)
         try:
             named, model = split_provider(str(text), provider)
         except ModelNameError as error:
             also = f" and {provider_said.source}" if provider_said is not None else ""
-            return replace(own, fault=f"{error.message}, from {model_said.source}{also}: {error.hint}")
+            return own._replace(fault=f"{error.message}, from {model_said.source}{also}: {error.hint}")
         owner = named or implied_provider(model)
         if provider is None and owner is not None:
             source = model_said.source if named else f"implied by {model_said.source}"
             return _Own(owner, source, owner, model, owner)
-        return replace(own, model=model, model_owner=owner)
+        return own._replace(model=model, model_owner=owner)
 
     def _provider(self, mode: str) -> Provider:
         """The highest layer that names one, or whose model names or implies one; else the mode's."""
@@ -404,7 +401,8 @@ class _Cascade:
             if said is None:
                 continue
             if own.fault and own.model is None:
-                if found is None and own.fault not in self.problems:
+                bad_provider = own.provider is None and own.provider_shown is not None
+                if found is None and not bad_provider and own.provider in (None, provider.name):
                     self.problems.append(own.fault)
                     self.sure = False
                 hidden.append(Shadow(said.raw, said.source))
@@ -766,8 +764,8 @@ class _Cascade:
     def _fallbacks(self, mode: str, provider: Provider, settings: ModelSettings) -> tuple[Fallback, ...]:
         value, said = self._plain_value("fallbacks", None, f"default for provider {provider.name}")
         if said is None or not isinstance(value, tuple):
-            self.values["fallbacks"] = replace(
-                self.values["fallbacks"], value=self.values["fallbacks"].value or ()
+            self.values["fallbacks"] = self.values["fallbacks"]._replace(
+                value=self.values["fallbacks"].value or ()
             )
             return ()
         layer = next(layer for layer in self.layers if layer.said.get("fallbacks") is said)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from graphton.errors import ModelNameError
 from graphton.models import find_provider
@@ -16,8 +16,7 @@ BLANKS = " \t\r\n\ufeff"
 """What is taken off both ends of every value: blanks, line ends and a byte order mark."""
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """One row. `parse` gives the value, or raises ValueError with what is accepted and an example that works."""
 
     name: str
