@@ -72,7 +72,7 @@ def _object(data: bytes) -> Any:
 
 def _budget(budget: pb.Budget) -> dict[str, Any]:
     return {
-        name: getattr(budget, name) if budget.HasField(name) else None  # type: ignore[arg-type]  # one of the four
+        name: getattr(budget, name) if budget.HasField(name) else None
         for name in ("steps", "tokens", "usd", "seconds")
     }
 

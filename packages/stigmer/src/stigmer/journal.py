@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from graphton import journal as g
-from graphton.messages import Usage
 
 from stigmer import redact
 from stigmer._translate import from_record, to_live, to_record
@@ -20,6 +20,7 @@ __all__ = ["APPROVAL_SECONDS", "DELTA_SECONDS", "StoreJournal", "masked", "open_
 
 DELTA_SECONDS = 0.05
 """Text is shown in pieces this far apart, the first piece at once: half the work of a piece per token."""
+Kept = TypeVar("Kept", bound=Message)
 APPROVAL_SECONDS = 7 * 24 * 3600.0
 
 
@@ -52,8 +53,6 @@ class StoreJournal(g.Record):
         super().__init__()
         self.execution = execution
         self.epoch = epoch
-        self.usage = Usage()
-        """What all recorded replies of all attempts used."""
         self._store, self._no, self._batch = store, no, 0
         self._pending: asyncio.Future[int] | None = None
         self._failure: Exception | None = None
@@ -61,16 +60,30 @@ class StoreJournal(g.Record):
         self._streams: dict[tuple[type[g.TextDelta] | type[g.ThinkingDelta], str, int, int], _Stream] = {}
         self._held: list[pb.Event] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._expires: dict[tuple[str, str], int] = {}
+        """When each question lapses."""
         for record in records:
-            event = from_record(record)
-            if event is not None:
-                self.add(event)
-        self._unanswered = {key for key in self.requests if key not in self.replies}
+            self.record(record)
 
-    def add(self, event: g.Event) -> None:
-        super().add(event)
-        if isinstance(event, g.ModelReplied):
-            self.usage = self.usage + event.message.usage
+    @property
+    def failure(self) -> Exception | None:
+        """What made the store refuse an append of this attempt."""
+        return self._failure
+
+    def record(self, record: pb.Event) -> None:
+        """Enters what is recorded already: earlier attempts, or a decision that somebody else appended meanwhile."""
+        event = from_record(record)
+        if event is not None:
+            self.add(event)
+        if isinstance(event, g.ApprovalRequested):
+            self._expires[event.path, event.call] = record.approval_requested.expires_ms
+
+    def waiting(self, calls: Sequence[str]) -> pb.Waiting:
+        """The record of waiting for these calls' approvals, until the first of them expires."""
+        expires = [self._expires[key] for key in self.approvals if key[1] in calls and key in self._expires]
+        return pb.Waiting(
+            reason="approval", call=calls[0] if calls else "", expires_ms=min(expires, default=0)
+        )
 
     # What the loop writes
 
@@ -78,11 +91,10 @@ class StoreJournal(g.Record):
         self.add(event)
         if self._streams:
             self._flush_text(ended=event if isinstance(event, g.ModelReplied) else None)
-        if isinstance(event, g.ModelRequested):
-            self._forget_stale(event)
         expires = 0
         if isinstance(event, g.ApprovalRequested):
             expires = self._store.now_ms + int(APPROVAL_SECONDS * 1000)
+            self._expires[event.path, event.call] = expires
         self.write([to_record(event, expires_ms=expires)])
 
     def write(self, records: list[pb.Event]) -> None:
@@ -153,13 +165,6 @@ class StoreJournal(g.Record):
             if over:
                 del self._streams[key]
 
-    def _forget_stale(self, event: g.ModelRequested) -> None:
-        """Text of an earlier attempt at this very reply may still stand on somebody's screen."""
-        key = (event.path, event.step, event.purpose)
-        if key in self._unanswered:
-            self._unanswered.discard(key)
-            self.live(g.StreamReset(event.path, event.step, event.try_))
-
     def _show(self, event: pb.Event) -> None:
         event.time_ms = self._store.now_ms
         if self._pending is not None:
@@ -168,7 +173,7 @@ class StoreJournal(g.Record):
             self._store.feed.live(self._no, event)
 
 
-def masked(record: pb.Event) -> pb.Event:
+def masked(record: Kept) -> Kept:
     """The record with every known secret masked, in place."""
     if redact.known():
         _mask(record)
@@ -204,18 +209,16 @@ def open_questions(records: Iterable[pb.Event]) -> list[pb.Event]:
     return list(asked.values())
 
 
-def running_seconds(records: Iterable[pb.Event]) -> float:
+def running_seconds(records: Iterable[pb.Event], *, now_ms: int) -> float:
     """How long attempts ran, waiting and time between them left out; a lost one counts to its last record."""
-    total = 0
-    began = last = 0
+    total = began = last = 0
     for record in records:
         kind = record.WhichOneof("kind")
         if kind == "attempt_started":
-            total += last - began if began else 0
             began = last = record.time_ms
-        elif began and kind == "attempt_ended":
+        elif kind == "attempt_ended" and began:
             total += (last if record.attempt_ended.outcome == "lost" else record.time_ms) - began
             began = 0
-        elif began:
+        else:
             last = record.time_ms
-    return (total + (last - began if began else 0)) / 1000
+    return (total + (now_ms - began if began else 0)) / 1000

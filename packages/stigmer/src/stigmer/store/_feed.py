@@ -26,6 +26,8 @@ class Watcher:
     size: int = 0
     behind: bool = False
     """The queue overflowed: read the store, then go on."""
+    ended: bool = False
+    """The execution has finished: nothing follows what is queued."""
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def push(self, seq: int, body: bytes) -> None:
@@ -85,6 +87,7 @@ class Feed:
         for seq, event, body in committed:
             self._settle(no, event)
             for watcher in self._watchers.get(no, ()):
+                watcher.ended = watcher.ended or event.HasField("finished")
                 watcher.push(seq, body)
 
     def live(self, no: int, event: pb.Event) -> None:

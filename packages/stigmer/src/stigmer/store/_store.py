@@ -325,6 +325,10 @@ class Store:
         row = self._reader.execute(query("get"), {"id": id}).fetchone()
         return Row(*row) if row else None
 
+    def by_idempotency_key(self, key: str) -> Row | None:
+        row = self._reader.execute(query("by_idempotency_key"), {"idempotency_key": key}).fetchone()
+        return Row(*row) if row else None
+
     def page(self, *, limit: int, before: int | None = None, state: str = "") -> list[Row]:
         """The newest first, those with a number below `before`."""
         values = {"before": before or 1 << 62, "state": state, "limit": limit}

@@ -1,0 +1,221 @@
+"""The runner: takes an execution's recorded configuration, builds its agent, drives the loop, names the outcome."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from graphton import models
+from graphton.errors import GraphtonError, JournalError
+from graphton.journal import Notice, Record
+from graphton.messages import Usage
+from graphton.models import ModelRef, ModelSettings, Timeouts
+
+from stigmer import redact
+from stigmer._translate import from_record
+from stigmer.api import event_pb2 as pb
+from stigmer.api.service_pb2 import CreateExecutionRequest
+from stigmer.errors import StigmerError
+from stigmer.journal import StoreJournal, running_seconds
+from stigmer.store import Row
+
+if TYPE_CHECKING:
+    from graphton.agent import Agent
+    from graphton.budget import Budget
+    from graphton.chat.base import Chat
+    from graphton.loop import Result
+    from graphton.tools import Tool, ToolContext, ToolOutput
+
+__all__ = ["KeySource", "Runner", "agent_for", "complete", "failure", "recorded_chat"]
+
+
+class KeySource(Protocol):
+    """Where a run's key comes from; `stigmer.secrets.Keys` is one."""
+
+    def find(self, execution: str, *, provider: str, base_url: str) -> str | None: ...
+    def forget(self, execution: str) -> None: ...
+
+
+class Runner:
+    """Drives attempts. `home` is closed to every tool; reports of our own defects are written below it."""
+
+    def __init__(self, home: Path, keys: KeySource) -> None:
+        self._home, self._keys = home, keys
+
+    async def run(self, row: Row, records: Sequence[pb.Event], journal: StoreJournal) -> list[pb.Event]:
+        """The records that end this attempt: the last one is `finished` or `waiting`. Raises only JournalError."""
+        try:
+            return await self._run(row, records, journal)
+        except JournalError:
+            raise
+        except Exception as error:
+            failed = pb.Finished(outcome="failed", error=failure(error, home=self._home, about=row.id))
+            return [pb.Event(finished=failed)]
+
+    def forget(self, id: str) -> None:
+        """The execution has finished: its key is dropped."""
+        self._keys.forget(id)
+
+    async def _run(self, row: Row, records: Sequence[pb.Event], journal: StoreJournal) -> list[pb.Event]:
+        request = CreateExecutionRequest.FromString(row.request)
+        config = next(r.config_resolved for r in records if r.HasField("config_resolved"))
+        model = config.models[0]
+        key = self._keys.find(row.id, provider=model.provider, base_url=model.base_url)
+        if key is None and model.has_key:
+            return [pb.Event(waiting=pb.Waiting(reason="key"))]
+        chat = recorded_chat(model, key if model.has_key else None)
+        for text in chat.notices:
+            if not any(r.HasField("notice") and r.notice.text == text for r in records):
+                journal.append(Notice("", "setting_not_sent", text))
+        agent = agent_for(chat, request, closed=(self._home,))
+        try:
+            spent = running_seconds(records, now_ms=records[-1].time_ms)
+            result = await agent.run(request.task, journal=journal, spent_seconds=spent)
+        finally:
+            await agent.close()
+        return _outcome(result, journal)
+
+
+def recorded_chat(model: pb.ResolvedModel, key: str | None) -> Chat:
+    """The chat that a recorded configuration means."""
+    from graphton.chat import create_chat
+
+    def said(name: str) -> Any:
+        return getattr(model, name) if model.HasField(name) else None  # type: ignore[arg-type]  # a field's name
+
+    settings = ModelSettings(
+        max_tokens=said("max_tokens"),
+        temperature=said("temperature"),
+        context_window=said("context_window"),
+        thinking=said("thinking"),
+        base_url=model.base_url or None,
+        api_key=key,
+        timeouts=Timeouts(
+            connect=said("connect_timeout"),
+            first_token=said("first_token_timeout"),
+            idle=said("idle_timeout"),
+        ),
+    )
+    return create_chat(ModelRef(model.provider, model.model), settings)
+
+
+def complete(finished: pb.Finished, records: Sequence[pb.Event], *, now_ms: int) -> pb.Finished:
+    """The same outcome with what the whole execution used: all attempts, calls that never came back at their estimate."""
+    record = Record()
+    for event in map(from_record, records):
+        if event is not None:
+            record.add(event)
+    used = record.lost("")
+    usd: float | None = None
+    unpriced = 0
+    for key, reply in record.replies.items():
+        usage = reply.message.usage
+        used = used + usage
+        cost = _cost(record.requests[key].model if key in record.requests else "", usage)
+        if cost is None:
+            unpriced += 1
+        else:
+            usd = (usd or 0.0) + cost
+    finished.usage.CopyFrom(
+        pb.Usage(
+            input_tokens=used.input_tokens,
+            output_tokens=used.output_tokens,
+            cached_tokens=used.cached_tokens,
+            cache_write_tokens=used.cache_write_tokens,
+            usd=usd,
+            unpriced_calls=unpriced,
+        )
+    )
+    finished.seconds = running_seconds(records, now_ms=now_ms)
+    return finished
+
+
+def failure(error: Exception, *, home: Path, about: str) -> pb.Error:
+    """What the user is told of an exception. A known one speaks for itself; any other is our defect and goes to a report."""
+    if isinstance(error, (GraphtonError, StigmerError)):
+        return pb.Error(code=error.code, message=redact.scrub(error.message), hint=redact.scrub(error.hint))
+    report = _report(error, home=home, about=about)
+    return pb.Error(
+        code="internal",
+        message=f"stigmer failed at its own work: {type(error).__name__}",
+        hint=f"this is our defect; what happened is written in {report}",
+    )
+
+
+def _report(error: Exception, *, home: Path, about: str) -> str:
+    """Writes the trace of a defect to a file for its owner alone, and gives its path."""
+    folder = home / "reports"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    path = folder / f"{stamp}-{about}.txt"
+    text = redact.scrub("".join(traceback.format_exception(error)))
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(f"{about}\n{text}\n")
+    return str(path)
+
+
+def _cost(model: str, usage: Usage) -> float | None:
+    provider, _, name = model.partition(":")
+    return models.cost(ModelRef(provider, name), usage) if name else None
+
+
+def agent_for(chat: Chat, request: CreateExecutionRequest, *, closed: Iterable[Path]) -> Agent:
+    """The agent that a request asks for; folders in `closed` are shut to its tools."""
+    from graphton._instructions import DEFAULT_INSTRUCTIONS
+    from graphton.agent import create_deep_agent
+    from graphton.approval import Approval
+
+    return create_deep_agent(
+        chat,
+        instructions=DEFAULT_INSTRUCTIONS if request.workspace else None,
+        tools=[_guarded(tool) for tool in _tools(request, closed)],
+        approval=Approval(approve_all=request.approve_all),
+        budget=_budget(request.budget),
+        name=request.agent,
+    )
+
+
+def _tools(request: CreateExecutionRequest, closed: Iterable[Path]) -> list[Tool]:
+    if not request.workspace:
+        return []
+    from graphton.toolsets import default_tools, open_workspace
+
+    opened = open_workspace(request.workspace, named=request.workspace_named, closed=closed)
+    return default_tools(opened, closed=closed)
+
+
+def _guarded(tool: Tool) -> Tool:
+    """The tool, with known secrets masked in what it answers: neither the model nor the record gets to see one."""
+    from graphton.tools import ToolOutput
+
+    async def run(arguments: dict[str, Any], context: ToolContext) -> ToolOutput:
+        output = await tool.run(arguments, context)
+        if isinstance(output, str):
+            return ToolOutput(redact.mask(output))
+        return replace(output, text=redact.mask(output.text))
+
+    return replace(tool, run=run)
+
+
+def _budget(given: pb.Budget) -> Budget:
+    from graphton.budget import Budget
+
+    said = {field.name: value for field, value in given.ListFields()}
+    return replace(Budget(), **said)
+
+
+def _outcome(result: Result, journal: StoreJournal) -> list[pb.Event]:
+    match result.outcome:
+        case "completed":
+            return [pb.Event(finished=pb.Finished(outcome="completed", text=result.text))]
+        case "budget_exceeded":
+            exceeded = pb.BudgetExceeded(limit=result.limit, value=result.value)
+            finished = pb.Finished(outcome="budget_exceeded", text=result.text)
+            return [pb.Event(budget_exceeded=exceeded), pb.Event(finished=finished)]
+        case "waiting":
+            return [pb.Event(waiting=journal.waiting(result.waiting))]

@@ -1,0 +1,39 @@
+"""Keys of model servers, in memory only: by execution, and by provider and origin. Never stored, logged or sent on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from graphton.models import origin
+
+from stigmer import redact
+
+__all__ = ["Keys"]
+
+
+class Keys:
+    """What callers' shells, the process environment and the user file gave, for as long as this process lives."""
+
+    def __init__(
+        self, *, otherwise: Callable[[str, str], str | None] = lambda provider, base_url: None
+    ) -> None:
+        self._otherwise = otherwise
+        self._by_execution: dict[str, str] = {}
+        self._by_origin: dict[tuple[str, str], str] = {}
+
+    def put(self, execution: str, key: str, *, provider: str, base_url: str) -> None:
+        """A key for one execution; others of the same provider and origin that lack theirs may use it too."""
+        redact.remember([key])
+        self._by_execution[execution] = key
+        self._by_origin[provider, origin(base_url)] = key
+
+    def find(self, execution: str, *, provider: str, base_url: str) -> str | None:
+        """The execution's own key, else one for the same provider and origin; never any other.
+
+        The last to be asked is `otherwise`: what this process's environment and the user file bind to that address.
+        """
+        found = self._by_execution.get(execution) or self._by_origin.get((provider, origin(base_url)))
+        return found or self._otherwise(provider, base_url)
+
+    def forget(self, execution: str) -> None:
+        self._by_execution.pop(execution, None)

@@ -1,0 +1,160 @@
+"""The server: one process that accepts executions over gRPC and drives them to their end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib import import_module
+from typing import Any
+
+from stigmer.home import Home
+
+__all__ = ["serve"]
+
+log = logging.getLogger("stigmer.server")
+
+MESSAGE_LIMIT = 16 << 20
+HOME_CHECK_SECONDS = 2.0
+GRACE_SECONDS = 2.0
+"""How long open calls may go on when the server ends."""
+OPTIONS = (
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+    ("grpc.max_send_message_length", MESSAGE_LIMIT),
+    ("grpc.so_reuseport", 0),
+)
+_WARM = ("graphton.agent", "graphton.toolsets", "graphton.chat._http")
+"""What a run needs and a ready server does not: imported right after the first caller could connect."""
+
+
+async def serve(
+    home: Home,
+    *,
+    address: str,
+    on_ready: Callable[[], None],
+    idle_seconds: float | None = 1800.0,
+    stays: bool = False,
+    flags: Mapping[str, str] | None = None,
+) -> None:
+    """Serves `home` at `address` (`unix:PATH`, or `HOST:PORT`) until it is told to end, or has nothing to do.
+
+    The caller holds the home's lock: there is one server per home. Cancelling this task ends it in good order, as
+    Shutdown does: what runs is handed back and goes on with the next server. `flags` are the LLM flags of the command
+    that started this process. Raises StoreError when the database cannot be used.
+    """
+    from graphton._process import make_undumpable
+
+    make_undumpable()
+    os.environ.setdefault(
+        "GRPC_ENABLE_FORK_SUPPORT", "0"
+    )  # Its fork handlers would meet our tools' processes.
+    server = _Server(home, address=address, stays=stays, flags=dict(flags or {}))
+    try:
+        await server.start()
+        on_ready()
+        log.info("ready address=%s pid=%d", address, os.getpid())
+        await server.until_the_end(idle_seconds=None if stays else idle_seconds)
+    finally:
+        await server.stop()
+
+
+class _Server:
+    """The parts of a running server, in the order in which they start; they stop in the reverse order."""
+
+    def __init__(self, home: Home, *, address: str, stays: bool, flags: dict[str, str]) -> None:
+        from stigmer.engines.embedded import EmbeddedEngine
+        from stigmer.runner import Runner
+        from stigmer.secrets import Keys
+        from stigmer.server._activity import Activity
+        from stigmer.server._resolve import Resolver
+        from stigmer.store import Store
+
+        home.create()
+        self._home, self._address, self._stays = home, address, stays
+        self._end = asyncio.Event()
+        self._activity = Activity()
+        self._store = Store(home.database)
+        self._resolver = Resolver(home, flags=flags)
+        self._keys = Keys(otherwise=self._resolver.key_for)
+        self._engine = EmbeddedEngine(self._store, Runner(home.path, self._keys))
+        self._grpc: Any = None
+        self._warming: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        import grpc.aio
+
+        from stigmer.api import service_pb2_grpc
+        from stigmer.server.auth import TokenCheck, token_of
+        from stigmer.server.executions import ExecutionService
+        from stigmer.server.system import SystemService
+
+        check = TokenCheck(token_of(self._home.token))
+        self._grpc = grpc.aio.server(interceptors=(check,), options=OPTIONS)
+        executions = ExecutionService(
+            home=self._home,
+            store=self._store,
+            engine=self._engine,
+            keys=self._keys,
+            activity=self._activity,
+            resolve=self._resolver,
+        )
+        system = SystemService(
+            home=self._home,
+            store=self._store,
+            engine=self._engine,
+            activity=self._activity,
+            address=self._address,
+            stays=self._stays,
+            end=self._end,
+        )
+        rpc: Any = service_pb2_grpc  # The generated stubs carry no types.
+        rpc.add_ExecutionServiceServicer_to_server(executions, self._grpc)
+        rpc.add_SystemServiceServicer_to_server(system, self._grpc)
+        before = os.umask(0o077)  # The socket is its owner's alone from its first moment.
+        try:
+            self._grpc.add_insecure_port(self._address)
+        finally:
+            os.umask(before)
+        await self._grpc.start()
+        await self._engine.start()
+        self._warming = asyncio.create_task(_warm(), name="warm up")
+
+    async def until_the_end(self, *, idle_seconds: float | None) -> None:
+        """Returns when Shutdown was called, the home is gone, or nothing was to be done for `idle_seconds`."""
+        every = HOME_CHECK_SECONDS if idle_seconds is None else min(HOME_CHECK_SECONDS, idle_seconds / 2)
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._end.wait(), every)
+                log.info("ending reason=asked")
+                return
+            if not self._home.database.exists():
+                log.warning("ending reason='the home is gone'")
+                return
+            if self._engine.running:
+                self._activity.touch()
+            elif idle_seconds is not None and self._activity.idle_for >= idle_seconds:
+                log.info("ending reason=idle")
+                return
+
+    async def stop(self) -> None:
+        """Runs are handed back first, so that watchers see it; then calls end, children, the database."""
+        if self._warming is not None:
+            self._warming.cancel()
+            await asyncio.gather(self._warming, return_exceptions=True)
+        await self._engine.stop()
+        if self._grpc is not None:
+            await self._grpc.stop(GRACE_SECONDS)
+        llamacpp = sys.modules.get("graphton.chat.llamacpp")
+        if llamacpp is not None:
+            await llamacpp.close_all()
+        await self._store.close()
+        log.info("ended pid=%d", os.getpid())
+
+
+async def _warm() -> None:
+    for module in _WARM:
+        await asyncio.sleep(0)  # A caller who is waiting comes first.
+        import_module(module)

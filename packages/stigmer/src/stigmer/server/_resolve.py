@@ -1,0 +1,206 @@
+"""From a request's layers to one configuration: resolved once, when the execution is accepted."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graphton.errors import ModelNameError
+from graphton.models import ModelRef, ModelSettings
+
+from stigmer import config, preflight, redact
+from stigmer.api import event_pb2 as pb
+from stigmer.api import service_pb2 as api
+from stigmer.errors import ConfigError
+from stigmer.home import Home
+from stigmer.server.status import Refused
+
+__all__ = ["Resolved", "Resolver", "check_model_file"]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A configuration as it is recorded, and beside it what is never recorded: the key."""
+
+    config: pb.ConfigResolved
+    provider: str
+    model: str
+    base_url: str
+    line: str
+    """Model, provider and why, for people."""
+    key: str | None = field(default=None, repr=False)
+
+
+class Resolver:
+    """This process's part of the cascade: its flags, its environment, the user file; asked with a request's layers."""
+
+    def __init__(
+        self, home: Home, *, flags: Mapping[str, str], environ: Mapping[str, str] | None = None
+    ) -> None:
+        self._environ = dict(os.environ if environ is None else environ)
+        self._file = Path(self._environ.get("STIGMER_CONFIG", "").strip() or home.config)
+        self._named = self._file != home.config
+        self._process = (
+            config.layer_from_flags(flags, "process_flag"),
+            config.layer_from_environment(self._environ),
+        )
+        _remember(self._environ)
+
+    async def __call__(self, request: api.CreateExecutionRequest, *, local: bool) -> Resolved:
+        """What a run with this request's layers uses. Raises ConfigError with all problems together.
+
+        `local`: the request came over the Unix socket, the only way that the caller's shell and files may take.
+        """
+        if not local and (request.shell or request.HasField("project_file")):
+            raise Refused(
+                "a request over TCP may not carry the caller's shell or files",
+                code="forbidden",
+                hint="send flags and execution_config; keys are set at the server",
+            )
+        _remember(request.shell)
+        layers = [*_request_layers(request, local=local), *self._process, *self._user_file()]
+        found = await self._resolve(layers)
+        settings, ref = found.settings, found.ref
+        return Resolved(
+            config=_record(found),
+            provider=ref.provider,
+            model=ref.model,
+            base_url=settings.base_url or "",
+            line=f"{found.values['model'].value} on {ref.provider} ({found.values['provider'].source})",
+            key=settings.api_key,
+        )
+
+    def key_for(self, provider: str, base_url: str) -> str | None:
+        """The key that this process's environment or the user file binds to that provider at that address."""
+        wanted = config.layer_from_flags({"provider": provider, "base_url": base_url or None})
+        layers = [wanted, *self._process, *self._user_file()]
+        try:
+            found = config.resolve(layers, config.Known(ollama=False), config.clock(self._environ))
+        except ConfigError as error:
+            if error.config is None:
+                return None
+            found = error.config  # Something else is wrong; the key may be there all the same.
+        _remember({"key": found.settings.api_key or ""})
+        return found.settings.api_key
+
+    def _user_file(self) -> list[config.Layer]:
+        """Read anew each time: an edit counts for the next run."""
+        if not self._named and not self._file.exists():
+            return []
+        return [config.layer_from_file(self._file)]
+
+    async def _resolve(self, layers: list[config.Layer]) -> config.LLMConfig:
+        """`resolve` is pure and asks for facts only when they matter: it is run again with each one measured."""
+        facts = _Facts()
+        while True:
+            try:
+                return config.resolve(layers, facts, config.clock(self._environ))
+            except _NotMeasured as missing:
+                if missing.url is None:
+                    facts.memory = preflight.free_memory()
+                else:
+                    facts.ollama[missing.url] = await preflight.ollama_up(missing.url)
+
+
+class _NotMeasured(Exception):
+    """A fact is wanted: whether an Ollama answers at `url`, or (None) how much memory is free."""
+
+    def __init__(self, url: str | None) -> None:
+        super().__init__(url)
+        self.url = url
+
+
+class _Facts:
+    """What has been measured so far."""
+
+    def __init__(self) -> None:
+        self.ollama: dict[str, bool] = {}
+        self.memory: int | None = None
+
+    def ollama_up(self, base_url: str) -> bool:
+        if base_url not in self.ollama:
+            raise _NotMeasured(base_url)
+        return self.ollama[base_url]
+
+    def free_memory(self) -> int:
+        if self.memory is None:
+            raise _NotMeasured(None)
+        return self.memory
+
+
+def check_model_file(provider: str, model: str, base_url: str) -> None:
+    """A model that we would serve ourselves must be on this machine; downloading it is the caller's decision."""
+    if provider != "llamacpp" or base_url:
+        return
+    from graphton import catalog
+
+    own = catalog.by_path(model)
+    if own is not None:
+        if not own.is_file():
+            raise ModelNameError(f"there is no model file {str(own)!r}", hint="stigmer models list")
+        return
+    entry = catalog.find(model)
+    if catalog.path_of(model) is None:
+        source = str(entry.sources[0])
+        raise Refused(
+            f"the model {entry.name} is not on this machine ({entry.size / 1e9:.1f} GB, from {source})",
+            code="model_missing",
+            hint=f"stigmer models pull {entry.name}",
+            details={"name": entry.name, "size": str(entry.size), "source": source},
+        )
+
+
+def _request_layers(request: api.CreateExecutionRequest, *, local: bool) -> list[config.Layer]:
+    given = {name.name: value for name, value in request.execution_config.ListFields()}
+    values: dict[str, Any] = {n: tuple(v) if n == "fallbacks" else v for n, v in given.items()}
+    layers = [config.layer_from_flags(dict(request.flags)), config.layer_from_execution(values)]
+    if not local:
+        return [layer.over_tcp() for layer in layers]
+    layers.append(config.layer_from_environment(dict(request.shell), "shell"))
+    if request.HasField("project_file"):
+        project = request.project_file
+        layers.append(config.layer_from_file(project.path, project.text, "project_file"))
+    return layers
+
+
+def _record(found: config.LLMConfig) -> pb.ConfigResolved:
+    """The resolution as it is stored. Values are masked already where they are secret."""
+    record = pb.ConfigResolved(notices=found.notices)
+    for name, value in found.values.items():
+        shadowed = [pb.Shadowed(value=_json(s.value), source=s.source) for s in value.shadowed]
+        record.settings.add(name=name, value=_json(value.value), source=value.source, shadowed=shadowed)
+    record.models.append(_model(found.ref, found.settings))
+    record.models.extend(_model(fallback.ref, fallback.settings) for fallback in found.fallbacks)
+    return record
+
+
+def _model(ref: ModelRef, settings: ModelSettings) -> pb.ResolvedModel:
+    return pb.ResolvedModel(
+        provider=ref.provider,
+        model=ref.model,
+        base_url=settings.base_url or "",
+        has_key=settings.api_key is not None,
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        context_window=settings.context_window,
+        thinking=settings.thinking,
+        connect_timeout=settings.timeouts.connect,
+        first_token_timeout=settings.timeouts.first_token,
+        idle_timeout=settings.timeouts.idle,
+    )
+
+
+def _json(value: object) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+
+
+def _remember(variables: Mapping[str, str]) -> None:
+    """Whatever is called a key is masked from now on, whether it is used or not."""
+    names = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+    redact.remember(
+        value.strip() for name, value in variables.items() if any(part in name.upper() for part in names)
+    )

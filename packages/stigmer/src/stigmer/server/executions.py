@@ -1,0 +1,378 @@
+"""ExecutionService: accepts executions, streams their events, answers questions about them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from graphton.errors import Fenced
+
+from stigmer.api import event_pb2 as pb
+from stigmer.api import service_pb2 as api
+from stigmer.api import service_pb2_grpc
+from stigmer.engines import Engine
+from stigmer.home import Home
+from stigmer.journal import masked, open_questions
+from stigmer.runner import agent_for, recorded_chat
+from stigmer.secrets import Keys
+from stigmer.server._activity import Activity
+from stigmer.server._resolve import Resolved, check_model_file
+from stigmer.server.auth import by_unix_socket
+from stigmer.server.status import Refused, abort
+from stigmer.store import Row, Store, new_id
+
+__all__ = ["ExecutionService"]
+
+log = logging.getLogger("stigmer.server")
+
+TASK_LIMIT = 4 << 20
+"""Characters. What is longer belongs into a file of the workspace."""
+PAGE_LIMIT = 200
+Answer = TypeVar("Answer")
+
+
+class _Resolves(Protocol):
+    async def __call__(self, request: api.CreateExecutionRequest, *, local: bool) -> Resolved: ...
+
+
+class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
+    """The methods of proto/stigmer/v1. `resolve` turns a request's layers into a configuration, once per execution."""
+
+    def __init__(
+        self,
+        *,
+        home: Home,
+        store: Store,
+        engine: Engine,
+        keys: Keys,
+        activity: Activity,
+        resolve: _Resolves,
+    ) -> None:
+        self._home, self._store, self._engine = home, store, engine
+        self._keys, self._activity, self._resolve = keys, activity, resolve
+        self._deciding = asyncio.Lock()
+
+    # The methods
+
+    async def CreateExecution(
+        self, request: api.CreateExecutionRequest, context: Any
+    ) -> api.CreateExecutionResponse:
+        """Accepts an execution and hands it to the engine."""
+        row, created = await self._answered(context, self._accept(request, local=by_unix_socket(context)))
+        return api.CreateExecutionResponse(execution=self._execution(row), created=created)
+
+    async def RunExecution(
+        self, request: api.CreateExecutionRequest, context: Any
+    ) -> AsyncIterator[api.Frame]:
+        """CreateExecution and WatchExecution in one."""
+        row, _ = await self._answered(context, self._accept(request, local=by_unix_socket(context)))
+        async for frame in self._watch(row, 1):
+            yield frame
+
+    async def WatchExecution(
+        self, request: api.WatchExecutionRequest, context: Any
+    ) -> AsyncIterator[api.Frame]:
+        """The events from a sequence number on, then the live ones, until the execution has finished."""
+        row = await self._answered(context, self._known(request.execution))
+        async for frame in self._watch(row, request.from_seq):
+            yield frame
+
+    async def GetExecution(self, request: api.GetExecutionRequest, context: Any) -> api.Execution:
+        """One execution as it is now."""
+        return self._execution(await self._answered(context, self._known(request.execution)))
+
+    async def ListExecutions(
+        self, request: api.ListExecutionsRequest, context: Any
+    ) -> api.ListExecutionsResponse:
+        """The newest first, in pages."""
+        return await self._answered(context, self._list(request))
+
+    async def CancelExecution(
+        self, request: api.CancelExecutionRequest, context: Any
+    ) -> api.CancelExecutionResponse:
+        """Ends an execution; answers when its last tool has stopped."""
+        return await self._answered(context, self._cancel(request))
+
+    async def DecideApproval(
+        self, request: api.DecideApprovalRequest, context: Any
+    ) -> api.DecideApprovalResponse:
+        """Answers one question; the execution goes on."""
+        row = await self._answered(context, self._decide(request))
+        return api.DecideApprovalResponse(execution=self._execution(row))
+
+    async def PreviewExecution(
+        self, request: api.CreateExecutionRequest, context: Any
+    ) -> api.PreviewExecutionResponse:
+        """The first provider request of such an execution; nothing is stored or sent."""
+        return await self._answered(context, self._preview(request, local=by_unix_socket(context)))
+
+    async def _answered(self, context: Any, work: Awaitable[Answer]) -> Answer:
+        """The answer, or the error as gRPC tells it."""
+        with self._activity.call():
+            try:
+                return await work
+            except Exception as error:
+                log.info("refused reason=%r", type(error).__name__)
+                await abort(context, error, home=self._home.path, about="request")
+
+    # Accepting
+
+    async def _accept(self, request: api.CreateExecutionRequest, *, local: bool) -> tuple[Row, bool]:
+        if request.idempotency_key:
+            known = self._store.by_idempotency_key(request.idempotency_key)
+            if known is not None:
+                return known, False
+        _check(request, home=self._home.path)
+        resolved = await self._resolve(request, local=local)
+        check_model_file(resolved.provider, resolved.model, resolved.base_url)
+        id = new_id(self._store.now_ms / 1000)
+        if resolved.key is not None:
+            self._keys.put(id, resolved.key, provider=resolved.provider, base_url=resolved.base_url)
+        events = [pb.Event(created=_created(request)), pb.Event(config_resolved=resolved.config)]
+        events.append(pb.Event(notice=pb.Notice(code="model", text=resolved.line)))
+        row, created = await self._store.accept(
+            id,
+            _without_secrets(request).SerializeToString(),
+            events=[masked(event) for event in events],
+            idempotency_key=request.idempotency_key,
+        )
+        log.info("execution accepted id=%s provider=%s model=%s", row.id, resolved.provider, resolved.model)
+        if created:
+            self._engine.submit(row.id)
+            if resolved.key is not None:
+                self._wake_those_without_a_key()
+        return row, created
+
+    def _wake_those_without_a_key(self) -> None:
+        for row in self._store.page(limit=PAGE_LIMIT, state="waiting"):
+            (_, last), *_ = self._store.events(row.no, row.seq - 1)
+            if pb.Event.FromString(last).waiting.reason == "key":
+                self._engine.wake(row.id)
+
+    async def _preview(
+        self, request: api.CreateExecutionRequest, *, local: bool
+    ) -> api.PreviewExecutionResponse:
+        from graphton.chat.base import Request
+        from graphton.messages import UserMessage
+
+        _check(request, home=self._home.path)
+        resolved = await self._resolve(request, local=local)
+        chat = recorded_chat(resolved.config.models[0], resolved.key)
+        try:
+            agent = agent_for(chat, request, closed=(self._home.path,))
+            shown = agent.chat.preview(
+                Request(agent.system, [UserMessage(request.task)], tools=agent.tool_specs)
+            )
+            resolved.config.notices.extend(n for n in chat.notices if n not in resolved.config.notices)
+        finally:
+            await chat.close()
+        return api.PreviewExecutionResponse(
+            config=resolved.config,
+            method=shown.method,
+            url=shown.url,
+            headers=shown.headers,
+            body=shown.body,
+        )
+
+    # Watching
+
+    async def _watch(self, row: Row, from_seq: int) -> AsyncIterator[api.Frame]:
+        """Stored events first, then what is published: no gap, no double."""
+        feed = self._store.feed
+        watcher = feed.join(row.no)
+        next_seq = max(1, from_seq)
+        try:
+            with self._activity.call():
+                while True:
+                    while page := self._store.events(row.no, next_seq):
+                        next_seq = page[-1][0] + 1
+                        yield api.Frame(execution=row.id, events=[body for _, body in page])
+                    # Nothing is awaited from the empty page to here: what comes now is queued, what was is stored.
+                    watcher.take()
+                    found = self._store.get(row.id)
+                    if found is None or (found.finished_ms is not None and next_seq > found.seq):
+                        return
+                    if partial := feed.partial(row.no):
+                        yield api.Frame(execution=row.id, events=partial)
+                    while not watcher.behind:
+                        await watcher.news()
+                        if watcher.behind:
+                            break
+                        taken = watcher.take()
+                        fresh = [body for seq, body in taken if seq == 0 or seq >= next_seq]
+                        next_seq = max([next_seq, *(seq + 1 for seq, _ in taken)])
+                        if fresh:
+                            yield api.Frame(execution=row.id, events=fresh)
+                        if watcher.ended and not watcher.queue and not watcher.behind:
+                            return
+        finally:
+            feed.leave(row.no, watcher)
+
+    # Asking and telling
+
+    async def _known(self, id: str) -> Row:
+        row = self._store.get(id)
+        if row is None:
+            raise Refused(f"there is no execution {id!r}", code="not_found", hint="stigmer list execution")
+        return row
+
+    async def _list(self, request: api.ListExecutionsRequest) -> api.ListExecutionsResponse:
+        before: int | None = None
+        if request.page_token:
+            if not request.page_token.isdecimal():
+                raise Refused(f"{request.page_token!r} is no page token", code="usage")
+            before = int(request.page_token)
+        limit = min(request.limit or 20, PAGE_LIMIT)
+        rows = self._store.page(limit=limit + 1, before=before, state=request.state)
+        more = len(rows) > limit
+        return api.ListExecutionsResponse(
+            executions=[self._execution(row) for row in rows[:limit]],
+            next_page_token=str(rows[limit - 1].no) if more else "",
+        )
+
+    async def _cancel(self, request: api.CancelExecutionRequest) -> api.CancelExecutionResponse:
+        row = await self._known(request.execution)
+        stopped = await self._engine.cancel(row.id, by=request.by or "somebody")
+        row = await self._known(row.id)
+        return api.CancelExecutionResponse(execution=self._execution(row), already_finished=not stopped)
+
+    async def _decide(self, request: api.DecideApprovalRequest) -> Row:
+        row = await self._known(request.execution)
+        async with self._deciding:
+            records = self._store.replay(row.no)
+            question = _question(records, request)
+            decided = pb.ApprovalDecided(
+                call=request.call,
+                digest=question.approval_requested.digest,
+                decision="approved" if request.approve else "rejected",
+                by=request.by or "somebody",
+                reason=request.reason,
+            )
+            events = [pb.Event(path=question.path, approval_decided=decided)]
+            if (await self._known(row.id)).state == "waiting":
+                events.append(pb.Event(resumed=pb.Resumed(by=decided.by)))
+            try:
+                await self._store.control(row.no, [masked(event) for event in events])
+            except Fenced:
+                raise _already(records, request, f"execution {row.id} has finished") from None
+        self._engine.wake(row.id)
+        return await self._known(row.id)
+
+    def _execution(self, row: Row) -> api.Execution:
+        request = api.CreateExecutionRequest.FromString(row.request)
+        shown = api.Execution(
+            id=row.id,
+            task=request.task,
+            agent=request.agent,
+            session=request.session,
+            workspace=request.workspace,
+            state=row.state,
+            created_ms=row.created_ms,
+            finished_ms=row.finished_ms or 0,
+            attempt=row.epoch,
+            last_seq=row.seq,
+        )
+        for _, body in self._store.events(row.no, 1, limit=2):
+            event = pb.Event.FromString(body)
+            if event.HasField("config_resolved"):
+                shown.config.CopyFrom(event.config_resolved)
+        if row.finished_ms is not None:
+            with suppress(ValueError):
+                ((_, body),) = self._store.events(row.no, row.seq, limit=1)
+                shown.finished.CopyFrom(pb.Event.FromString(body).finished)
+        elif row.state == "waiting":
+            questions = open_questions(self._store.replay(row.no))
+            shown.approvals.extend(question.approval_requested for question in questions)
+        return shown
+
+
+def _check(request: api.CreateExecutionRequest, *, home: Path) -> None:
+    """What can be seen to be wrong without knowing the configuration."""
+    if not request.task.strip():
+        raise Refused("the task is empty", code="empty_task", hint='stigmer run "What is in this folder?"')
+    if len(request.task) > TASK_LIMIT:
+        raise Refused(
+            f"the task has {len(request.task)} characters, more than {TASK_LIMIT}",
+            code="task_too_long",
+            hint="put the text into a file in the workspace and name the file in the task",
+        )
+    if request.agent not in ("", "default"):
+        raise Refused(
+            f"there is no agent {request.agent!r}",
+            code="agent_unknown",
+            hint="leave --agent out, or say default",
+        )
+    if request.session:
+        raise Refused(
+            f"there is no session {request.session!r}", code="not_found", hint="leave --session out"
+        )
+    for field, value in request.budget.ListFields():
+        if not value > 0:
+            raise Refused(
+                f"budget {field.name} {value!r} is not above 0",
+                code="usage",
+                hint="leave it out for no limit",
+            )
+    if request.workspace:
+        from graphton.toolsets import open_workspace
+
+        if not Path(request.workspace).is_absolute():
+            raise Refused(
+                f"workspace {request.workspace!r} is not an absolute path",
+                code="workspace",
+                hint="e.g. /home/ann/project",
+            )
+        open_workspace(request.workspace, named=request.workspace_named, closed=(home,))
+
+
+def _created(request: api.CreateExecutionRequest) -> pb.Created:
+    return pb.Created(
+        task=request.task,
+        agent=request.agent or "default",
+        session=request.session,
+        workspace=request.workspace,
+        budget=request.budget,
+        approve_all=request.approve_all,
+    )
+
+
+def _without_secrets(request: api.CreateExecutionRequest) -> api.CreateExecutionRequest:
+    """What of a request is kept: no shell layer, no file text, and no known secret anywhere."""
+    kept = api.CreateExecutionRequest()
+    kept.CopyFrom(request)
+    kept.ClearField("shell")
+    kept.ClearField("project_file")
+    kept.ClearField("flags")  # Their values stand in the resolved configuration, with their source.
+    masked(kept)
+    return kept
+
+
+def _question(records: list[pb.Event], request: api.DecideApprovalRequest) -> pb.Event:
+    """The open question that the request answers."""
+    for question in open_questions(records):
+        asked = question.approval_requested
+        if (question.path, asked.call) == (request.path, request.call):
+            if request.digest and request.digest != asked.digest:
+                raise Refused(
+                    f"call {request.call!r} now has other arguments than those that were shown",
+                    code="changed",
+                    hint="look at it again: stigmer approvals",
+                )
+            return question
+    raise _already(records, request, f"there is no open question about call {request.call!r}")
+
+
+def _already(records: list[pb.Event], request: api.DecideApprovalRequest, otherwise: str) -> Refused:
+    """Who decided this before, if anybody did."""
+    for record in reversed(records):
+        decided = record.approval_decided
+        if record.HasField("approval_decided") and (record.path, decided.call) == (
+            request.path,
+            request.call,
+        ):
+            return Refused(f"call {request.call!r} was {decided.decision} by {decided.by}", code="decided")
+    return Refused(otherwise, code="not_found", hint="stigmer approvals")

@@ -1,0 +1,70 @@
+"""SystemService: what this server is and does, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import Any
+
+from stigmer import __version__
+from stigmer.api import service_pb2 as api
+from stigmer.api import service_pb2_grpc
+from stigmer.engines.embedded import EmbeddedEngine
+from stigmer.home import Home
+from stigmer.server._activity import Activity
+from stigmer.server.status import Refused, abort
+from stigmer.store import Store
+
+__all__ = ["SystemService"]
+
+
+class SystemService(service_pb2_grpc.SystemServiceServicer):
+    """GetStatus and Shutdown. `end` is set when the server shall end."""
+
+    def __init__(
+        self,
+        *,
+        home: Home,
+        store: Store,
+        engine: EmbeddedEngine,
+        activity: Activity,
+        address: str,
+        stays: bool,
+        end: asyncio.Event,
+    ) -> None:
+        self._home, self._store, self._engine, self._activity = home, store, engine, activity
+        self._address, self._stays, self._end = address, stays, end
+        self._started_ms = store.now_ms
+
+    async def GetStatus(self, request: api.GetStatusRequest, context: Any) -> api.Status:
+        """What runs and waits here, and which models this server serves itself."""
+        return api.Status(
+            version=__version__,
+            pid=os.getpid(),
+            address=self._address,
+            engine="embedded",
+            home=str(self._home.path),
+            running=self._engine.running,
+            waiting=self._store.count("waiting"),
+            started_ms=self._started_ms,
+            stays=self._stays,
+            models=_served(),
+        )
+
+    async def Shutdown(self, request: api.ShutdownRequest, context: Any) -> api.ShutdownResponse:
+        """Ends the server after the answer; what runs is handed back."""
+        if request.if_idle and (self._engine.running or self._store.feed.watchers):
+            busy = Refused(
+                f"the server is busy: {self._engine.running} executions run", code="busy", hint="stigmer down"
+            )
+            await abort(context, busy, home=self._home.path, about="shutdown")
+        self._end.set()
+        return api.ShutdownResponse()
+
+
+def _served() -> list[api.ServedModel]:
+    """The llama.cpp children, if that module was ever needed."""
+    module = sys.modules.get("graphton.chat.llamacpp")
+    served = module.served() if module is not None and hasattr(module, "served") else ()
+    return [api.ServedModel(model=model, pid=pid) for model, pid in served]
