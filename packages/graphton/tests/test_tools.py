@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 import pytest
 from graphton.errors import ToolDefinitionError, ToolError
 from graphton.tools import Effect, Tool, ToolContext, ToolOutput, check_arguments, in_thread, tool
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 CONTEXT = ToolContext("3.0", "", "run-1::3.0")
@@ -482,6 +482,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_right_arguments_are_never_changed(arguments: dict[str, Any]) -> None:
     checked, problems = check_arguments(sample, arguments)
@@ -489,6 +490,7 @@ def test_right_arguments_are_never_changed(arguments: dict[str, Any]) -> None:
     assert not problems
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_values_written_as_json_strings_are_read_back(arguments: dict[str, Any]) -> None:
     written = {
@@ -500,6 +502,7 @@ def test_values_written_as_json_strings_are_read_back(arguments: dict[str, Any])
     assert checked == arguments
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(list(sample.parameters["properties"])) | st.text(), JSON))
 def test_any_arguments_are_answered_and_mending_twice_changes_nothing(arguments: dict[str, Any]) -> None:
     before = json.dumps(arguments)

@@ -160,6 +160,8 @@ async def _follow(
     try:
         while line := await guard.stderr.readline():
             report.hear(line.decode().strip(), ctx)
+        if not report.why:
+            _kill(guard, report)  # it was killed before it could end the command
         # The guard is gone, and so is everything that wrote, but for what it was not allowed to end.
         await asyncio.wait({reading, asyncio.ensure_future(guard.wait())}, timeout=1 if report.left else 10)
     finally:
@@ -189,8 +191,6 @@ async def _ended(work: asyncio.Future[None], guard: asyncio.subprocess.Process, 
             cancelled = True
         if time.monotonic() >= deadline:
             _kill(guard, report)
-    if not report.why:
-        _kill(guard, report)
     if cancelled:
         raise asyncio.CancelledError
     work.result()
