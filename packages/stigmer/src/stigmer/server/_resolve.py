@@ -173,12 +173,14 @@ def _record(found: config.LLMConfig) -> pb.ConfigResolved:
     for name, value in found.values.items():
         shadowed = [pb.Shadowed(value=_json(s.value), source=s.source) for s in value.shadowed]
         record.settings.add(name=name, value=_json(value.value), source=value.source, shadowed=shadowed)
-    record.models.append(_model(found.ref, found.settings))
-    record.models.extend(_model(fallback.ref, fallback.settings) for fallback in found.fallbacks)
+    # A default window is the model's own; only one that somebody set is asked for.
+    window_said = not found.values["context_window"].source.startswith("default ")
+    called = [(found.ref, found.settings), *((f.ref, f.settings) for f in found.fallbacks)]
+    record.models.extend(_model(ref, settings, window_said=window_said) for ref, settings in called)
     return record
 
 
-def _model(ref: ModelRef, settings: ModelSettings) -> pb.ResolvedModel:
+def _model(ref: ModelRef, settings: ModelSettings, *, window_said: bool) -> pb.ResolvedModel:
     return pb.ResolvedModel(
         provider=ref.provider,
         model=ref.model,
@@ -186,7 +188,7 @@ def _model(ref: ModelRef, settings: ModelSettings) -> pb.ResolvedModel:
         has_key=settings.api_key is not None,
         max_tokens=settings.max_tokens,
         temperature=settings.temperature,
-        context_window=settings.context_window,
+        context_window=settings.context_window if window_said else None,
         thinking=settings.thinking,
         connect_timeout=settings.timeouts.connect,
         first_token_timeout=settings.timeouts.first_token,
