@@ -118,7 +118,7 @@ class Fake:
     def environment(self) -> dict[str, str]:
         """What brings a run to this server: key and address stand together, so that the key goes there."""
         return {
-            "STIGMER_LLM_MODEL": "openai:gpt-4o-mini",
+            "STIGMER_LLM_MODEL": "openai:test-model",
             "OPENAI_BASE_URL": f"{self.url}/v1",
             "OPENAI_API_KEY": SENTINEL,
         }

@@ -172,10 +172,18 @@ class Client:
     async def get(self, execution: str) -> Execution:
         return await self._ask(Execution, "GetExecution", GetExecutionRequest(execution=execution))
 
-    async def list(self, *, limit: int = 20, state: str = "", page_token: str = "") -> ListExecutionsResponse:
-        """The newest executions first; `page_token` is the answer's `next_page_token`."""
-        request = ListExecutionsRequest(limit=limit, state=state, page_token=page_token)
-        return await self._ask(ListExecutionsResponse, "ListExecutions", request)
+    async def list(self, *, limit: int = 20, state: str = "") -> list[Execution]:
+        """The newest executions first, `limit` of them at most; `state` "" means any."""
+        found: list[Execution] = []
+        token = ""
+        while len(found) < limit:
+            request = ListExecutionsRequest(limit=limit - len(found), state=state, page_token=token)
+            page = await self._ask(ListExecutionsResponse, "ListExecutions", request)
+            found.extend(page.executions)
+            token = page.next_page_token
+            if not token:
+                break
+        return found
 
     async def cancel(self, execution: str, *, by: str = "") -> CancelExecutionResponse:
         """Stops an execution; answers when its last tool has stopped."""
@@ -253,6 +261,8 @@ class Events:
                         yield event
                         if event.HasField("finished") and not event.path:
                             return
+                if self.execution and (await self._client.get(self.execution)).finished_ms:
+                    return  # It had ended before the first event that was asked for.
                 lost = "it ended the stream before the execution ended"
             except grpc.aio.AioRpcError as error:
                 known = translated(error, self._client.address)

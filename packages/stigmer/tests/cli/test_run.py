@@ -31,7 +31,7 @@ def test_a_run_answers_on_stdout_and_tells_the_rest_on_stderr(stigmer, fake) -> 
     assert done.returncode == 0, done.stderr
     assert done.stdout == "The word is heron.\n"
     first = done.stderr.splitlines()[0]
-    assert "gpt-4o-mini" in first
+    assert "test-model" in first
     assert "openai" in first
     assert "STIGMER_LLM_MODEL" in first
     assert "> read_file notes.txt" in done.stderr
@@ -163,29 +163,38 @@ def test_dry_run_shows_the_request_and_sends_nothing(stigmer, fake) -> None:
 
 def test_ctrl_c_cancels_the_run_and_ends_with_130(stigmer, fake) -> None:
     fake.script({"text": "one two three four", "stall_after": 2})
-    process = stigmer.start("run", "go", "--json")
-    assert process.stdout is not None
-    lines = iter(process.stdout.readline, "")
-    for line in lines:
-        if json.loads(line)["type"] == "text_delta":
-            break
-    process.send_signal(signal.SIGINT)
-    rest = [json.loads(line) for line in lines]
-    assert process.wait(60) == 130
+    with stigmer.start("run", "go", "--json") as process:
+        lines = iter(process.stdout.readline, "")
+        for line in lines:
+            if json.loads(line)["type"] == "text_delta":
+                break
+        process.send_signal(signal.SIGINT)
+        rest = [json.loads(line) for line in lines]
+        assert process.wait(60) == 130
+        assert "press Ctrl-C again to leave at once" in process.stderr.read()
     assert "cancel_requested" in [e["type"] for e in rest]
     assert (rest[-1]["type"], rest[-1]["outcome"]) == ("finished", "cancelled")
-    assert process.stderr is not None
-    assert "press Ctrl-C again to leave at once" in process.stderr.read()
 
 
 def test_sigterm_is_like_ctrl_c(stigmer, fake) -> None:
     fake.script({"text": "one two three four", "stall_after": 2})
-    process = stigmer.start("run", "go")
-    waits_for(process, "gpt-4o-mini")
-    process.terminate()
-    assert process.wait(60) == 130
+    with stigmer.start("run", "go") as process:
+        waits_for(process, "test-model")
+        process.terminate()
+        assert process.wait(60) == 130
     (row,) = [json.loads(line) for line in stigmer("list", "--json").stdout.splitlines()]
     assert row["state"] == "cancelled"
+
+
+def test_ctrl_c_leaves_an_attached_run_alone(stigmer, fake) -> None:
+    fake.script({"text": "one two three four", "stall_after": 2})
+    execution = stigmer("run", "go", "--detach").stdout.strip()
+    with stigmer.start("attach", execution) as process:
+        waits_for(process, "test-model")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert json.loads(stigmer("get", "execution", execution, "--json").stdout)["state"] == "running"
+    stigmer("cancel", execution)
 
 
 def test_a_closed_stdout_ends_quietly(stigmer, fake) -> None:

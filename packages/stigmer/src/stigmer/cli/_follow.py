@@ -8,10 +8,11 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 from stigmer.api.event_pb2 import ApprovalRequested, Event, Finished
 from stigmer.cli._main import BUDGET, FAILED, INTERRUPTED, WAITING, asked, exit_code
-from stigmer.cli._terminal import Terminal, harmless, terminal
+from stigmer.cli._terminal import StdoutClosed, Terminal, harmless, terminal
 from stigmer.cli._view import JsonView, TextView, View, question
 from stigmer.client import Client, Events, RemoteError
 
@@ -28,6 +29,10 @@ def whoami() -> str:
         return f"{getpass.getuser()}@{socket.gethostname()}"
     except (KeyError, OSError):  # A user without a name, as in some containers.
         return f"uid {os.getuid()}@{socket.gethostname()}"
+
+
+_GOODBYE = 5.0
+"""Seconds that a command which nobody reads any more waits for its run to be cancelled."""
 
 
 def view_and_asks() -> tuple[View, bool]:
@@ -68,6 +73,11 @@ class Follower:
             if not self._interrupts:
                 raise
             return INTERRUPTED
+        except StdoutClosed:
+            if self._cancels:  # The run was for whoever read it.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._cancel(), _GOODBYE)
+            raise
         finally:
             if self._cancelling is not None:
                 self._cancelling.cancel()
@@ -165,7 +175,7 @@ class Follower:
                 reason=reason.strip(),
             )
         except RemoteError as error:
-            if error.status != "FAILED_PRECONDITION":
+            if error.code != "decided":
                 raise
             self._view.talk(harmless(error.message))  # Somebody else was faster; the message says who.
         return True

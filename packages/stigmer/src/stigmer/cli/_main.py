@@ -14,7 +14,7 @@ import click
 from graphton.errors import GraphtonError
 
 from stigmer import __version__
-from stigmer.cli._terminal import Terminal, terminal
+from stigmer.cli._terminal import StdoutClosed, Terminal, terminal
 from stigmer.errors import StigmerError, UsageError
 
 __all__ = ["INTERRUPTED", "USAGE", "Asked", "asked", "exit_code", "json_option", "main"]
@@ -138,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         talk.status("")
         return INTERRUPTED
-    except BrokenPipeError:
+    except StdoutClosed:
         _forget_stdout()
         return INTERRUPTED
     except click.exceptions.Exit as done:
@@ -187,7 +187,7 @@ def _tell(message: str, hint: str, code: str, talk: Terminal, state: Asked) -> N
     if state.json:
         try:
             talk.data(json.dumps({"type": "error", "code": code, "message": message, "hint": hint}) + "\n")
-        except BrokenPipeError:
+        except StdoutClosed:
             _forget_stdout()
         return
     talk.say(f"{talk.paint('error:', 'red')} {message}")

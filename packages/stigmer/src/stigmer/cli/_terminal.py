@@ -10,7 +10,7 @@ import time
 from functools import cache
 from typing import TextIO
 
-__all__ = ["Terminal", "harmless", "size_text", "terminal"]
+__all__ = ["StdoutClosed", "Terminal", "harmless", "size_text", "terminal"]
 
 _STYLES = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 _HARMFUL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -43,6 +43,10 @@ def size_text(count: int) -> str:
     return f"{amount:.1f} GB"
 
 
+class StdoutClosed(Exception):
+    """Nobody reads stdout any more. A class of our own, because click has its own mind about BrokenPipeError."""
+
+
 class Terminal:
     """The two streams of a command. A status line is updated in place on a terminal and is told sparsely elsewhere."""
 
@@ -61,8 +65,7 @@ class Terminal:
         if not text:
             return
         self._wipe()
-        self._out.write(harmless(text) if self.out_is_terminal else text)
-        self._out.flush()
+        self._write(harmless(text) if self.out_is_terminal else text)
         self._mid_line = self.out_is_terminal and not text.endswith("\n")
 
     def say(self, text: str) -> None:
@@ -98,10 +101,17 @@ class Terminal:
         return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if self.colour else text
 
     def flush(self) -> None:
-        """Leaves both streams in order; raises BrokenPipeError where nobody reads stdout."""
+        """Leaves both streams in order; raises StdoutClosed where nobody reads stdout."""
         self._wipe()
         self._end_line()
-        self._out.flush()
+        self._write("")
+
+    def _write(self, text: str) -> None:
+        try:
+            self._out.write(text)
+            self._out.flush()
+        except BrokenPipeError as error:
+            raise StdoutClosed from error
 
     def _wipe(self) -> None:
         self._told_at = time.monotonic()
@@ -112,9 +122,8 @@ class Terminal:
 
     def _end_line(self) -> None:
         if self._mid_line:
-            self._out.write("\n")
-            self._out.flush()
             self._mid_line = False
+            self._write("\n")
 
 
 @cache

@@ -94,27 +94,32 @@ class TextView:
     # ---- what serves the run ----
 
     def _config_resolved(self, event: Event, config: ConfigResolved) -> None:
-        self._config = config
+        self._config = config  # Told after the line that names the model.
+
+    def _notice(self, event: Event, notice: Any) -> None:
+        if notice.code == "model":
+            self._name_model(event, notice.text)
+        else:
+            self._line(event, f"note: {notice.text}", style="yellow")
+
+    def _model_requested(self, event: Event, requested: Any) -> None:
+        self._name_model(event, model_line(requested.model, self._config))
+        if not event.path:
+            self._terminal.status("waiting for the model …")
+
+    def _name_model(self, event: Event, text: str) -> None:
+        """The first line of a run: which model, whose, and why; then what else there is to say of the settings."""
+        if self._named_model:
+            return
+        self._named_model = True
+        self._line(event, text, style="bold")
+        config = self._config or ConfigResolved()
         if self._verbose:
             for line in settings_lines(config):
                 self._line(event, line, style="dim")
         else:
             for notice in config.notices:
                 self._line(event, f"note: {notice}", style="yellow")
-
-    def _notice(self, event: Event, notice: Any) -> None:
-        if notice.code == "model":
-            self._named_model = True
-            self._line(event, notice.text, style="bold")
-        else:
-            self._line(event, f"note: {notice.text}", style="yellow")
-
-    def _model_requested(self, event: Event, requested: Any) -> None:
-        if not self._named_model:
-            self._named_model = True
-            self._line(event, model_line(requested.model, self._config), style="bold")
-        if not event.path:
-            self._terminal.status("waiting for the model …")
 
     # ---- what the model says ----
 

@@ -28,7 +28,7 @@ def approvals() -> int:
         talk = terminal()
         found = [
             (one, open_)
-            for one in (await client.list(limit=1000, state="waiting")).executions
+            for one in await client.list(limit=1000, state="waiting")
             for open_ in (await client.get(one.id)).approvals
         ]
         for one, open_ in found:

@@ -94,7 +94,7 @@ def list(kind: str, state: str | None, limit: int) -> int:
     """List executions, newest first."""
 
     async def work(client: Client) -> int:
-        found = (await client.list(limit=limit, state=state or "")).executions
+        found = await client.list(limit=limit, state=state or "")
         if asked().json:
             for one in found:
                 _print_json(_summary(one))
