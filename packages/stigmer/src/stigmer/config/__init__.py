@@ -17,6 +17,7 @@ from stigmer.config._layers import (
     layer_from_file,
     layer_from_flags,
     layer_from_secrets,
+    layer_from_user_file,
     llm_variables,
 )
 from stigmer.config._resolve import Facts, Fallback, Known, LLMConfig, Shadow, Value, clock, resolve
@@ -41,6 +42,7 @@ __all__ = [
     "layer_from_file",
     "layer_from_flags",
     "layer_from_secrets",
+    "layer_from_user_file",
     "llm_variables",
     "mask",
     "resolve",

@@ -94,7 +94,9 @@ def read_yaml(data: bytes, shown: str) -> Document:
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, object, int]]:
     for key, value in tree.items():
-        name, line = f"{prefix}{key}", tree.lc.key(key)[0] + 1
+        # A key that comes by `<<` has no place of its own; the map's is the nearest.
+        place = (tree.lc.data or {}).get(key)
+        name, line = f"{prefix}{key}", (place[0] if place else tree.lc.line or 0) + 1
         if name in ("llm", "llm.timeouts") and isinstance(value, Mapping):
             yield from _leaves(value, name + ".")
         elif not (name in ("llm", "llm.timeouts") and value is None):
@@ -109,7 +111,7 @@ def _plain(value: object) -> object:
         if isinstance(value, kind):
             return kind(value)
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [item if isinstance(item, list) else _plain(item) for item in value]
     return value
 
 

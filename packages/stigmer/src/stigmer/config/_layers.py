@@ -25,6 +25,7 @@ __all__ = [
     "layer_from_file",
     "layer_from_flags",
     "layer_from_secrets",
+    "layer_from_user_file",
     "llm_variables",
 ]
 
@@ -188,9 +189,7 @@ def layer_from_agent(llm: Mapping[str, object], label: str) -> Layer:
         if part is None:
             continue
         if not isinstance(part, Mapping):
-            problems.append(
-                f"{mode!r} in {source} is {part!r}, not a map of settings, e.g. {mode}: {{model: qwen3:8b}}"
-            )
+            problems.append(f"{mode!r} in {source} is no map of settings, e.g. {mode}: {{model: qwen3:8b}}")
             continue
         inner = _typed("agent", part, _AGENT, source=source, where=f"{source}, {mode}:")
         modes[mode] = inner.said
@@ -255,6 +254,24 @@ def layer_from_file(
     return Layer(kind, said, problems=tuple(problems), notices=found.notices if "api_key" in said else ())
 
 
+def layer_from_user_file(env: Mapping[str, str], *, home: str | Path | None = None) -> Layer | None:
+    """The user's file: the one that STIGMER_CONFIG names, else `config.yaml` in STIGMER_HOME; None where it is not.
+
+    A named one that is missing is a problem.
+    """
+    base = Path(home if home is not None else os.path.expanduser("~"))
+    named, stigmer_home = (env.get(name, "").strip(BLANKS) for name in ("STIGMER_CONFIG", "STIGMER_HOME"))
+    if named:
+        layer = layer_from_file(_expanded(named, base), home=base)
+        return replace(layer, problems=tuple(f"{p} (STIGMER_CONFIG names it)" for p in layer.problems))
+    path = (_expanded(stigmer_home, base) if stigmer_home else base / ".stigmer") / "config.yaml"
+    return layer_from_file(path, home=base) if os.path.lexists(path) else None
+
+
+def _expanded(path: str, home: Path) -> Path:
+    return home / path[2:] if path.startswith("~/") else Path(os.path.abspath(os.path.expanduser(path)))
+
+
 def _file_fault(key: str, raw: object, kind: Kind, *, where: str) -> str:
     """Why a key may not stand in a file; "" where it may."""
     keys = {row.key: row for row in SETTINGS.values()}
@@ -265,7 +282,7 @@ def _file_fault(key: str, raw: object, kind: Kind, *, where: str) -> str:
         if key == "llm.mode":
             return f"key 'mode' in {where} stands at the top of the file, not under `llm:`"
         if key in ("llm", "llm.timeouts"):
-            return f"{key!r} in {where} is {raw!r}, not a map of settings, e.g. {key.split('.')[-1]}: {{…}}"
+            return f"{key!r} in {where} is no map of settings, e.g. {key.split('.')[-1]}: {{…}}"
         return f"unknown key {key.removeprefix('llm.')!r} in {where}{_meant(key, keys)}"
     if kind == "project_file" and row.name not in _PROJECT:
         place = "in the environment, by a flag, or in ~/.stigmer/config.yaml"

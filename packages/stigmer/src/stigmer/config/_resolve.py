@@ -358,9 +358,11 @@ class _Cascade:
             self.problems.append(first.fault)
             self.sure = False
         if first.provider is None:
-            shown, source = first.provider_shown, first.provider_source or f"default for mode {mode}"
-            self.values["provider"] = Value(shown or _mode_provider(mode), source, hidden)
-            return PROVIDERS[_mode_provider(mode)]
+            guess = _mode_provider(mode)
+            shown = guess if first.provider_shown is None else first.provider_shown
+            source = first.provider_source or f"default for mode {mode}"
+            self.values["provider"] = Value(shown, source, hidden)
+            return PROVIDERS[guess]
         self.values["provider"] = Value(first.provider, first.provider_source, hidden)
         return PROVIDERS[first.provider]
 
