@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graphton.errors import SettingError
+from graphton.errors import JournalError, SettingError
 from graphton.tools import Effect, Tool, ToolContext, ToolOutput
 from graphton.toolsets import default_tools
 
@@ -241,6 +241,25 @@ async def test_cancelling_returns_when_nothing_is_left(run_command: Tool, family
     with pytest.raises(asyncio.CancelledError):
         await work
     assert family.alive() == 0
+
+
+@linux
+@pytest.mark.parametrize("teller", ["started", "progress"])
+async def test_a_journal_that_refuses_ends_the_command(
+    run_command: Tool, family: Family, teller: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise JournalError("another attempt owns the execution")
+
+    context = ToolContext("0.0", "", "", **{teller: refuse})  # type: ignore[arg-type]  # one of two fields
+    command = family.command("while :; do echo x; sleep 0.1; done")
+    with pytest.raises(JournalError, match="another attempt owns"):
+        await asyncio.wait_for(run_command.run({"command": f"exec 3<>{family.pids}; {command}"}, context), 60)
+    assert f"exec 3<>{family.pids}" not in await asyncio.to_thread(processes)
+
+
+def processes() -> str:
+    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
 
 
 @linux

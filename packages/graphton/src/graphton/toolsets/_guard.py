@@ -52,7 +52,7 @@ def main() -> None:
         if wake in ready:
             _drain(wake)
         code = _reap(child)
-        if stopping or (0 in ready and not os.read(0, 4096)):
+        if stopping or (0 in ready and _hung_up()):
             why = "parent"
         elif code is None and time.monotonic() >= began + timeout:
             why = "timeout"
@@ -115,6 +115,13 @@ def _start(command: bytes, libc: object) -> int:
 def _tell(line: str) -> None:
     with contextlib.suppress(OSError):  # a dead parent hears nothing, and the work goes on
         os.write(2, line.encode() + b"\n")
+
+
+def _hung_up() -> bool:
+    try:
+        return not os.read(0, 4096)
+    except OSError:
+        return True
 
 
 def _drain(fd: int) -> None:

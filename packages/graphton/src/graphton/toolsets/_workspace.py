@@ -34,8 +34,6 @@ class Workspace:
 
     root: Path
     closed: tuple[Path, ...] = ()
-    given: str = ""
-    """The path as somebody wrote it, where that is another one than the real path."""
 
     @contextlib.contextmanager
     def place(self, path: str, *, write: bool = False) -> Iterator[Place]:
@@ -80,11 +78,11 @@ class Workspace:
         path = os.path.expanduser(path) if path == "~" or path.startswith("~/") else path
         if not path.startswith("/"):
             return _split(path)
+        base = _split(str(self.root))
         for candidate in (path, os.path.realpath(path)):
-            for base in (str(self.root), self.given):
-                below, parts = _split(base), _split(candidate)
-                if base and parts[: len(below)] == below:
-                    return parts[len(below) :]
+            parts = _split(candidate)
+            if parts[: len(base)] == base:
+                return parts[len(base) :]
         raise self.outside(path)
 
     def outside(self, path: str) -> ToolError:
@@ -312,8 +310,7 @@ def open_workspace(path: Path | str, *, named: bool, closed: Iterable[Path | str
     The home folder, and every folder above it, must be named: a command typed in the wrong place should not hand
     all of somebody's files to a model. `closed` folders stay shut for every tool, even inside the workspace.
     """
-    given = os.path.abspath(os.path.expanduser(path))
-    root = Path(os.path.realpath(given))
+    root = Path(os.path.realpath(os.path.expanduser(path)))
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise SettingError(
@@ -332,7 +329,7 @@ def open_workspace(path: Path | str, *, named: bool, closed: Iterable[Path | str
             f"{str(root)!r} is {reason}, and an agent may change every file in its workspace",
             hint=f"go to a project folder first, or name this one by hand: --workspace {str(root)!r}",
         )
-    return Workspace(root, shut, given if given != str(root) else "")
+    return Workspace(root, shut)
 
 
 def _too_wide(root: Path) -> str:

@@ -290,24 +290,38 @@ def _line(shown: str, number: int, line: str, at: int) -> str:
 _REGEX = """
 import re, signal, sys
 signal.setitimer(signal.ITIMER_VIRTUAL, float(sys.argv[2]))  # its own running time, not that of the disk
-find, source, left = re.compile(sys.argv[1]).search, sys.stdin.buffer, int(sys.argv[3])
+source, left = sys.stdin.buffer, int(sys.argv[3])
+try:
+    find = re.compile(sys.argv[1]).search
+except (re.error, RecursionError, OverflowError) as error:
+    sys.exit(print(error, end=""))
+print()
 while left and (head := source.readline()):
     size, name = head.rstrip(b"\\n").split(b" ", 1)
     for number, line in enumerate(source.read(int(size)).decode(errors="replace").split("\\n"), 1):
         if left and (match := find(line)):
             left -= 1
-            sys.stdout.buffer.write(b"%s %d %d %s\\n" % (name, number, match.start(), line.encode(errors="replace")))
+            print(name.decode(), number, match.start(), line)
 """
 
 
 def _regex_lines(text: str, places: Iterator[Place], stop: threading.Event) -> tuple[list[str], int]:
-    try:
-        re.compile(text)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ToolError(f"{text!r} is not a regular expression: {error}") from error
     names: list[Place] = []
     output = bytearray()
-    command = [sys.executable, "-I", "-S", "-c", _REGEX, text, str(REGEX_SECONDS), str(MAX_MATCHES)]
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-X",
+        "utf8",
+        "-W",
+        "ignore",
+        "-c",
+        _REGEX,
+        text,
+        str(REGEX_SECONDS),
+        str(MAX_MATCHES),
+    ]
     with (
         subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}
@@ -327,8 +341,11 @@ def _regex_lines(text: str, places: Iterator[Place], stop: threading.Event) -> t
         feeding.result()
     if process.returncode < 0:
         raise ToolError(f"the pattern {text!r} took more than {REGEX_SECONDS} seconds; use a simpler one")
+    error, *rows = output.decode(errors="replace").split("\n")
+    if error:
+        raise ToolError(f"{text!r} is not a regular expression: {error}")
     found = []
-    for row in output.decode(errors="replace").split("\n")[:-1]:
+    for row in rows[:-1]:
         index, number, at, line = row.split(" ", 3)
         found.append(_line(names[int(index)].shown, int(number), line, int(at)))
     return found, len(names)

@@ -154,21 +154,36 @@ async def _run(
 async def _follow(
     guard: asyncio.subprocess.Process, output: _Output, report: _Report, ctx: ToolContext
 ) -> None:
+    """Listen until the guard has ended. An error of those we tell about the command ends it, and is raised after."""
+    assert guard.stdin is not None
     assert guard.stdout is not None
     assert guard.stderr is not None
+    stop = guard.stdin.close
     reading = asyncio.ensure_future(_collect(guard.stdout, output, ctx))
-    try:
-        while line := await guard.stderr.readline():
+    reading.add_done_callback(lambda done: None if _went_well(done) else stop())
+    errors: list[Exception] = []
+    while line := await guard.stderr.readline():
+        try:
             report.hear(line.decode().strip(), ctx)
-        if not report.why:
-            _kill(guard, report)  # it was killed before it could end the command
-        # The guard is gone, and so is everything that wrote, but for what it was not allowed to end.
-        await asyncio.wait({reading, asyncio.ensure_future(guard.wait())}, timeout=1 if report.left else 10)
-    finally:
-        if not reading.done():
-            reading.cancel()
-            guard._transport.close()  # type: ignore[attr-defined]  # the public class has no way to close its pipes
-        await asyncio.gather(reading, return_exceptions=True)
+        except Exception as error:
+            errors.append(error)
+            stop()
+    if not report.why:
+        _kill(guard, report)  # it was killed before it could end the command
+    # The guard is gone, and so is everything that wrote, but for what it was not allowed to end.
+    await asyncio.wait({reading, asyncio.ensure_future(guard.wait())}, timeout=1 if report.left else 10)
+    if not reading.done():
+        reading.cancel()
+        guard._transport.close()  # type: ignore[attr-defined]  # the public class has no way to close its pipes
+    await asyncio.wait({reading})
+    if errors:
+        raise errors[0]
+    if not reading.cancelled():
+        reading.result()
+
+
+def _went_well(done: asyncio.Future[None]) -> bool:
+    return not done.cancelled() and done.exception() is None
 
 
 async def _collect(stream: asyncio.StreamReader, output: _Output, ctx: ToolContext) -> None:
