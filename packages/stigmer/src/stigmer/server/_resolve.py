@@ -84,7 +84,7 @@ class Resolver:
             if error.config is None:
                 return None
             found = error.config  # Something else is wrong; the key may be there all the same.
-        _remember({"key": found.settings.api_key or ""})
+        redact.remember([found.settings.api_key or ""])
         return found.settings.api_key
 
     def _user_file(self) -> list[config.Layer]:
@@ -200,9 +200,11 @@ def _json(value: object) -> str:
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 
+_SECRET_NAMES = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
+
+
 def _remember(variables: Mapping[str, str]) -> None:
-    """Whatever is called a key is masked from now on, whether it is used or not."""
-    names = ("KEY", "TOKEN", "SECRET", "PASSWORD")
-    redact.remember(
-        value.strip() for name, value in variables.items() if any(part in name.upper() for part in names)
-    )
+    """Whatever an environment calls a key is masked from now on, used or not; short words under such names are none."""
+    values = {name: value.strip() for name, value in variables.items() if name.endswith(_SECRET_NAMES)}
+    ours = config.llm_variables(values)
+    redact.remember(value for name, value in values.items() if name in ours or len(value) >= 16)

@@ -116,7 +116,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             try:
                 return await work
             except Exception as error:
-                log.info("refused reason=%r", type(error).__name__)
+                log.info("refused code=%s", getattr(error, "code", "internal"))
                 await abort(context, error, home=self._home.path, about="request")
 
     # Accepting
