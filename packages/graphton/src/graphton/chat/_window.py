@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from graphton.chat._failures import origin_of
 from graphton.errors import PromptTooLong
 
-__all__ = ["LADDER", "Prompt", "rung", "too_long", "was_cut"]
+__all__ = ["LADDER", "ROOM_TO_GROW", "Prompt", "rung", "too_long", "was_cut"]
 
 LADDER = (4096, 8192, 16_384, 32_768, 65_536, 131_072)
 """The windows that we ask for when nobody says: few sizes, so that a loaded model serves many runs."""
+
+ROOM_TO_GROW = 2048
+"""Tokens for what tools will answer, so that a window lasts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ def too_long(
             ("context window", window),
         )
     )
-    wanted = rung(need, limit)
+    wanted = rung(need + ROOM_TO_GROW, limit)
     return PromptTooLong(
         f"{why} ({provider} at {origin_of(url)!r}); in tokens, estimated:\n{table}",
         hint=f"allow a larger window: context_window={wanted}"

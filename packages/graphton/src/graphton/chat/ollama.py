@@ -12,7 +12,7 @@ from graphton.chat import _json
 from graphton.chat._failures import Peer
 from graphton.chat._http import HEADERS, Reply, endpoint, fetch, limits_for, post
 from graphton.chat._keys import check_key
-from graphton.chat._window import Prompt, rung, too_long, was_cut
+from graphton.chat._window import ROOM_TO_GROW, Prompt, rung, too_long, was_cut
 from graphton.chat._wire import THINKING_LEVELS, Fragment, call_arguments, dumps, result_text, sent_arguments
 from graphton.chat.base import Chunk, Done, Preview, Request, TextChunk, ThinkingChunk, ToolSpec, WaitChunk
 from graphton.errors import ConnectError, ProviderError, SettingError, StatusError
@@ -34,9 +34,6 @@ __all__ = ["OllamaChat"]
 
 KEEP_ALIVE = "15m"
 """How long the model stays loaded after a reply: Ollama's own five minutes are over before a long tool is."""
-
-ROOM_TO_GROW = 2048
-"""Tokens for what tools will answer, so that the first window lasts."""
 
 _STOPS = {"stop": StopReason.END, "length": StopReason.LENGTH}
 
