@@ -214,9 +214,16 @@ def _runner(
         if context:
             values[context] = ctx
         result = await function(**values) if is_async else await in_thread(function, **values)
-        return result if isinstance(result, str | ToolOutput) else _as_json(result, title)
+        if isinstance(result, ToolOutput):
+            return dataclasses.replace(result, text=_sendable(result.text))
+        return _sendable(result if isinstance(result, str) else _as_json(result, title))
 
     return run
+
+
+def _sendable(text: str) -> str:
+    """Half a surrogate pair (Python's stand-in for a byte in a file name) fits in no journal and no request."""
+    return text.encode(errors="replace").decode()
 
 
 def _build(fields: Mapping[str, _Field], arguments: Mapping[str, Any]) -> dict[str, Any]:

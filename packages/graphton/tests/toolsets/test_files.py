@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,21 @@ async def test_a_listing_shows_sizes_and_marks_the_largest(folder: Path, call: A
     assert await call("list_files", path="empty") == "'empty' is empty"
     assert await call("list_files", path="notes.txt") == "error: 'notes.txt' is a file, not a folder"
     assert await call("list_files", path="scr") == "error: there is no 'scr'; did you mean 'src'?"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names are text there")
+async def test_a_name_that_is_no_text_does_not_hurt(folder: Path, call: Any) -> None:
+    odd = os.fsdecode(b"caf\xe9.txt")
+    (folder / odd).write_text("zebra")
+    for said in (
+        await call("list_files"),
+        await call("find_files", pattern="caf*"),
+        await call("search_files", text="zebra"),
+        await call("search_files", text="zebra", regex=True),
+    ):
+        assert "caf?.txt" in said
+    assert await call("read_file", path="caf.txt") == "error: there is no 'caf.txt'; did you mean 'caf?.txt'?"
+    assert "is a binary file" not in await call("read_file", path=odd)
 
 
 async def test_find_takes_names_and_paths(folder: Path, call: Any) -> None:

@@ -103,7 +103,7 @@ class Place:
     @property
     def shown(self) -> str:
         """The real path from the root, as the model sees it."""
-        return "/".join(self.parts) or "."
+        return _shown(self.parts)
 
     def open(self, flags: int) -> int:
         """Open what is there; refused when a symlink or something closed has taken its place meanwhile."""
@@ -232,7 +232,7 @@ class _Walk:
             raise self._not_a_folder(names, error) from error
 
     def _not_a_folder(self, names: list[str], error: OSError) -> ToolError:
-        shown = "/".join(names)
+        shown = _shown(names)
         if isinstance(error, NotADirectoryError):
             return ToolError(f"{shown!r} is not a folder")
         return _failed("open", shown, error)
@@ -244,9 +244,14 @@ class _Walk:
         except FileNotFoundError:
             status = None
         except OSError as error:
-            raise _failed("open", "/".join(names), error) from error
+            raise _failed("open", _shown(names), error) from error
         _refuse_closed(self.workspace, status, names)
         return Place(self.workspace, self.folders[-1], part, names, status)
+
+
+def _shown(parts: Iterable[str]) -> str:
+    """A path from the root as text; a byte that is no text (names may hold any) as a question mark."""
+    return "/".join(parts).encode(errors="replace").decode() or "."
 
 
 def _split(path: str) -> list[str]:
@@ -255,14 +260,14 @@ def _split(path: str) -> list[str]:
 
 def _missing(folder: int, name: str, parts: Iterable[str]) -> ToolError:
     """ "No such file", with the name that was probably meant."""
-    shown = "/".join(parts)
+    shown = _shown(parts)
     try:
         fd = os.open(".", _DIRECTORY | os.O_RDONLY, dir_fd=folder)
     except OSError:
         return ToolError(f"there is no {shown!r}")
     try:
         with os.scandir(fd) as entries:
-            names = [entry.name for entry, _ in zip(entries, range(2000), strict=False)]
+            names = [_shown([entry.name]) for entry, _ in zip(entries, range(2000), strict=False)]
     finally:
         os.close(fd)
     folded = {one.casefold(): one for one in names}
@@ -284,9 +289,9 @@ def _refuse_closed(workspace: Workspace, status: os.stat_result | None, parts: I
     path = workspace.root.joinpath(*parts)
     for shut in workspace.closed:
         if path == shut or (status is not None and _is_same(shut, status)):
-            raise ToolError(f"{'/'.join(parts) or '.'!r} is closed to tools")
+            raise ToolError(f"{_shown(parts)!r} is closed to tools")
     if status is not None and status.st_dev in _kernel_devices():
-        raise ToolError(f"{'/'.join(parts) or '.'!r} belongs to the kernel and is closed to tools")
+        raise ToolError(f"{_shown(parts)!r} belongs to the kernel and is closed to tools")
 
 
 def _is_same(path: Path, status: os.stat_result) -> bool:
