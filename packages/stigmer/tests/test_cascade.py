@@ -64,9 +64,7 @@ def resolve_case(case: dict[str, Any]) -> LLMConfig:
 def value_of(config: LLMConfig, name: str) -> Any:
     if name == "id":
         return config.ref.model
-    settings = config.to_json()["settings"]
-    assert isinstance(settings, dict)
-    return settings[name]["value"]
+    return config.to_json()["settings"][name]["value"]
 
 
 @pytest.mark.parametrize("case", CASES + OURS, ids=lambda case: case["name"].replace(" ", "-"))

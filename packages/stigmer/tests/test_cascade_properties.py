@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from graphton.models import PROVIDERS, ModelRef, ModelSettings, lookup, origin
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from stigmer.config import (
     SETTINGS,
@@ -74,6 +74,7 @@ ADDRESSES = {
     "ANTHROPIC_BASE_URL": URL,
     "OLLAMA_HOST": st.sampled_from(["0.0.0.0", "gpu.lan:1", ""]),
 }
+OLLAMA_HOSTS = {"0.0.0.0": "http://127.0.0.1:11434", "gpu.lan:1": "http://gpu.lan:1"}
 KEY_VARIABLES = (
     "STIGMER_LLM_API_KEY",
     "ANTHROPIC_API_KEY",
@@ -193,6 +194,7 @@ def test_the_highest_layer_that_speaks_wins(layers: tuple[Layer, ...]) -> None:
 def test_adding_a_lower_layer_never_changes_a_winner(layers: tuple[Layer, ...], cut: int) -> None:
     upper, _ = resolved(layers[:cut])
     whole, _ = resolved(layers)
+    assume(upper.mode == whole.mode)  # A mode that only a lower layer says chooses an agent's map.
     for name in ("provider", "model", "max_tokens", "temperature", "mode", "fallbacks"):
         if "default" not in upper.values[name].source:
             assert whole.values[name].value == upper.values[name].value, name
@@ -213,6 +215,8 @@ def origins_beside(layer: Layer, provider: str, *, generic: bool) -> set[str]:
     ):
         said = layer.said.get("base_url")
         urls.append(str(said.raw) if said else None)
+    if provider == "ollama":
+        urls.append(OLLAMA_HOSTS.get(layer.variables.get("OLLAMA_HOST", "")))
     for url in urls:
         if url and "://" in url:
             found.add(origin(url))

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from stigmer.config._edit import edited, write_atomically
+from stigmer.config._files import display_path
 from stigmer.config._layers import (
     Layer,
     Said,
@@ -21,9 +23,10 @@ from stigmer.config._layers import (
     llm_variables,
 )
 from stigmer.config._resolve import Facts, Fallback, Known, LLMConfig, Shadow, Value, clock, resolve
-from stigmer.config._settings import SETTINGS, Setting, mask, setting_for_key
+from stigmer.config._settings import BLANKS, SETTINGS, Setting, mask, nearest, setting_for_key
 
 __all__ = [
+    "BLANKS",
     "SETTINGS",
     "Facts",
     "Fallback",
@@ -35,6 +38,8 @@ __all__ = [
     "Shadow",
     "Value",
     "clock",
+    "display_path",
+    "edited",
     "find_project_file",
     "layer_from_agent",
     "layer_from_environment",
@@ -45,6 +50,8 @@ __all__ = [
     "layer_from_user_file",
     "llm_variables",
     "mask",
+    "nearest",
     "resolve",
     "setting_for_key",
+    "write_atomically",
 ]

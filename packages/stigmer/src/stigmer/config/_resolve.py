@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from graphton.errors import ModelNameError
 from graphton.models import (
@@ -102,7 +102,7 @@ class LLMConfig:
     notices: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """The form of `config show --json`; secrets are masked."""
         settings: dict[str, object] = {}
         for name, value in self.values.items():
