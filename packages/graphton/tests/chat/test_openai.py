@@ -15,6 +15,7 @@ from graphton.chat.openai import OpenAIChat
 from graphton.errors import (
     BrokenStream,
     ConnectError,
+    PromptTooLong,
     ProtocolError,
     ProviderTimeout,
     RedirectRefused,
@@ -687,6 +688,29 @@ async def test_an_overloaded_host_says_when_to_come_back(fake: FakeProviders) ->
     with pytest.raises(StatusError) as caught:
         await ask(chat(fake))
     assert (caught.value.retryable, caught.value.retry_after) == (True, 7.0)
+
+
+async def test_a_prompt_that_is_too_long_is_an_error_of_its_own(fake: FakeProviders) -> None:
+    fake.fail(400, "This model's maximum context length is 128000 tokens. However, your messages are longer.")
+    with pytest.raises(PromptTooLong, match="maximum context length is 128000 tokens") as caught:
+        await ask(chat(fake))
+    assert (caught.value.code, caught.value.retryable) == ("context", False)
+    assert "shorten the conversation" in caught.value.hint
+
+
+async def test_an_empty_account_is_not_tried_again(fake: FakeProviders) -> None:
+    fake.fail(429, "You exceeded your current quota", error_kind="insufficient_quota")
+    with pytest.raises(StatusError, match="exceeded your current quota") as caught:
+        await ask(chat(fake))
+    assert not caught.value.retryable
+    assert "no credit left" in caught.value.hint
+
+
+async def test_a_model_that_refuses_tools_here_is_said_with_one_that_takes_them(fake: FakeProviders) -> None:
+    fake.fail(400, "Function tools are not supported with this model in v1/chat/completions")
+    with pytest.raises(StatusError, match="not supported with this model") as caught:
+        await ask(chat(fake), Request("", [UserMessage("x")], [READ]))
+    assert "gpt-4.1" in caught.value.hint
 
 
 async def test_a_malformed_first_event_is_another_dialect_and_a_later_one_a_broken_stream(

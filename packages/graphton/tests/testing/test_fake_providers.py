@@ -12,8 +12,10 @@ import anthropic
 import ollama
 import openai
 import pytest
+from graphton.agent import create_deep_agent
 from graphton.errors import SettingError
 from graphton.messages import AssistantMessage, StopReason, ToolCall, ToolResults, UserMessage
+from graphton.models import ModelSettings
 from graphton.testing import Call, FakeProviders, FakeRequest, Reply, script_from_json, steps
 
 WEATHER = {
@@ -502,3 +504,17 @@ async def test_an_address_that_no_provider_has_is_a_404(fake: FakeProviders) -> 
     async with aiohttp.ClientSession() as session, session.get(fake.url + "/v2/nothing") as response:
         assert response.status == 404
         assert "serves no GET /v2/nothing" in await response.text()
+
+
+async def test_an_agent_runs_against_it_as_the_docstring_shows(fake: FakeProviders) -> None:
+    def add(a: int, b: int) -> str:
+        """Adds two numbers."""
+        return str(a + b)
+
+    fake.call("add", {"a": 17, "b": 25})
+    fake.fail(529, retry_after=0.01)
+    fake.reply("It is 42.", input_tokens=120)
+    settings = ModelSettings(base_url=fake.ollama_url)
+    agent = create_deep_agent("ollama:qwen3:8b", tools=[add], settings=settings)
+    assert (await agent.run("What is 17 + 25?")).text == "It is 42."
+    assert fake.chats[-1].tool_results[0].text == "42"

@@ -13,7 +13,7 @@ from graphton.chat.base import Chunk, TextChunk, ThinkingChunk, WaitChunk
 from graphton.errors import ProviderError
 from graphton.messages import AssistantMessage, Block, Opaque, StopReason, Text, Thinking, ToolCall, Usage
 
-__all__ = ["Collector"]
+__all__ = ["Collector", "stream_error"]
 
 _STOPS = {
     "stop": StopReason.END,
@@ -53,12 +53,11 @@ class _Call:
 class Collector:
     """Gathers one reply. `began` is set by its first token, `finished` by its stop reason."""
 
-    def __init__(self, provider: str, peer: Peer, *, prompt_bytes: int) -> None:
+    def __init__(self, provider: str, *, prompt_bytes: int) -> None:
         self.began = False
         self.progressed = False
         """Whether the last event said how far the prompt is read."""
         self._provider = provider
-        self._peer = peer
         self._prompt_bytes = prompt_bytes
         self._understood = False
         self._text: list[str] = []
@@ -73,35 +72,22 @@ class Collector:
 
     @property
     def finished(self) -> bool:
-        return bool(self._stop)
+        return self._stop not in ("", "error")
 
-    def feed(self, data: bytes) -> Iterable[Chunk]:
+    def feed(self, data: bytes, peer: Peer) -> Iterable[Chunk]:
         """The chunks in one event of the stream, or in a whole reply of a host that does not stream."""
         try:
             event = _json.loads(data)
             if event.get("error"):
-                raise self.error(data)
+                raise stream_error(data, peer)
             chunks = list(self._event(event))
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise self._unreadable(data) from error
+            why = f"an event that cannot be read: {data[:300].decode('utf-8', 'replace')!r}"
+            raise (peer.broken(why) if self._understood else peer.protocol(why)) from error
+        if self._stop == "error":
+            raise peer.broken("the host ended it with finish_reason 'error'")
         self._understood = True
         return chunks
-
-    def _unreadable(self, data: bytes) -> ProviderError:
-        why = f"an event that cannot be read: {data[:300].decode('utf-8', 'replace')!r}"
-        return self._peer.broken(why) if self._understood else self._peer.protocol(why)
-
-    def error(self, data: bytes) -> ProviderError:
-        """The error that stands in an event of a stream which began well."""
-        try:
-            event = _json.loads(data)
-        except ValueError:
-            event = {}  # the words are shown as they came
-        said = event.get("error", event) if isinstance(event, dict) else {}
-        said = said if isinstance(said, dict) else {}
-        code, kind = said.get("code"), str(said.get("type") or said.get("code") or "")
-        known = code if isinstance(code, int) and 400 <= code < 600 else _STATUS_OF.get(str(code))
-        return self._peer.status(known or _STATUS_OF.get(kind, 500), data)
 
     def _event(self, event: dict[str, Any]) -> Iterator[Chunk]:
         self.progressed = False
@@ -127,8 +113,6 @@ class Collector:
         for call in delta.get("tool_calls") or ():
             self._call(call)
         if reason := choice.get("finish_reason"):
-            if reason == "error":
-                raise self._peer.broken("the host ended it with finish_reason 'error'")
             self._stop = str(reason)
 
     def _part(self, part: str | dict[str, Any]) -> Iterator[Chunk]:
@@ -226,3 +210,16 @@ class Collector:
         return Usage(
             self._prompt_bytes // 4 + 1, sum(len(m.encode("utf-8", "replace")) for m in made) // 4 + 1
         )
+
+
+def stream_error(data: bytes, peer: Peer) -> ProviderError:
+    """The error that stands in an event of a stream which began well."""
+    try:
+        event = _json.loads(data)
+    except ValueError:
+        event = {}  # the words are shown as they came
+    said = event.get("error", event) if isinstance(event, dict) else {}
+    said = said if isinstance(said, dict) else {}
+    code, kind = said.get("code"), str(said.get("type") or said.get("code") or "")
+    known = code if isinstance(code, int) and 400 <= code < 600 else _STATUS_OF.get(str(code))
+    return peer.status(known or _STATUS_OF.get(kind, 500), data)

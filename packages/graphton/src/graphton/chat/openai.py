@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -9,15 +10,26 @@ from typing import Any
 from graphton.chat import _json
 from graphton.chat._http import HEADERS, Reply, endpoint, limits_for, post
 from graphton.chat._keys import check_key
-from graphton.chat._openai_stream import Collector
+from graphton.chat._openai_stream import Collector, stream_error
 from graphton.chat._sse import events
 from graphton.chat._wire import THINKING_LEVELS, Fragment, dumps, result_text, sent_arguments
 from graphton.chat.base import Chunk, Done, Preview, Request, ToolSpec, WaitChunk
-from graphton.errors import BrokenStream, ProviderTimeout, SettingError
+from graphton.errors import (
+    BrokenStream,
+    PromptTooLong,
+    ProviderError,
+    ProviderTimeout,
+    SettingError,
+    StatusError,
+)
 from graphton.messages import AssistantMessage, Message, Opaque, ToolCall, ToolResults, UserMessage
 from graphton.models import ModelRef, ModelSettings, find_provider, lookup, with_defaults
 
 __all__ = ["OpenAIChat"]
+
+_TOO_LONG = re.compile(
+    r"maximum context length|context_length_exceeded|exceeds the (context window|available context)"
+)
 
 
 class OpenAIChat:
@@ -119,25 +131,27 @@ class OpenAIChat:
         url, body = self._url(), self._body(request)
         key = check_key(self.ref.provider, url, self.settings.api_key)
         key.require()
-        async with post(
-            url,
-            body,
-            headers=self._headers(key.value),
-            provider=self.ref.provider,
-            limits=self._limits,
-            secrets=key.secrets,
-        ) as answer:
-            reply = Collector(self.ref.provider, answer.peer, prompt_bytes=len(body))
-            async with aclosing(_chunks(answer, reply)) as chunks:
-                try:
+        reply = Collector(self.ref.provider, prompt_bytes=len(body))
+        try:
+            async with post(
+                url,
+                body,
+                headers=self._headers(key.value),
+                provider=self.ref.provider,
+                limits=self._limits,
+                secrets=key.secrets,
+            ) as answer:
+                async with aclosing(_chunks(answer, reply)) as chunks:
                     async for chunk in chunks:
                         yield chunk
-                except (BrokenStream, ProviderTimeout):
-                    # With the stop reason the reply is whole: what got lost is its end mark, or its usage.
-                    if not reply.finished:
-                        raise
+                if not reply.finished:
+                    raise answer.peer.broken("the stream ended without a finish_reason")
+        except StatusError as error:
+            raise self._explained(error, request) from error
+        except (BrokenStream, ProviderTimeout):
+            # With the stop reason the reply is whole: what got lost is its end mark, or its usage.
             if not reply.finished:
-                raise answer.peer.broken("the stream ended without a finish_reason")
+                raise
         yield Done(reply.message())
 
     def preview(self, request: Request) -> Preview:
@@ -145,6 +159,26 @@ class OpenAIChat:
         url = self.pending_url if self.pending_url and not self.base_url else self._url()
         masked = check_key(self.ref.provider, url, self.settings.api_key).masked
         return Preview("POST", url, self._headers(masked), self._body(request))
+
+    def _explained(self, error: StatusError, request: Request) -> ProviderError:
+        """The same error with a hint that works; "too long" as an error of its own."""
+        if _TOO_LONG.search(error.message) and self.ref.provider != "llamacpp":
+            return PromptTooLong(
+                error.message,
+                hint="shorten the conversation, or use a model with a larger window",
+                provider=error.provider,
+                url=error.url,
+            )
+        if error.kind == "insufficient_quota":
+            error.hint, error.retryable = (
+                "the account has no credit left: add some, or use another key",
+                False,
+            )
+        if error.status == 400 and request.tools and self._model.dialect == "responses":
+            error.hint = (
+                f"{self.ref.model} may take tools through the Responses API only; gpt-4.1 takes them here"
+            )
+        return error
 
     def _url(self) -> str:
         if not self.base_url:
@@ -173,19 +207,20 @@ class OpenAIChat:
 
 async def _chunks(answer: Reply, reply: Collector) -> AsyncGenerator[Chunk]:
     """The chunks of a reply until it is whole; a host that does not stream is understood too."""
+    peer = answer.peer
     if answer.content_type == "application/json":
-        for chunk in reply.feed(await answer.body()):
+        for chunk in reply.feed(await answer.body(), peer):
             yield chunk
         return
     if answer.content_type.startswith("text/html"):
-        raise answer.peer.protocol("a web page instead of a stream of events")
+        raise peer.protocol("a web page instead of a stream of events")
     async with aclosing(events(answer)) as stream:
         async for event in stream:
             if event.data.strip() == b"[DONE]":
                 return
             if event.name == "error":
-                raise reply.error(event.data)
-            for chunk in reply.feed(event.data):
+                raise stream_error(event.data, peer)
+            for chunk in reply.feed(event.data, peer):
                 yield chunk
             if not reply.began:
                 answer.waiting(progress=reply.progressed)

@@ -37,12 +37,13 @@ class FakeProviders:
 
     ```python
     async with FakeProviders() as fake:
-        fake.call("read_file", {"path": "a.txt"})        # the first model call gets a tool call
-        fake.fail(529, retry_after=1)                    # the second an error
-        fake.reply("It says hello.", input_tokens=120)   # the third an answer
-        agent = create_deep_agent("openai:gpt-4.1", base_url=fake.openai_url, api_key="test")
-        ...
-        assert fake.chats[0].tools[0].name == "read_file"
+        fake.call("add", {"a": 17, "b": 25})             # the first model call gets a tool call
+        fake.fail(529, retry_after=1)                    # the second an error, which the loop waits out
+        fake.reply("It is 42.", input_tokens=120)        # the third an answer
+        settings = ModelSettings(base_url=fake.ollama_url)
+        agent = create_deep_agent("ollama:qwen3:8b", tools=[add], settings=settings)
+        assert (await agent.run("What is 17 + 25?")).text == "It is 42."
+        assert fake.chats[-1].tool_results[0].text == "42"
     ```
 
     `models` maps Ollama model names to their capabilities; a chat with another model is then a 404, and tools for
