@@ -251,10 +251,12 @@ def setting_for_key(key: str) -> Setting | None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that somebody most likely meant."""
+    """The known name that somebody most likely meant; two letters swapped are the likeliest slip."""
     from difflib import get_close_matches
 
-    return next(iter(get_close_matches(name, list(known), n=1)), None)
+    names = list(known)
+    swapped = next((one for one in names if sorted(one) == sorted(name)), None)
+    return swapped or next(iter(get_close_matches(name, names, n=1)), None)
 
 
 def mask(secret: str) -> str:
