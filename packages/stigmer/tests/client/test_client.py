@@ -15,7 +15,11 @@ def request(stigmer, fake, task: str = "go") -> CreateExecutionRequest:
     return CreateExecutionRequest(task=task, workspace=str(stigmer.folder), shell=fake.environment)
 
 
-async def test_a_stream_goes_on_after_the_daemon_was_killed(stigmer, fake) -> None:
+async def test_a_stream_goes_on_after_the_daemon_was_killed(
+    stigmer, fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in fake.environment.items():
+        monkeypatch.setenv(name, value)  # A daemon keeps no key; the new one has it from its own environment.
     fake.script({"text": "one two three four", "stall_after": 3}, {"text": "whole"})
     home: Home = stigmer.home
     notices: list[str] = []

@@ -35,6 +35,12 @@ _GOODBYE = 5.0
 """Seconds that a command which nobody reads any more waits for its run to be cancelled."""
 
 
+_WAITS = {
+    "key": "the run waits for its API key, which is kept nowhere; any `stigmer run` from a shell that has it gives it",
+    "pause": "the run is paused",
+}
+
+
 def view_and_asks() -> tuple[View, bool]:
     """How this command shows events, and whether a person sits here who can answer a question."""
     talk, wish = terminal(), asked()
@@ -131,12 +137,11 @@ class Follower:
     async def _answered(self, event: Event) -> bool:
         """Whether the execution can go on: everything that was open has been decided, here or by somebody else."""
         now = await self._client.get(self.execution)
-        if now.state != "waiting" or now.last_seq > event.seq or self._interrupts:
+        if now.state != "waiting" or self._interrupts:
             return True  # An old question, or we have just cancelled.
         if event.waiting.reason != "approval":
-            self._view.talk(
-                f"the run waits: {event.waiting.reason}. See: stigmer get execution {self.execution}"
-            )
+            self._view.talk(_WAITS.get(event.waiting.reason, f"the run waits: {event.waiting.reason}"))
+            self._view.talk(f"to see it go on: stigmer attach {self.execution}")
             return False
         for open_ in now.approvals:
             if not self._asks:
