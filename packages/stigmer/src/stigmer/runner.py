@@ -54,21 +54,32 @@ class Runner:
         except JournalError:
             raise
         except Exception as error:
-            failed = pb.Finished(outcome="failed", error=failure(error, home=self._home, about=row.id))
+            failed = pb.Finished(outcome="failed", error=self.explain(error, row))
             return [pb.Event(finished=failed)]
+
+    def can_go_on(self, row: Row, records: Sequence[pb.Event]) -> bool:
+        """Whether the key that this execution needs is at hand."""
+        model = _config(records).models[0]
+        return not model.has_key or self._key(row, model) is not None
+
+    def explain(self, error: Exception, row: Row) -> pb.Error:
+        """What the user is told of a failure; a defect of ours leaves a report."""
+        return failure(error, home=self._home, about=row.id)
 
     def forget(self, id: str) -> None:
         """The execution has finished: its key is dropped."""
         self._keys.forget(id)
 
+    def _key(self, row: Row, model: pb.ResolvedModel) -> str | None:
+        return self._keys.find(row.id, provider=model.provider, base_url=model.base_url)
+
     async def _run(self, row: Row, records: Sequence[pb.Event], journal: StoreJournal) -> list[pb.Event]:
         request = CreateExecutionRequest.FromString(row.request)
-        config = next(r.config_resolved for r in records if r.HasField("config_resolved"))
-        model = config.models[0]
-        key = self._keys.find(row.id, provider=model.provider, base_url=model.base_url)
+        model = _config(records).models[0]
+        key = self._key(row, model) if model.has_key else None
         if key is None and model.has_key:
             return [pb.Event(waiting=pb.Waiting(reason="key"))]
-        chat = recorded_chat(model, key if model.has_key else None)
+        chat = recorded_chat(model, key)
         for text in chat.notices:
             if not any(r.HasField("notice") and r.notice.text == text for r in records):
                 journal.append(Notice("", "setting_not_sent", text))
@@ -79,6 +90,10 @@ class Runner:
         finally:
             await agent.close()
         return _outcome(result, journal)
+
+
+def _config(records: Sequence[pb.Event]) -> pb.ConfigResolved:
+    return next(record.config_resolved for record in records if record.HasField("config_resolved"))
 
 
 def recorded_chat(model: pb.ResolvedModel, key: str | None) -> Chat:

@@ -43,6 +43,14 @@ class Runs(Protocol):
         """
         ...
 
+    def can_go_on(self, row: Row, records: Sequence[pb.Event]) -> bool:
+        """Whether an execution that waited for a key could go on now."""
+        ...
+
+    def explain(self, error: Exception, row: Row) -> pb.Error:
+        """What is told of a defect."""
+        ...
+
     def forget(self, id: str) -> None:
         """The execution has finished: drop what memory holds of it."""
         ...
@@ -124,7 +132,11 @@ class EmbeddedEngine:
 
     def wake(self, id: str) -> None:
         running = self._running.get(id)
-        if running is None:
+        row = self._store.get(id)
+        if running is None and row is not None and row.state == "waiting":
+            if self._may_go_on(row, self._store.replay(row.no)):
+                self.submit(id)
+        elif running is None:
             self.submit(id)
         elif running.journal is not None:
             for decision in self._unseen_decisions(running.row, running.journal):
@@ -161,10 +173,12 @@ class EmbeddedEngine:
                 except JournalError as error:
                     log.error("the store failed execution=%s reason=%r", row.id, error.message)
                     await self._pause(running)
-        except Exception:
-            log.exception("a defect ended the execution execution=%s", row.id)
+        except Exception as error:
+            told = self._runner.explain(error, row)
+            log.error("a defect ended the execution execution=%s reason=%r", row.id, told.hint)
             with suppress(JournalError):
-                await self._fail(row)
+                end = self._finished(row, pb.Finished(outcome="failed", error=told))
+                await self._store.control(row.no, [_ended(row.epoch, "lost"), end])
         finally:
             del self._running[row.id]
             self._rested = False
@@ -229,12 +243,6 @@ class EmbeddedEngine:
             with suppress(JournalError):
                 await self._store.control(found.no, [_ended(found.epoch, "lost")])
 
-    async def _fail(self, row: Row) -> None:
-        """The way out for our own defects: the accepted execution has an end all the same."""
-        error = pb.Error(code="internal", message="stigmer failed at its own work", hint="stigmer logs")
-        end = self._finished(row, pb.Finished(outcome="failed", error=error))
-        await self._store.control(row.no, [_ended(row.epoch, "lost"), end])
-
     async def _close(self, row: Row, *, by: str) -> None:
         """Ends an execution that has no task: open questions are closed with it."""
         found = self._store.get(row.id)
@@ -276,8 +284,14 @@ class EmbeddedEngine:
         elif _hopeless(records):
             end = pb.Finished(outcome="failed", error=_CRASHES)
             await self._store.control(row.no, [self._finished(row, end)])
-        elif row.state != "waiting" or not _still_waits(records):
+        elif row.state != "waiting" or self._may_go_on(row, records):
             self.submit(row.id)
+
+    def _may_go_on(self, row: Row, records: Sequence[pb.Event]) -> bool:
+        """Whether what a waiting execution waits for has come."""
+        if _last_wait(records) == "key":
+            return self._runner.can_go_on(row, records)
+        return not open_questions(records)
 
     async def _keep(self) -> None:
         """Every third of a lease: leases are renewed, expired questions answered, the WAL emptied when all is quiet."""
@@ -346,7 +360,5 @@ def _hopeless(records: Sequence[pb.Event]) -> bool:
     return lost >= LOST_LIMIT
 
 
-def _still_waits(records: Sequence[pb.Event]) -> bool:
-    """Whether a waiting execution still has an open question, or waits for something else than an answer."""
-    waiting = [r.waiting for r in records if r.HasField("waiting")]
-    return bool(open_questions(records)) or (bool(waiting) and waiting[-1].reason != "approval")
+def _last_wait(records: Sequence[pb.Event]) -> str:
+    return next((r.waiting.reason for r in reversed(records) if r.HasField("waiting")), "")

@@ -26,7 +26,14 @@ OPTIONS = (
     ("grpc.max_send_message_length", MESSAGE_LIMIT),
     ("grpc.so_reuseport", 0),
 )
-_WARM = ("graphton.agent", "graphton.toolsets", "graphton.chat._http")
+_WARM = (
+    "graphton.toolsets._workspace",
+    "aiohttp",
+    "graphton.agent",
+    "graphton.chat._http",
+    "graphton.toolsets.files",
+    "graphton.toolsets.shell",
+)
 """What a run needs and a ready server does not: imported right after the first caller could connect."""
 
 
@@ -47,18 +54,20 @@ async def serve(
     """
     from graphton._process import make_undumpable
 
+    from stigmer.server._logs import scrubbed_logs
+
     make_undumpable()
-    os.environ.setdefault(
-        "GRPC_ENABLE_FORK_SUPPORT", "0"
-    )  # Its fork handlers would meet our tools' processes.
-    server = _Server(home, address=address, stays=stays, flags=dict(flags or {}))
-    try:
-        await server.start()
-        on_ready()
-        log.info("ready address=%s pid=%d", address, os.getpid())
-        await server.until_the_end(idle_seconds=None if stays else idle_seconds)
-    finally:
-        await server.stop()
+    # gRPC's fork handlers would meet the processes that our tools start.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    with scrubbed_logs():
+        server = _Server(home, address=address, stays=stays, flags=dict(flags or {}))
+        try:
+            await server.start()
+            on_ready()
+            log.info("ready address=%s pid=%d", address, os.getpid())
+            await server.until_the_end(idle_seconds=None if stays else idle_seconds)
+        finally:
+            await server.stop()
 
 
 class _Server:

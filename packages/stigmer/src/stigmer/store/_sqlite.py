@@ -37,10 +37,14 @@ def connect(path: Path) -> sqlite3.Connection:
     if not path.exists():
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
-    db.execute("PRAGMA journal_mode = WAL")
-    # 200 pages keep the WAL file under 1 MB at no measured cost; SQLite's own 1,000 leave 4 MB for ever.
-    db.execute("PRAGMA wal_autocheckpoint = 200")
-    db.execute("PRAGMA synchronous = NORMAL")
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        # 200 pages keep the WAL file under 1 MB at no measured cost; SQLite's own 1,000 leave 4 MB for ever.
+        db.execute("PRAGMA wal_autocheckpoint = 200")
+        db.execute("PRAGMA synchronous = NORMAL")
+    except sqlite3.Error:
+        db.close()
+        raise
     return db
 
 
