@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import socket
@@ -43,6 +44,15 @@ async def every_method(address: str, metadata: Any) -> dict[str, grpc.StatusCode
                 except grpc.aio.AioRpcError as error:
                     answers[method.name] = error.code()
     return answers
+
+
+async def ended_idle(client: Any) -> bool:
+    """Asks the server to end if it is idle."""
+    try:
+        await client.shutdown(if_idle=True)
+    except RemoteError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(
@@ -188,3 +198,24 @@ async def test_many_runs_at_once_through_one_server(serving: Any, fake: FakeProv
     fake.rule(lambda request: Reply(text="Hi."))
     ends = await asyncio.gather(*(serving.run(f"Task {n}") for n in range(25)))
     assert {events[-1].finished.text for events in ends} == {"Hi."}
+
+
+async def test_logs_are_masked_whoever_writes_them(serving: Any, caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        raise ValueError("sk-0123456789abcdefghij")
+    except ValueError:
+        logging.getLogger("some.library").exception("Bearer %s", "abcdefgh12345678")
+    assert "Bearer ***" in caplog.text
+    assert "ValueError: ***" in caplog.text
+    await serving.stop()
+    assert logging.getLogRecordFactory() is logging.LogRecord
+
+
+async def test_a_client_that_goes_away_is_no_watcher_any_more(serving: Any, fake: FakeProviders) -> None:
+    fake.call("run_command", {"command": "true"})
+    async with serving.client() as client:
+        id = (await client.create(serving.request("Go."))).execution.id
+        await serving.until(client, id, lambda e: e.HasField("attempt_ended"))
+        async with asyncio.timeout(DEADLINE):
+            while not await ended_idle(client):
+                pass
