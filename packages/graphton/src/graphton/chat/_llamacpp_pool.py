@@ -29,6 +29,9 @@ BATCH = 256
 """Prompt tokens between two reports of progress; a few seconds on a laptop. 512 would be 5 % quicker."""
 _LOOK_EVERY = 0.25
 _MODULE = "graphton.chat._llamacpp_serve"
+_PATIENT_THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+"""Threads that wait for each other sleep instead of spinning. Measured with 0.5b on two cores that others used, too:
+116 ms for a token instead of 2,191; spinning threads keep the one they wait for from its core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ class Pool:
 
     async def _live(self, server: Server) -> None:
         try:
-            server.child = await start(_MODULE, _config(server))
+            server.child = await start(_MODULE, _config(server), extra_environment=_PATIENT_THREADS)
             await self._load(server, server.child)
             if server.url:
                 await self._until_idle(server, server.child)

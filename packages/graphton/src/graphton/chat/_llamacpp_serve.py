@@ -70,6 +70,7 @@ def _serve(config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     params.kv_unified = True
     params.cache_prompt = True
     params.cache_ram_mib = 0
+    params.warmup = False  # the first prompt warms it; an empty run before it took seconds on a busy machine
     params.n_batch = params.n_ubatch = config["batch"]
     for threads in (params.cpuparams, params.cpuparams_batch):
         threads.n_threads = config["threads"]

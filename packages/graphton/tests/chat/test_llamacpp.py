@@ -1,0 +1,477 @@
+"""The built-in llama.cpp: files and windows without a model; with a real one, replies, deaths and idle stops."""
+
+import asyncio
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graphton import catalog
+from graphton.chat import create_chat
+from graphton.chat._gguf import read_head
+from graphton.chat._machine import cores, free_memory
+from graphton.chat.base import Chat, Chunk, Done, Request, TextChunk, WaitChunk
+from graphton.chat.llamacpp import (
+    LlamaCppChat,
+    ModelFile,
+    choose_window,
+    close_all,
+    locate,
+    served,
+    set_idle_seconds,
+)
+from graphton.errors import BrokenStream, ModelMissing, ProviderError, SettingError, StatusError
+from graphton.messages import StopReason, UserMessage
+from graphton.models import ModelRef, ModelSettings
+
+GB = 1 << 30
+SMALL = "qwen2.5-coder:0.5b"
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def gguf(facts: dict[str, int], tail: bytes = b"") -> bytes:
+    """The head of a GGUF file of the made-up architecture `toy`."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    pairs = [text("general.architecture") + struct.pack("<I", 8) + text("toy")]
+    pairs.append(text("general.tags") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b"))
+    pairs += [text(f"toy.{key}") + struct.pack("<II", 4, value) for key, value in facts.items()]
+    pairs.append(text("tokenizer.ggml.tokens") + struct.pack("<I", 99))  # never read
+    return b"GGUF" + struct.pack("<IQQ", 3, 0, len(pairs)) + b"".join(pairs) + tail
+
+
+TOY = {
+    "context_length": 4096,
+    "block_count": 10,
+    "embedding_length": 512,
+    "attention.head_count": 8,
+    "attention.head_count_kv": 2,
+}
+
+
+def test_a_gguf_files_head_tells_window_and_memory_per_token(tmp_path: Path) -> None:
+    path = tmp_path / "toy.gguf"
+    path.write_bytes(gguf(TOY))
+    head = read_head(path)
+    assert head.context_window == 4096
+    assert head.kv_bytes == 10 * 2 * (64 + 64) * 2
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"PK\x03\x04 something else", "it is no GGUF file"),
+        (b"GGUF\x03", "requires a buffer"),
+        (gguf(TOY)[:120], "requires a buffer"),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1 << 40), "it is damaged"),
+    ],
+)
+def test_a_file_that_is_no_model_is_told_before_anything_starts(
+    tmp_path: Path, data: bytes, words: str
+) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(data)
+    with pytest.raises(ProviderError, match=words) as caught:
+        locate(str(path))
+    assert repr(str(path)) in str(caught.value)
+    assert "hint:" in str(caught.value)
+
+
+def test_a_model_that_is_not_here_says_its_size_its_source_and_the_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("STIGMER_MODELS", str(tmp_path))
+    with pytest.raises(ModelMissing) as caught:
+        locate(SMALL)
+    error = caught.value
+    assert error.code == "model_missing"
+    assert (error.name, error.size) == (SMALL, 491_400_064)
+    assert error.source.startswith("https://huggingface.co/Qwen/")
+    assert "0.5 GB, from Qwen (Apache-2.0)" in error.message
+    assert repr(str(tmp_path)) in error.message
+    assert error.hint == f"stigmer models pull {SMALL}"
+    assert not error.retryable
+
+
+async def test_a_missing_model_is_told_by_the_first_call_and_nothing_is_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("STIGMER_MODELS", str(tmp_path))
+    chat = create_chat(f"llamacpp:{SMALL}")
+    with pytest.raises(ModelMissing):
+        await gather(chat.stream(ask("hi")))
+    assert served() == []
+
+
+def test_unknown_names_and_paths_list_what_would_do(tmp_path: Path) -> None:
+    with pytest.raises(ModelMissing, match="knows no model 'llama9:1b'") as caught:
+        locate("llama9:1b")
+    assert SMALL in caught.value.hint
+    with pytest.raises(ModelMissing, match=r"there is no model file '/nowhere/x\.gguf'"):
+        locate("/nowhere/x.gguf")
+
+
+# ---- windows and machines ------------------------------------------------------------------------------------------
+
+BIG = ModelFile(Path("big.gguf"), GB, 32_768, 28_672)
+
+
+@pytest.mark.parametrize(
+    ("asked", "free", "running", "window"),
+    [
+        (None, 16 * GB, 0, 8192),
+        (100, 16 * GB, 0, 8192),
+        (8193, 16 * GB, 0, 16384),
+        (32768, 16 * GB, 0, 32768),
+        (8192, 16 * GB, 16384, 16384),
+        (16384, 16 * GB, 8192, 16384),
+    ],
+)
+def test_the_window_is_a_step_of_the_ladder(asked: int | None, free: int, running: int, window: int) -> None:
+    assert choose_window(BIG, asked, free=free, running=running) == (window, "")
+
+
+def test_a_model_with_a_small_window_is_served_with_all_of_it() -> None:
+    assert choose_window(ModelFile(Path("t.gguf"), GB, 2048, 1), None, free=16 * GB) == (2048, "")
+
+
+def test_a_window_above_the_models_limit_is_an_error_naming_both() -> None:
+    with pytest.raises(SettingError, match="context_window 40000 is above the 32768 tokens") as caught:
+        choose_window(BIG, 40_000, free=16 * GB)
+    assert caught.value.hint == "context_window=32768"
+
+
+def test_too_little_memory_lowers_the_window_and_says_so() -> None:
+    window, notice = choose_window(BIG, 32_768, free=BIG.memory(16_384))
+    assert window == 16_384
+    assert "context_window 32768 is lowered to 16384" in notice
+    window, notice = choose_window(BIG, None, free=GB)
+    assert window == 8192
+    assert notice.startswith("memory is short: big.gguf takes about 2.1 GB, 1.1 GB are free")
+
+
+def test_a_containers_limits_count(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 100 kB\nMemAvailable:    8000000 kB\n")
+    assert free_memory(cgroup=tmp_path, meminfo=meminfo) == 8_000_000 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("3000\n")
+    assert free_memory(cgroup=tmp_path, meminfo=meminfo) == 8_000_000 * 1024
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\nactive_file 300\ninactive_file 200\n")
+    assert free_memory(cgroup=tmp_path, meminfo=meminfo) == 2500
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    assert cores(cgroup=tmp_path) == 1
+
+
+# ---- children, without a model ---------------------------------------------------------------------------------------
+
+
+def ask(text: str, schema: dict[str, Any] | None = None, system: str = "Be brief.") -> Request:
+    return Request(system, [UserMessage(text)], schema=schema)
+
+
+async def gather(stream: AsyncIterator[Chunk]) -> list[Chunk]:
+    return [chunk async for chunk in stream]
+
+
+async def watch(chat: Chat, text: str, look: Callable[[Chunk], None]) -> None:
+    async for chunk in chat.stream(ask(text)):
+        look(chunk)
+
+
+@pytest.fixture
+async def closing() -> AsyncIterator[None]:
+    yield
+    await close_all()
+    assert served() == []
+
+
+async def test_a_file_that_llama_cpp_cannot_load_gives_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closing: None
+) -> None:
+    pytest.importorskip("xllamacpp")
+    monkeypatch.setenv("STIGMER_MODELS", str(tmp_path))
+    path = tmp_path / "toy.gguf"
+    path.write_bytes(gguf(TOY, b"\0" * 1000))
+    chat = create_chat(ModelRef("llamacpp", str(path)))
+    with pytest.raises(ProviderError) as caught:
+        await gather(chat.stream(ask("hi")))
+    text = str(caught.value)
+    assert text.startswith(f"llama.cpp cannot serve {str(path)!r} with a window of 4096: ")
+    assert "load" in text
+    assert "hint:" in text
+    assert served() == []
+
+
+def test_the_chat_shows_its_request_before_anything_runs() -> None:
+    chat = LlamaCppChat(ModelRef("llamacpp", SMALL), ModelSettings(max_tokens=7))
+    shown = chat.preview(ask("hi", schema={"type": "object"}))
+    body = json.loads(shown.body)
+    assert body["max_tokens"] == 7
+    assert body["return_progress"] is True
+    assert body["cache_prompt"] is True
+    assert body["response_format"]["type"] == "json_schema"
+    assert shown.headers["authorization"] == "Bearer ***"
+
+
+PARENT = """
+import asyncio, sys
+from graphton._child import start
+async def main():
+    child = await start("busy_child", {"how": sys.argv[1]})
+    async for said in child.lines():
+        print(child.pid, flush=True)
+    await asyncio.sleep(1000)
+asyncio.run(main())
+"""
+BUSY_CHILD = """
+import json, re, sys
+from graphton._child import bind_to_parent, wait_for_parent_to_end
+config = bind_to_parent()
+print(json.dumps({"ready": True}), flush=True)
+if config["how"] == "deaf":
+    re.match(r"(a+)+$", "a" * 60 + "b")  # foreign code that does not give the interpreter back for years
+wait_for_parent_to_end()
+"""
+
+
+def gone(pid: int) -> bool:
+    """Whether no such process runs any more; one that only waits to be buried is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return sys.platform == "linux"
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 30) -> bool:
+    """Look again and again, because nobody tells us when somebody else's child dies."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.parametrize("how", ["waiting", "deaf"])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_a_child_ends_with_its_parent_however_that_ends(tmp_path: Path, how: str, signum: int) -> None:
+    if how == "deaf" and sys.platform != "linux":
+        pytest.skip(
+            "only Linux kills a child that is busy in foreign code; elsewhere it ends when that returns"
+        )
+    (tmp_path / "busy_child.py").write_text(BUSY_CHILD)
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, how],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert not gone(pid)
+        parent.send_signal(signum)
+        parent.wait(30)
+    assert wait_until(lambda: gone(pid))
+
+
+# ---- with a real model -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The path of the real 0.5b model, under a name of this test's own, so that its child is its own."""
+    pytest.importorskip("xllamacpp")
+    named = os.environ.get("STIGMER_TEST_GGUF")
+    found = Path(named) if named else catalog.path_of(SMALL)
+    if found is None or not found.is_file():
+        pytest.skip(
+            f"the model is not here: stigmer models pull {SMALL}, or name a file in STIGMER_TEST_GGUF"
+        )
+    monkeypatch.setenv("STIGMER_MODELS", str(tmp_path))
+    link = tmp_path / "real.gguf"
+    link.symlink_to(found)
+    return str(link)
+
+
+@pytest.fixture
+async def model(model_file: str, closing: None) -> str:
+    return model_file
+
+
+def chat_with(model: str, **settings: Any) -> LlamaCppChat:
+    return LlamaCppChat(ModelRef("llamacpp", model), ModelSettings(**{"max_tokens": 24, **settings}))
+
+
+def reply_of(chunks: list[Chunk]) -> Done:
+    done = chunks[-1]
+    assert isinstance(done, Done)
+    return done
+
+
+@pytest.mark.model
+async def test_a_real_reply_tells_loading_and_prompt_and_counts_its_tokens(model: str) -> None:
+    chat = chat_with(model)
+    chunks = await gather(chat.stream(ask("Say hello.")))
+    waits = [chunk.what for chunk in chunks if isinstance(chunk, WaitChunk)]
+    assert waits[0] == "load"
+    assert "prompt" in waits
+    message = reply_of(chunks).message
+    assert "hello" in message.text.lower()
+    assert message.text == "".join(chunk.text for chunk in chunks if isinstance(chunk, TextChunk))
+    assert message.usage.input_tokens > 10
+    assert message.usage.output_tokens > 1
+    assert message.model == model
+    assert chat.settings.context_window == 8192
+    assert [name for name, _ in served()] == ["real.gguf"]
+
+    again = reply_of(await gather(chat.stream(ask("Say hello. Then say goodbye.")))).message
+    assert again.usage.cached_tokens > 0, "the common beginning of two prompts is read once"
+
+
+@pytest.mark.model
+async def test_a_schema_is_kept(model: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    chat = chat_with(model, max_tokens=60)
+    reply = json.loads(
+        reply_of(await gather(chat.stream(ask("The capital of France?", schema)))).message.text
+    )
+    assert list(reply) == ["city"]
+
+
+@pytest.mark.model
+async def test_a_prompt_that_does_not_fit_is_an_error_with_a_way_out(model: str) -> None:
+    with pytest.raises(StatusError) as caught:
+        await gather(chat_with(model).stream(ask("word " * 9000)))
+    assert (caught.value.status, caught.value.kind, caught.value.retryable) == (400, "context", False)
+    assert "does not fit the window of 8192 tokens" in caught.value.message
+    assert "context_window=16384" in caught.value.hint
+
+
+@pytest.mark.model
+async def test_an_output_limit_is_length(model: str) -> None:
+    chunks = await gather(chat_with(model, max_tokens=3).stream(ask("Count from one to a hundred.")))
+    assert reply_of(chunks).message.stop is StopReason.LENGTH
+
+
+@pytest.mark.model
+async def test_two_first_calls_at_once_start_one_child_and_both_are_answered(model: str) -> None:
+    first, second = chat_with(model, max_tokens=4), chat_with(model, max_tokens=4)
+    replies = await asyncio.gather(gather(first.stream(ask("Hi"))), gather(second.stream(ask("Hi"))))
+    assert all(reply_of(chunks).message.text for chunks in replies)
+    assert len(served()) == 1
+
+
+@pytest.mark.model
+async def test_a_child_killed_in_mid_stream_is_a_broken_stream_and_the_next_call_starts_another(
+    model: str,
+) -> None:
+    killed: list[int] = []
+
+    def kill_at_first_text(chunk: Chunk) -> None:
+        if isinstance(chunk, TextChunk) and not killed:
+            killed.append(served()[0][1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    with pytest.raises(BrokenStream) as caught:
+        await watch(chat_with(model, max_tokens=200), "Count from one to a hundred.", kill_at_first_text)
+    assert caught.value.retryable
+    assert "the llama.cpp process that serves 'real.gguf' was ended by SIGKILL" in caught.value.message
+    chunks = await gather(chat_with(model, max_tokens=3).stream(ask("Hi")))
+    assert reply_of(chunks)
+    [(_, another)] = served()
+    assert another != killed[0]
+
+
+@pytest.mark.model
+async def test_a_child_killed_while_it_loads_is_told(model: str) -> None:
+    def kill_it(chunk: Chunk) -> None:
+        if served():
+            os.kill(served()[0][1], signal.SIGKILL)
+
+    with pytest.raises(ProviderError, match="was ended by SIGKILL"):
+        await watch(chat_with(model), "Hi", kill_it)
+
+
+@pytest.mark.model
+async def test_a_call_left_early_frees_the_child_for_the_next(model: str) -> None:
+    async with aclosing(chat_with(model, max_tokens=400).stream(ask("Count to a thousand."))) as stream:  # type: ignore[type-var]
+        async for chunk in stream:
+            if isinstance(chunk, TextChunk):
+                break
+    assert reply_of(await gather(chat_with(model, max_tokens=3).stream(ask("Hi"))))
+    assert len(served()) == 1
+
+
+@pytest.mark.model
+async def test_a_child_that_nobody_uses_is_stopped(model: str) -> None:
+    set_idle_seconds(0.1)
+    await gather(chat_with(model, max_tokens=2).stream(ask("Hi")))
+    [(_, pid)] = served()
+    assert await asyncio.to_thread(wait_until, lambda: gone(pid))
+
+
+@pytest.mark.model
+async def test_other_users_of_the_machine_are_turned_away(model: str) -> None:
+    chat = chat_with(model, max_tokens=2)
+    await gather(chat.stream(ask("Hi")))
+    stranger = create_chat(ModelRef("llamacpp", model), ModelSettings(base_url=chat.base_url))
+    with pytest.raises(StatusError) as caught:
+        await gather(stranger.stream(ask("Hi")))
+    assert caught.value.status == 401
+
+
+REAL_PARENT = """
+import asyncio, sys
+from graphton.chat.base import Request, TextChunk
+from graphton.chat.llamacpp import LlamaCppChat, served
+from graphton.messages import UserMessage
+from graphton.models import ModelRef, ModelSettings
+async def main():
+    chat = LlamaCppChat(ModelRef("llamacpp", sys.argv[1]), ModelSettings(max_tokens=2000))
+    told = False
+    async for chunk in chat.stream(Request("", [UserMessage("Count to a thousand.")])):
+        if not told and served() and (sys.argv[2] == "loading" or isinstance(chunk, TextChunk)):
+            told = True
+            print(served()[0][1], flush=True)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("when", ["loading", "generating"])
+def test_no_child_outlives_a_parent_killed_while_it_is(model_file: str, when: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", REAL_PARENT, model_file, when],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+        parent.wait(30)
+    assert wait_until(lambda: gone(pid))
