@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
+import os
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, TypeVar
@@ -134,7 +134,7 @@ class Client:
 
         The request gets an idempotency key where it has none, so that asking again creates nothing twice.
         """
-        request.idempotency_key = request.idempotency_key or uuid.uuid4().hex
+        request.idempotency_key = request.idempotency_key or os.urandom(16).hex()
         return Events(self, "", 1, request)
 
     def watch(self, execution: str, *, from_seq: int = 1) -> Events:
@@ -162,7 +162,7 @@ class Client:
 
     async def create(self, request: CreateExecutionRequest) -> CreateExecutionResponse:
         """Accepts an execution; the server runs it whether somebody watches or not."""
-        request.idempotency_key = request.idempotency_key or uuid.uuid4().hex
+        request.idempotency_key = request.idempotency_key or os.urandom(16).hex()
         return await self._ask(CreateExecutionResponse, "CreateExecution", request)
 
     async def preview(self, request: CreateExecutionRequest) -> PreviewExecutionResponse:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,6 +113,8 @@ class Home:
         plain = self.path / "stigmer.sock"
         if len(os.fsencode(plain)) < _SOCKET_LIMIT:
             return plain
+        import hashlib  # Most homes need none.
+
         return _runtime_folder() / hashlib.sha256(os.path.realpath(self.path).encode()).hexdigest()[:16] / "s"
 
     def create_socket_folder(self) -> Path:
@@ -131,6 +131,8 @@ def _runtime_folder() -> Path:
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if runtime.startswith("/") and len(os.fsencode(runtime)) < _SOCKET_LIMIT - 30:
         return Path(runtime) / "stigmer"
+    import tempfile
+
     temporary = tempfile.gettempdir()
     if len(os.fsencode(temporary)) >= _SOCKET_LIMIT - 40:
         temporary = "/tmp"  # The one place that is short everywhere.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import os
 import signal
-import socket
 import sys
 from contextlib import suppress
 
@@ -25,6 +23,9 @@ _ONE_PRESS = 0.4
 
 def whoami() -> str:
     """Who decides or cancels, as the record will name them: `ann@laptop`."""
+    import getpass
+    import socket
+
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
     except (KeyError, OSError):  # A user without a name, as in some containers.
