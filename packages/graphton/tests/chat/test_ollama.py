@@ -382,6 +382,12 @@ async def test_text_thinking_calls_and_usage_arrive(fake: FakeProviders) -> None
     )
 
 
+async def test_thinking_in_tags_is_thinking(fake: FakeProviders) -> None:
+    fake.reply("<think>\nHm.\n</think>\n\nYes.", pieces=9)
+    _, message = await ask(chat(fake))
+    assert message.blocks == (Thinking("Hm.", "ollama"), Text("Yes."))
+
+
 @pytest.mark.parametrize(
     ("reason", "calls", "stop"),
     [

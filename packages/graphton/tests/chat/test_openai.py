@@ -167,6 +167,44 @@ async def test_calls_without_a_provider_id_go_out_under_ours_and_match_their_res
     assert call["tool_calls"][0]["id"] == result["tool_call_id"] == "call_1.0"
 
 
+async def test_deepseek_gets_the_thinking_that_led_to_a_call_back(fake: FakeProviders) -> None:
+    fake.call("f", {}, thinking="I need f.")
+    fake.rule(lambda request: Reply(text="ok") if request.tool_results else None)
+    one = chat(fake, "deepseek-api:deepseek-flash", thinking="high")
+    _, message = await ask(one)
+    results = ToolResults((ToolResult("1.0", "call_fake_0", "f", "done"),))
+    request = Request("", [UserMessage("go"), message, results])
+    await ask(one, request)
+    await ask(chat(fake), request)
+    first, same, other = fake.chats
+    assert (first.json["thinking"], first.json["reasoning_effort"]) == ({"type": "enabled"}, "high")
+    assert same.json["messages"][1]["reasoning_content"] == "I need f."
+    assert "reasoning_content" not in other.json["messages"][1]
+
+
+async def test_mistral_gets_no_field_and_no_call_id_that_it_refuses(fake: FakeProviders) -> None:
+    fake.reply("ok")
+    history = [
+        UserMessage("go"),
+        AssistantMessage(
+            (
+                ToolCall("f", {}, id="1.0", wire_id="toolu_01"),
+                ToolCall("f", {}, id="1.1", wire_id="abcDEF123"),
+            ),
+            stop=StopReason.TOOLS,
+        ),
+        ToolResults((ToolResult("1.0", "toolu_01", "f", "a"), ToolResult("1.1", "abcDEF123", "f", "b"))),
+    ]
+    await ask(chat(fake, "mistral-api:mistral-small-latest"), Request("", history))
+    body = fake.chats[0].json
+    assert "stream_options" not in body
+    _, calls, first, second = body["messages"]
+    ids = [c["id"] for c in calls["tool_calls"]]
+    assert [first["tool_call_id"], second["tool_call_id"]] == ids
+    assert all(len(i) == 9 and i.isalnum() for i in ids)
+    assert ids[1] == "abcDEF123"
+
+
 async def test_every_message_is_translated_once(fake: FakeProviders) -> None:
     said = UserMessage("Hello")
     one = chat(fake)
@@ -199,6 +237,7 @@ async def test_text_that_is_no_unicode_and_huge_numbers_still_go_out(fake: FakeP
         ("openai:gpt-6-luna", {"thinking": "high"}, {"reasoning_effort": "high"}),
         ("openai:gpt-6-luna", {"thinking": "off"}, {"reasoning_effort": "none"}),
         ("openrouter:some/model", {"thinking": "medium"}, {"reasoning_effort": "medium"}),
+        ("deepseek-api:deepseek-flash", {"thinking": "off"}, {"thinking": {"type": "disabled"}}),
         ("llamacpp:qwen3:8b", {"thinking": "off"}, {"chat_template_kwargs": {"enable_thinking": False}}),
         ("llamacpp:qwen3:8b", {"thinking": "low"}, {"chat_template_kwargs": {"enable_thinking": True}}),
         ("llamacpp:qwen3:8b", {}, {"return_progress": True, "temperature": 0.0}),
@@ -484,6 +523,13 @@ async def test_what_a_host_adds_to_a_call_goes_back_with_it(fake: FakeProviders)
     same, other = fake.chats[1:]
     assert same.json["messages"][1]["tool_calls"][0]["extra_content"] == extra
     assert "extra_content" not in other.json["messages"][1]["tool_calls"][0]
+
+
+async def test_thinking_in_tags_is_thinking(fake: FakeProviders) -> None:
+    fake.reply("<think>\nHm.\n</think>\n\nYes.", pieces=9)
+    chunks, message = await ask(chat(fake, "vllm:some-model"))
+    assert message.blocks == (Thinking("Hm.", "vllm"), Text("Yes."))
+    assert "".join(c.text for c in chunks if isinstance(c, TextChunk)) == "Yes."
 
 
 async def test_typed_content_parts_are_text_and_thinking(fake: FakeProviders) -> None:

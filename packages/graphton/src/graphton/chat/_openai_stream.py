@@ -8,6 +8,7 @@ from typing import Any
 
 from graphton.chat import _json
 from graphton.chat._failures import Peer
+from graphton.chat._think_tags import ThinkTags
 from graphton.chat._wire import call_arguments, call_id, dumps
 from graphton.chat.base import Chunk, TextChunk, ThinkingChunk, WaitChunk
 from graphton.errors import ProviderError
@@ -62,6 +63,7 @@ class Collector:
         self._understood = False
         self._text: list[str] = []
         self._thinking: list[str] = []
+        self._tags = ThinkTags()
         self._calls: list[_Call] = []
         self._slots: dict[int, _Call] = {}
         self._refused = False
@@ -113,6 +115,7 @@ class Collector:
         for call in delta.get("tool_calls") or ():
             self._call(call)
         if reason := choice.get("finish_reason"):
+            yield from self._kept(self._tags.end())
             self._stop = str(reason)
 
     def _part(self, part: str | dict[str, Any]) -> Iterator[Chunk]:
@@ -128,8 +131,12 @@ class Collector:
     def _say(self, text: str) -> Iterator[Chunk]:
         if text:
             self.began = True
-            self._text.append(text)
-            yield TextChunk(text)
+            yield from self._kept(self._tags.feed(text))
+
+    def _kept(self, chunks: Iterable[TextChunk | ThinkingChunk]) -> Iterator[Chunk]:
+        for chunk in chunks:
+            (self._text if isinstance(chunk, TextChunk) else self._thinking).append(chunk.text)
+            yield chunk
 
     def _think(self, text: str) -> Iterator[Chunk]:
         if text:

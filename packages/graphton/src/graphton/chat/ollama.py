@@ -12,6 +12,7 @@ from graphton.chat import _json
 from graphton.chat._failures import Peer
 from graphton.chat._http import HEADERS, Reply, endpoint, fetch, limits_for, post
 from graphton.chat._keys import check_key
+from graphton.chat._think_tags import ThinkTags
 from graphton.chat._window import ROOM_TO_GROW, Prompt, rung, too_long, was_cut
 from graphton.chat._wire import THINKING_LEVELS, Fragment, call_arguments, dumps, result_text, sent_arguments
 from graphton.chat.base import Chunk, Done, Preview, Request, TextChunk, ThinkingChunk, ToolSpec, WaitChunk
@@ -353,6 +354,7 @@ class _Collector:
         self._ref = ref
         self._text: list[str] = []
         self._thinking: list[str] = []
+        self._tags = ThinkTags()
         self._calls: list[ToolCall] = []
         self._understood = False
         self._model = ""
@@ -380,17 +382,22 @@ class _Collector:
             yield ThinkingChunk(thought)
         if text := message.get("content"):
             self.began = True
-            self._text.append(text)
-            yield TextChunk(text)
+            yield from self._kept(self._tags.feed(text))
         for call in message.get("tool_calls") or ():
             self.began = True
             arguments, malformed = call_arguments(call["function"].get("arguments"))
             name = call["function"].get("name") or ""
             self._calls.append(ToolCall(name, arguments, wire_id=call.get("id") or "", malformed=malformed))
         if event.get("done"):
+            yield from self._kept(self._tags.end())
             self.finished = True
             self.evaluated = event.get("prompt_eval_count")
             self._last = event
+
+    def _kept(self, chunks: Iterable[TextChunk | ThinkingChunk]) -> Iterator[Chunk]:
+        for chunk in chunks:
+            (self._text if isinstance(chunk, TextChunk) else self._thinking).append(chunk.text)
+            yield chunk
 
     def filled(self, window: int) -> bool:
         """Whether the reply ended because the context window was full."""

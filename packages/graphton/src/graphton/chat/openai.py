@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import aclosing
@@ -22,7 +23,7 @@ from graphton.errors import (
     SettingError,
     StatusError,
 )
-from graphton.messages import AssistantMessage, Message, Opaque, ToolCall, ToolResults, UserMessage
+from graphton.messages import AssistantMessage, Message, Opaque, Thinking, ToolCall, ToolResults, UserMessage
 from graphton.models import ModelRef, ModelSettings, find_provider, lookup, with_defaults
 
 __all__ = ["OpenAIChat"]
@@ -82,7 +83,9 @@ class OpenAIChat:
             fields |= self._thinking_fields(said.thinking)
         if said.context_window is not None and self.ref.provider != "llamacpp":
             self.notice(f"context_window {said.context_window} is not sent: the window is the server's")
-        fields |= {"stream": True, "stream_options": {"include_usage": True}}
+        fields["stream"] = True
+        if self.ref.provider != "mistral-api":  # which refuses the field, and sends usage unasked
+            fields["stream_options"] = {"include_usage": True}
         # llama.cpp then says how far it has read the prompt.
         return fields | {"return_progress": True} if self.ref.provider == "llamacpp" else fields
 
@@ -95,6 +98,11 @@ class OpenAIChat:
             )
         if self._model.thinking == "think":  # local models: their chat templates have a switch and no levels
             return {"chat_template_kwargs": {"enable_thinking": level != "off"}}
+        if (
+            self.ref.provider == "deepseek-api"
+        ):  # thinks unless told not to: api-docs.deepseek.com/guides/thinking_mode
+            off_or_on = {"thinking": {"type": "disabled" if level == "off" else "enabled"}}
+            return off_or_on if level == "off" else {**off_or_on, "reasoning_effort": level}
         off = self._model.thinking_off
         if self._model.thinking == "none":
             if level != "off":
@@ -275,21 +283,36 @@ def _translate(message: Message, provider: str) -> Iterator[dict[str, Any]]:
             for r in message.results:
                 yield {
                     "role": "tool",
-                    "tool_call_id": r.wire_id or f"call_{r.call}",
+                    "tool_call_id": _call_id(r.wire_id, r.call, provider),
                     "content": result_text(r),
                 }
         case AssistantMessage():
             extras = _extras(message, provider)
-            calls = [_call(call, extras) for call in message.calls]
+            calls = [_call(call, extras, provider) for call in message.calls]
             if calls:
-                yield {"role": "assistant", "content": message.text or None, "tool_calls": calls}
+                thought = _thought(message) if provider == "deepseek-api" else {}
+                yield {"role": "assistant", "content": message.text or None, **thought, "tool_calls": calls}
             elif message.text:
                 yield {"role": "assistant", "content": message.text}
 
 
-def _call(call: ToolCall, extras: Mapping[str, Any]) -> dict[str, Any]:
+def _thought(message: AssistantMessage) -> dict[str, Any]:
+    """DeepSeek refuses a conversation whose calls have lost the thinking that led to them, be it empty."""
+    thoughts = (b.text for b in message.blocks if isinstance(b, Thinking) and b.provider == "deepseek-api")
+    return {"reasoning_content": "".join(thoughts)}
+
+
+def _call_id(wire_id: str, ours: str, provider: str) -> str:
+    """The host's own id for a call; one of ours where it gave none, or where another provider gave it."""
+    known = wire_id or f"call_{ours}"
+    if provider != "mistral-api" or re.fullmatch(r"[0-9A-Za-z]{9}", known):
+        return known
+    return hashlib.sha256(known.encode()).hexdigest()[:9]  # Mistral takes no other form
+
+
+def _call(call: ToolCall, extras: Mapping[str, Any], provider: str) -> dict[str, Any]:
     function = {"name": call.name, "arguments": dumps(sent_arguments(call)).decode()}
-    wire = {"id": call.wire_id or f"call_{call.id}", "type": "function", "function": function}
+    wire = {"id": _call_id(call.wire_id, call.id, provider), "type": "function", "function": function}
     return {**wire, "extra_content": extras[call.wire_id]} if call.wire_id in extras else wire
 
 
