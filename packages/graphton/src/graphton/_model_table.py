@@ -88,14 +88,24 @@ def price(provider: str, model: str) -> dict[str, object]:
     """The generated columns of a row: window and prices, or nothing where the price list does not know it."""
     row = PRICES.get(f"{provider}:{model}")
     if row is None:
-        return {}
+        return {"context_window": _WINDOWS[model]} if model in _WINDOWS else {}
     window, base, above = row
     columns: dict[str, object] = dict(
         zip(("price_input", "price_output", "price_cached", "price_cache_write"), base, strict=True)
     )
-    return columns | {"context_window": window, "long_prompt": above}
+    return columns | {"context_window": _WINDOWS.get(model, window), "long_prompt": above}
 
 
+# Where the price list rounds, or does not have the model yet: the "context window" of the maker's page.
+_WINDOWS = {
+    "gpt-4.1": 1_047_576,
+    "gpt-4.1-mini": 1_047_576,
+    "gpt-4.1-nano": 1_047_576,
+    "gpt-5.5": 1_050_000,
+    "gpt-6.2-sol": 1_050_000,
+    "gemini-2.5-pro": 1_048_576,
+    "gemini-3.8-flash": 1_048_576,
+}
 _NOV_30 = date(2026, 11, 30)
 _JAN_22 = date(2027, 1, 22)
 
@@ -205,38 +215,39 @@ _HOSTED: tuple[tuple[str, str, int | None, Thinking], ...] = (
 )
 
 FAMILIES: tuple[Family, ...] = (
-    # Windows: the `context_length` of the published GGUF files. Tool modes: measured where PEERS and bench/ say
+    # Windows: the `context_length` of the published GGUF files; None where it differs from tag to tag, so that the
+    # server must be asked. Tool modes: measured where PEERS and bench/ say
     # so (qwen2.5-coder makes no native call at all; gemma3, phi4 and deepseek-coder-v2 have no tools template in
     # Ollama's library, which answers 400); every other family gets native calls with recovery from the text.
     Family("qwen2.5-coder", 32_768, "envelope"),
     Family("qwen2.5", 32_768),
-    Family("qwen3-coder", 262_144, "native"),
-    Family("qwen3", 40_960, "native", "think"),
-    Family("qwq", 40_960, "recovery", "think"),
+    Family("qwen3-coder", None, "native"),
+    Family("qwen3", None, "native", "think"),
+    Family("qwq", None, "recovery", "think"),
     Family("llama3.1", 131_072),
     Family("llama3.2", 131_072),
     Family("llama3.3", 131_072),
     Family("llama3", 8_192, "envelope"),
-    Family("mistral", 32_768),
-    Family("mistral-large", 131_072),
-    Family("mistral-nemo", 1_024_000),
-    Family("mistral-small", 32_768),
-    Family("magistral", 40_000, "recovery", "think"),
-    Family("devstral", 131_072),
-    Family("codestral", 32_768, "envelope"),
-    Family("mixtral", 32_768),
+    Family("mistral", None),
+    Family("mistral-large", None),
+    Family("mistral-nemo", None),
+    Family("mistral-small", None),
+    Family("magistral", None, "recovery", "think"),
+    Family("devstral", None),
+    Family("codestral", None, "envelope"),
+    Family("mixtral", None),
     Family("gpt-oss", 131_072, "native", "think"),
-    Family("deepseek-r1", 131_072, "recovery", "think"),
+    Family("deepseek-r1", None, "recovery", "think"),
     Family("deepseek-coder-v2", 163_840, "envelope"),
-    Family("gemma3", 131_072, "envelope"),
+    Family("gemma3", None, "envelope"),
     Family("gemma2", 8_192, "envelope"),
     Family("phi4", 16_384, "envelope"),
-    Family("phi4-mini", 131_072),
-    Family("phi3", 131_072, "envelope"),
-    Family("codellama", 16_384, "envelope"),
-    Family("granite3.3", 131_072),
-    Family("command-r", 131_072),
-    Family("smollm2", 8_192),
+    Family("phi4-mini", None),
+    Family("phi3", None, "envelope"),
+    Family("codellama", None, "envelope"),
+    Family("granite3.3", None),
+    Family("command-r", None),
+    Family("smollm2", None),
 )
 
 LOCAL_NAMES = frozenset(family.name for family in FAMILIES)

@@ -33,7 +33,7 @@ from stigmer.errors import ConfigError
 __all__ = ["Facts", "Fallback", "Known", "LLMConfig", "Shadow", "Value", "clock", "resolve"]
 
 _OLLAMA = PROVIDERS["ollama"]
-_GB = 1 << 30
+_GB = 1_000_000_000
 _PLACES = {
     "local": "your shell, the daemon's environment",
     "serve": "the server's environment (stigmer serve)",
@@ -230,6 +230,8 @@ class _Cascade:
         self.values: dict[str, Value] = {}
         self.problems: list[str] = [p for layer in self.layers for p in layer.problems]
         self.notices: list[str] = [n for layer in self.layers for n in layer.notices]
+        self.unset: dict[str, str] = {}
+        """Providers whose key stands in a variable that is not set, and what to say of it."""
         self.sure = True
         """False once the provider or the model is a guess because what was said is wrong."""
 
@@ -613,11 +615,10 @@ class _Cascade:
                     (one.variables[str(value)] for one in places if str(value) in one.variables), None
                 )
                 if found is None:
-                    self.problems.append(
+                    self.unset[provider.name] = (
                         f"api_key_env from {key.source} names {value!r}, and no such variable is set: "
                         f"e.g. export {value}=…"
                     )
-                    self.sure = False
                 else:
                     yield _Key(layer, f"env {value}, named by {key.source}", found, origins)
 
@@ -634,7 +635,9 @@ class _Cascade:
             return bound[0].value
         self.values["api_key"] = Value(None, f"default for provider {provider.name}")
         if provider.needs_key and self.sure:
-            self.problems.append(self._no_key(provider, url))
+            self.problems.append(self.unset.get(provider.name) or self._no_key(provider, url))
+        elif provider.name in self.unset:
+            self.notices.append(self.unset[provider.name])
         return None
 
     def _no_key(self, provider: Provider, url: _Url | None) -> str:
