@@ -489,7 +489,7 @@ async def main(url):
 
 with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     for _ in range(3):
         asyncio.run(main(f"http://127.0.0.1:{server.server_port}"))

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from graphton.chat._failures import Peer, origin_of
 from graphton.chat._proxies import proxy_for
 from graphton.errors import ProviderError, ProviderTimeout, SettingError
-from graphton.models import Timeouts
+from graphton.models import PROVIDERS, Timeouts
 
 if TYPE_CHECKING:
     import aiohttp
@@ -53,12 +53,12 @@ class Limits:
 
 def limits_for(timeouts: Timeouts, *, local: bool) -> Limits:
     """What somebody set, else the defaults for a server on this machine or for a hosted one."""
-    connect, first_token, idle = (5.0, 600.0, 120.0) if local else (10.0, 120.0, 60.0)
-    return Limits(
-        connect if timeouts.connect is None else timeouts.connect,
-        first_token if timeouts.first_token is None else timeouts.first_token,
-        idle if timeouts.idle is None else timeouts.idle,
+    ours = PROVIDERS["ollama" if local else "anthropic"].timeouts
+    connect, first_token, idle = (
+        getattr(ours if getattr(timeouts, name) is None else timeouts, name)
+        for name in ("connect", "first_token", "idle")
     )
+    return Limits(connect, first_token, idle)
 
 
 def endpoint(base_url: str, path: str) -> str:
@@ -306,7 +306,7 @@ async def _session() -> aiohttp.ClientSession:
     loop = asyncio.get_running_loop()
     if loop in _sessions:
         return _sessions[loop][0]
-    for old in [known for known in _sessions if known.is_closed()]:
+    for old in [known for known in list(_sessions) if known.is_closed()]:
         _sessions.pop(old, None)
     session = _new_session()
     keeper = _close_with_loop(loop, session)
