@@ -80,16 +80,24 @@ class Runner:
         if key is None and model.has_key:
             return [pb.Event(waiting=pb.Waiting(reason="key"))]
         chat = recorded_chat(model, key)
-        for text in chat.notices:
-            if not any(r.HasField("notice") and r.notice.text == text for r in records):
-                journal.append(Notice("", "setting_not_sent", text))
+        told = {record.notice.text for record in records if record.HasField("notice")}
+        _tell(chat, journal, told)
         agent = agent_for(chat, request, closed=(self._home,))
         try:
             spent = running_seconds(records, now_ms=records[-1].time_ms)
             result = await agent.run(request.task, journal=journal, spent_seconds=spent)
+            _tell(chat, journal, told)  # A local model's window is only known once it is loaded.
         finally:
             await agent.close()
         return _outcome(result, journal)
+
+
+def _tell(chat: Chat, journal: StoreJournal, told: set[str]) -> None:
+    """What the chat has to say about its settings, each thing once per execution."""
+    for text in chat.notices:
+        if text not in told:
+            told.add(text)
+            journal.append(Notice("", "setting", text))
 
 
 def _config(records: Sequence[pb.Event]) -> pb.ConfigResolved:
