@@ -371,6 +371,18 @@ def test_thinking_and_temperature(
     assert chat.notices == notices
 
 
+def test_a_budget_waits_while_calls_of_another_model_are_answered() -> None:
+    chat = chat_with(BUDGET, thinking="low")
+    foreign = AssistantMessage((Thinking("Hm.", "ollama"), ToolCall("todos", {}, id="1.0")))
+    results = ToolResults((ToolResult("1.0", "", "todos", "ok"),))
+    turns: list[Message] = [UserMessage("go"), foreign, results]
+    assert "thinking" not in body(chat, request(*turns))
+    assert "thinking" in body(
+        chat, request(*turns, AssistantMessage((Text("Done."),)), UserMessage("And now?"))
+    )
+    assert "thinking" in body(chat, request(*TURN))
+
+
 def test_a_schema_and_an_effort_go_out_together() -> None:
     schema = {"type": "object"}
     assert body(chat_with(thinking="high"), request(schema=schema))["output_config"] == {

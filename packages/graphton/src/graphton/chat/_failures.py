@@ -176,7 +176,8 @@ class Peer:
                 return self.broken(f"{type(error).__name__}: {error}")
 
     def _refused(self, error: OSError) -> ConnectError:
-        if error.errno == errno.ECONNREFUSED or "refused" in str(error).lower() or "Errno 111" in str(error):
+        # A name with several addresses fails with all their errors in one text.
+        if error.errno == errno.ECONNREFUSED or f"[Errno {errno.ECONNREFUSED}]" in str(error):
             return self.connect_error(
                 f"nothing listens at {self.origin!r} ({self.provider})",
                 hint="start the server, or set base_url to where it runs",

@@ -135,7 +135,10 @@ class AnthropicChat:
             body["tools"] = [*tools[:-1], {**tools[-1], "cache_control": _CACHE}]
         if request.system.strip():
             body["system"] = [{"type": "text", "text": request.system, "cache_control": _CACHE}]
-        body["messages"] = _with_cache_mark([*_wire_messages(request.messages, self.ref.provider)])
+        messages = [*_wire_messages(request.messages, self.ref.provider)]
+        if body.get("thinking", {}).get("type") == "enabled" and not _may_think(messages):
+            del body["thinking"]
+        body["messages"] = _with_cache_mark(messages)
         try:
             return orjson.dumps(body)
         except TypeError:
@@ -269,6 +272,16 @@ def _block(block: Block, provider: str) -> dict[str, Any] | orjson.Fragment | No
 def _call_id(wire_id: str, ours: str) -> str:
     """An id that the API accepts: calls of other providers' models may have none, or other signs in it."""
     return re.sub(r"[^a-zA-Z0-9_-]", "_", wire_id or f"call_{ours}")
+
+
+def _may_think(messages: list[dict[str, Any]]) -> bool:
+    """Whether a thinking budget is accepted now: not while calls are answered that began without thinking.
+
+    That happens when another model made the calls, before this one took over. It thinks again with the next task.
+    """
+    last = next((m["content"] for m in reversed(messages) if m["role"] == "assistant"), [])
+    calls = any(isinstance(block, dict) and block["type"] == "tool_use" for block in last)
+    return not calls or isinstance(last[0], orjson.Fragment)
 
 
 def _with_cache_mark(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
