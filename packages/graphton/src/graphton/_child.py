@@ -16,7 +16,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,18 +103,42 @@ async def start(
 
 
 async def stop(child: Child, grace: float = 2.0) -> None:
-    """Close the pipe, which is the polite way; after `grace` seconds kill it and its group. Returns when it is gone."""
+    """Close the pipe, which is the polite way; after `grace` seconds kill it and its group. Returns when it is gone.
+
+    Cancelling this kills the child at once, and it is still gone when the cancellation arrives at the caller.
+    """
     process = child.process
-    if process.returncode is None and process.stdin is not None:
+    if process.stdin is not None:
         process.stdin.close()
-        if grace:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(grace):
-                    await process.wait()
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its session is its own, so is its group
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                await process.wait()
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its session is its own, so is its group
+        await _without_interruption(_buried(process))
+
+
+async def _buried(process: asyncio.subprocess.Process) -> None:
     await process.wait()
+    if process.stdout is not None:
+        await process.stdout.read()  # up to its end, so that the pipe is closed, too
+
+
+async def _without_interruption(work: Coroutine[Any, Any, None]) -> None:
+    """Await to the end what is sure to end soon; a cancellation meanwhile is passed on afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 # ---- the child's side ----------------------------------------------------------------------------------------------

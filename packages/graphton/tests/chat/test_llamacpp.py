@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from graphton import catalog
+from graphton._child import Child, start, stop
 from graphton.chat import create_chat
 from graphton.chat._gguf import read_head
 from graphton.chat._machine import cores, free_memory
@@ -291,6 +292,59 @@ def test_a_child_ends_with_its_parent_however_that_ends(tmp_path: Path, how: str
         parent.send_signal(signum)
         parent.wait(30)
     assert wait_until(lambda: gone(pid))
+
+
+STUBBORN_CHILD = """
+import json, time
+from graphton._child import bind_to_parent
+bind_to_parent()
+print(json.dumps({"ready": True}), flush=True)
+time.sleep(1000)  # deaf to the end of its standard input
+"""
+
+
+@pytest.fixture
+async def stubborn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
+    (tmp_path / "stubborn_child.py").write_text(STUBBORN_CHILD)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    child = await start("stubborn_child", {})
+    assert [said async for said in _first(child)] == [{"ready": True}]
+    return child
+
+
+async def _first(child: Child) -> AsyncIterator[dict[str, Any]]:
+    async with aclosing(child.lines()) as lines:
+        async for said in lines:
+            yield said
+            return
+
+
+async def test_a_child_that_does_not_listen_is_killed_after_its_grace(stubborn: Child) -> None:
+    await stop(stubborn, grace=0.1)
+    assert stubborn.ended == "was ended by SIGKILL"
+
+
+async def test_stopping_a_child_cannot_be_interrupted_into_leaving_it(stubborn: Child) -> None:
+    stopping = asyncio.create_task(stop(stubborn, grace=1000))
+    await asyncio.sleep(0)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert stubborn.ended == "was ended by SIGKILL"
+
+
+async def test_a_child_gets_no_keys_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "telling_child.py").write_text(
+        "import json, os\nfrom graphton._child import bind_to_parent\n"
+        "bind_to_parent()\nprint(json.dumps(dict(os.environ)))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-sentinel")
+    child = await start("telling_child", {}, extra_environment={"OMP_WAIT_POLICY": "passive"})
+    [environment] = [said async for said in _first(child)]
+    await stop(child)
+    assert "sk-sentinel" not in str(environment)
+    assert environment["OMP_WAIT_POLICY"] == "passive"
 
 
 # ---- with a real model -----------------------------------------------------------------------------------------------
