@@ -22,7 +22,8 @@ from stigmer.config._layers import (
     layer_from_user_file,
     llm_variables,
 )
-from stigmer.config._resolve import Facts, Fallback, Known, LLMConfig, Shadow, Value, clock, resolve
+from stigmer.config._records import Facts, Fallback, Known, LLMConfig, Shadow, Value, clock
+from stigmer.config._resolve import resolve
 from stigmer.config._settings import BLANKS, SETTINGS, Setting, mask, nearest, setting_for_key
 
 __all__ = [

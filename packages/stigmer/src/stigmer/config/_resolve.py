@@ -1,14 +1,10 @@
-"""The cascade itself: layers in, one value and one source for every setting out. Pure; reads nothing.
-
-Small records are NamedTuples: making a frozen dataclass costs a millisecond at import, and this is on every run's way.
-"""
+"""The cascade itself: layers in, one value and one source for every setting out. Pure; reads nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime
-from typing import Any, NamedTuple, Protocol
 
 from graphton.errors import ModelNameError
 from graphton.models import (
@@ -25,134 +21,21 @@ from graphton.models import (
     split_provider,
 )
 
-from stigmer.config._address import read_address
+from stigmer.config._bindings import Bindings, Key, Url
 from stigmer.config._layers import RANKS, Layer, Said
+from stigmer.config._own import alone, mode_provider, own_words, read
+from stigmer.config._records import GB, Facts, Fallback, LLMConfig, Shadow, Value
 from stigmer.config._settings import SETTINGS, mask
 from stigmer.errors import ConfigError
 
-__all__ = ["Facts", "Fallback", "Known", "LLMConfig", "Shadow", "Value", "clock", "resolve"]
+__all__ = ["resolve"]
 
 _OLLAMA = PROVIDERS["ollama"]
-_GB = 1_000_000_000
 _PLACES = {
     "local": "your shell, the daemon's environment",
     "serve": "the server's environment (stigmer serve)",
     "worker": "the worker's environment (stigmer worker)",
 }
-
-
-class Facts(Protocol):
-    """What a caller can measure. Each is asked only when the answer matters, and answers in under a second."""
-
-    def ollama_up(self, base_url: str) -> bool:
-        """Whether an Ollama answers there."""
-        ...
-
-    def free_memory(self) -> int:
-        """Bytes that a model could use."""
-        ...
-
-
-class Known(NamedTuple):
-    """Facts that are known already."""
-
-    ollama: bool
-    memory: int = 8 * _GB
-
-    def ollama_up(self, base_url: str) -> bool:
-        return self.ollama
-
-    def free_memory(self) -> int:
-        return self.memory
-
-
-class Shadow(NamedTuple):
-    """A value that a stronger layer hides."""
-
-    value: object
-    source: str
-
-
-class Value(NamedTuple):
-    """What a setting came to, and why. A secret is already masked here."""
-
-    value: object
-    source: str
-    shadowed: tuple[Shadow, ...] = ()
-
-
-class Fallback(NamedTuple):
-    """A model that takes over, with its own address and key."""
-
-    ref: ModelRef
-    settings: ModelSettings
-
-
-@dataclass(frozen=True, slots=True)
-class LLMConfig:
-    """The resolved configuration of one run: the model, its settings, and the source of every value."""
-
-    mode: str
-    ref: ModelRef
-    """With the id that goes to the provider; `values["model"]` is the name that people use."""
-    settings: ModelSettings
-    """What goes out: defaults filled in, what the model does not take left out, the key among it (never shown)."""
-    fallbacks: tuple[Fallback, ...]
-    values: Mapping[str, Value]
-    notices: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """The form of `config show --json`; secrets are masked."""
-        settings: dict[str, object] = {}
-        for name, value in self.values.items():
-            row: dict[str, object] = {"value": _jsonable(value.value), "source": value.source}
-            if name == "model" and value.value != self.ref.model:
-                row["id"] = self.ref.model
-            row["shadowed"] = [{"value": _jsonable(s.value), "source": s.source} for s in value.shadowed]
-            settings[name] = row
-        return {"settings": settings, "notices": list(self.notices), "problems": list(self.problems)}
-
-    def explain(self) -> str:
-        """The same as a table for people."""
-        shown = {name: _plain(value.value) for name, value in self.values.items()}
-        if self.values["model"].value != self.ref.model:
-            shown["model"] += f" ({self.ref.model})"
-        names, width = max(map(len, shown)), min(44, max(map(len, shown.values())))
-        lines = []
-        for name, value in self.values.items():
-            lines.append(f"{name:<{names}}  {shown[name]:<{width}}  {value.source}")
-            lines += [
-                f"{'':<{names}}  {'hides ' + _plain(hidden.value):<{width}}  {hidden.source}"
-                for hidden in value.shadowed
-            ]
-        lines += [f"note: {text}" for text in self.notices]
-        lines += [f"error: {text}" for text in self.problems]
-        return "\n".join(lines)
-
-
-def _jsonable(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _plain(value: object) -> str:
-    if value is None:
-        return "-"
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def clock(env: Mapping[str, str]) -> datetime:
-    """The time, or the one that STIGMER_NOW sets for tests."""
-    said = env.get("STIGMER_NOW", "").strip()
-    if not said:
-        return datetime.now(UTC)
-    try:
-        moment = datetime.fromisoformat(said)
-    except ValueError:
-        raise ConfigError(
-            [f"STIGMER_NOW {said!r} is no time, e.g. 2026-12-15 or 2026-12-15T08:00:00Z"]
-        ) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def resolve(
@@ -178,42 +61,6 @@ def resolve(
     return config
 
 
-class _Own(NamedTuple):
-    """What one layer itself says of provider and model."""
-
-    provider: str | None = None
-    """The provider that it names, or that its model names or implies."""
-    provider_source: str = ""
-    provider_shown: object = None
-    model: str | None = None
-    model_owner: str | None = None
-    """The provider that the model belongs to; None where its name says nothing."""
-    fault: str = ""
-    """Why neither can be used."""
-
-
-class _Url(NamedTuple):
-    """A base URL that stands somewhere, for one provider."""
-
-    layer: Layer
-    source: str
-    url: str
-    origin: str
-    corrected: str = ""
-    fault: str = ""
-    shown: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """A key and where it may go."""
-
-    layer: Layer
-    source: str
-    value: str = field(repr=False)
-    origins: tuple[str, ...] = ()
-
-
 class _Cascade:
     """One resolution at work; its lists fill as it goes."""
 
@@ -230,24 +77,24 @@ class _Cascade:
         self.values: dict[str, Value] = {}
         self.problems: list[str] = [p for layer in self.layers for p in layer.problems]
         self.notices: list[str] = [n for layer in self.layers for n in layer.notices]
-        self.unset: dict[str, str] = {}
-        """Providers whose key stands in a variable that is not set, and what to say of it."""
         self.sure = True
         """False once the provider or the model is a guess because what was said is wrong."""
 
     def config(self) -> LLMConfig:
         mode = self._mode()
         self.layers = tuple(_for_mode(layer, mode) for layer in self.layers)
-        self.own = [self._own(layer) for layer in self.layers]
+        self.own = [own_words(layer) for layer in self.layers]
         provider = self._provider(mode)
         self.owners = self._layer_providers(mode)
+        self.bindings = Bindings(self.layers, self.own, self.owners, allowed=self.allowed)
         model, ref = self._model(provider)
         self._keep_data_at_home(mode, provider)
         url = self._base_url(provider)
         key = self._api_key(provider, url)
-        settings = self._numbers(provider, model, ref)
+        settings = self._numbers(provider, model)
         settings = replace(settings, base_url=url.url if url else None, api_key=key)
         fallbacks = self._fallbacks(mode, provider, settings)
+        self.problems += self.bindings.problems
         order = [name for name in SETTINGS if name in self.values]
         return LLMConfig(
             mode,
@@ -264,20 +111,11 @@ class _Cascade:
     def _said(self, name: str) -> list[Said]:
         return [layer.said[name] for layer in self.layers if name in layer.said]
 
-    def _read(self, name: str, said: Said) -> tuple[object, str]:
-        """The value, and what is wrong with it."""
-        row = SETTINGS[name]
-        try:
-            return row.parse(said.raw, said.text), ""
-        except ValueError as error:
-            shown = "" if row.secret else f" {said.raw!r}"
-            return None, f"{name}{shown} from {said.source} {error}"
-
     def _shadows(self, name: str, said: Sequence[Said]) -> tuple[Shadow, ...]:
         """What the winner hides. A bad value among it is only a notice."""
         hidden = []
         for one in said:
-            value, fault = self._read(name, one)
+            value, fault = read(name, one)
             if fault:
                 self.notices.append(f"{fault} (hidden by a stronger layer)")
             hidden.append(Shadow(one.raw if fault else value, one.source))
@@ -289,7 +127,7 @@ class _Cascade:
         if not said:
             self.values[name] = Value(default, source)
             return default, None
-        value, fault = self._read(name, said[0])
+        value, fault = read(name, said[0])
         if fault:
             self.problems.append(fault)
             self.values[name] = Value(said[0].raw, said[0].source, self._shadows(name, said[1:]))
@@ -313,35 +151,6 @@ class _Cascade:
 
     # -- provider and model
 
-    def _own(self, layer: Layer) -> _Own:
-        """What a layer says of provider and model, taken alone."""
-        provider_said, model_said = layer.said.get("provider"), layer.said.get("model")
-        provider: str | None = None
-        own = _Own()
-        if provider_said is not None:
-            value, fault = self._read("provider", provider_said)
-            if fault:
-                return _Own(
-                    fault=fault, provider_shown=provider_said.raw, provider_source=provider_said.source
-                )
-            provider = str(value)
-            own = _Own(provider, provider_said.source, provider)
-        if model_said is None:
-            return own
-        text, fault = self._read("model", model_said)
-        if fault:
-            return own._replace(fault=fault)
-        try:
-            named, model = split_provider(str(text), provider)
-        except ModelNameError as error:
-            also = f" and {provider_said.source}" if provider_said is not None else ""
-            return own._replace(fault=f"{error.message}, from {model_said.source}{also}: {error.hint}")
-        owner = named or implied_provider(model)
-        if provider is None and owner is not None:
-            source = model_said.source if named else f"implied by {model_said.source}"
-            return _Own(owner, source, owner, model, owner)
-        return own._replace(model=model, model_owner=owner)
-
     def _provider(self, mode: str) -> Provider:
         """The highest layer that names one, or whose model names or implies one; else the mode's."""
         speaking = [i for i, own in enumerate(self.own) if own.provider or own.fault]
@@ -360,7 +169,7 @@ class _Cascade:
             self.problems.append(first.fault)
             self.sure = False
         if first.provider is None:
-            guess = _mode_provider(mode)
+            guess = mode_provider(mode)
             shown = guess if first.provider_shown is None else first.provider_shown
             source = first.provider_source or f"default for mode {mode}"
             self.values["provider"] = Value(shown, source, hidden)
@@ -369,7 +178,7 @@ class _Cascade:
         return PROVIDERS[first.provider]
 
     def _default_provider(self, mode: str) -> tuple[str, str]:
-        name = _mode_provider(mode)
+        name = mode_provider(mode)
         if name != "ollama" or self.where != "local" or self._somebody_named_a_place() or not self.sure:
             return name, f"default for mode {mode}"
         if self.facts.ollama_up(_OLLAMA.base_url):
@@ -389,7 +198,7 @@ class _Cascade:
 
     def _layer_providers(self, mode: str) -> list[str]:
         """The provider of each layer: its own, else the one resolved from the layers below it."""
-        below = str(self.values["provider"].value) if self.provider_layer is None else _mode_provider(mode)
+        below = str(self.values["provider"].value) if self.provider_layer is None else mode_provider(mode)
         owners = []
         for own in reversed(self.own):
             below = own.provider or below
@@ -440,8 +249,8 @@ class _Cascade:
         source = f"default for provider {provider.name}"
         if provider.name == "llamacpp" and self.where == "local":
             memory = self.facts.free_memory()
-            if memory < 4 * _GB:
-                return "qwen2.5-coder:0.5b", f"{source}, with {memory / _GB:.1f} GB of memory free"
+            if memory < 4 * GB:
+                return "qwen2.5-coder:0.5b", f"{source}, with {memory / GB:.1f} GB of memory free"
         return provider.default_model, source
 
     def _warn_of_retirement(self, row: Model, name: str, source: str) -> None:
@@ -467,50 +276,14 @@ class _Cascade:
 
     # -- addresses and keys
 
-    def _urls(self, provider: Provider) -> Iterator[_Url]:
-        """Every base URL that stands somewhere for a provider, highest first."""
-        for layer, owner in zip(self.layers, self.owners, strict=True):
-            said = layer.said.get("base_url")
-            if said is not None and owner == provider.name:
-                yield self._url(layer, said, provider)
-            yield from self._own_urls(layer, provider)
-
-    def _own_urls(self, layer: Layer, provider: Provider) -> Iterator[_Url]:
-        """The addresses in the provider's own variables."""
-        if layer.kind in ("shell", "environment"):
-            for name in provider.url_variables:
-                if name in layer.variables:
-                    said = Said(layer.variables[name], layer.variable_source.format(name), text=True)
-                    yield self._url(layer, said, provider, ollama_host=name == "OLLAMA_HOST")
-
-    def _url(self, layer: Layer, said: Said, provider: Provider, *, ollama_host: bool = False) -> _Url:
-        text, fault = self._read("base_url", said)
-        if fault:
-            return _Url(layer, said.source, "", "", fault=fault, shown=_shown_url(said.raw))
-        try:
-            address = read_address(str(text), provider, ollama_host=ollama_host)
-        except ValueError as error:
-            shown = _shown_url(said.raw)
-            return _Url(
-                layer,
-                said.source,
-                "",
-                "",
-                fault=f"base URL {shown!r} from {said.source} {error}",
-                shown=shown,
-            )
-        return _Url(
-            layer, said.source, address.url, origin(address.url), address.corrected, shown=address.url
-        )
-
-    def _base_url(self, provider: Provider) -> _Url | None:
+    def _base_url(self, provider: Provider) -> Url | None:
         """The address of the chosen provider; None where it has none of its own and nobody gave one."""
-        found = list(self._urls(provider))
+        found = list(self.bindings.urls(provider))
         used = {url.source for url in found}
         for layer, owner in zip(self.layers, self.owners, strict=True):
             said = layer.said.get("base_url")
             if said is not None and said.source not in used:
-                url = self._url(layer, said, PROVIDERS[owner])
+                url = self.bindings.url(layer, said, PROVIDERS[owner])
                 if url.fault:
                     (self.problems if said.file else self.notices).append(url.fault)
                 self.notices.append(
@@ -524,7 +297,7 @@ class _Cascade:
                     url.fault if in_file else f"{url.fault} (hidden by a stronger layer)"
                 )
         source = f"default for provider {provider.name}"
-        default = _Url(Layer("user_file"), source, provider.base_url, origin(provider.base_url))
+        default = Url(Layer("user_file"), source, provider.base_url, origin(provider.base_url))
         if not found:
             self.values["base_url"] = Value(provider.base_url or None, source)
             if not provider.base_url and provider.name != "llamacpp" and self.sure:
@@ -544,103 +317,28 @@ class _Cascade:
             return None
         if first.corrected:
             self.notices.append(first.corrected)
-        if first.layer.remote and (provider.name, first.origin) not in self.allowed:
-            self.problems.append(
-                f"base_url {first.url!r} from {first.source} is refused: this server does not allow "
-                f"{provider.name!r} at {first.origin} in a request"
-            )
+        if refusal := self.bindings.refusal(provider, first):
+            self.problems.append(refusal)
             self.sure = False
         return first
 
-    def _keys(self, provider: Provider) -> Iterator[_Key]:
-        """Every key of a provider with the origins that it is bound to, strongest first."""
-        for index, layer in enumerate(self.layers):
-            if layer.kind in ("shell", "environment"):
-                yield from self._environment_keys(layer, self.own[index], provider)
-            elif layer.kind == "secret" and provider.key_variable in layer.variables:
-                source = layer.variable_source.format(provider.key_variable)
-                yield _Key(layer, source, layer.variables[provider.key_variable], provider.origins)
-            elif layer.kind == "user_file" and self.owners[index] == provider.name:
-                yield from self._file_keys(layer, provider)
-
-    def _environment_keys(self, layer: Layer, own: _Own, provider: Provider) -> Iterator[_Key]:
-        said = layer.said.get("base_url")
-        general = self._url(layer, said, provider) if said is not None else None
-        own_urls = list(self._own_urls(layer, provider))
-        generic = layer.said.get("api_key")
-        if generic is not None and self._alone(layer, own) == provider.name:
-            value, fault = self._read("api_key", generic)
-            if fault:
-                self.problems.append(fault)
-            else:
-                beside = [general] if general else own_urls[:1]
-                bound = tuple(url.origin for url in beside if not url.fault)
-                yield _Key(layer, generic.source, str(value), bound if beside else provider.origins)
-        if provider.key_variable in layer.variables:
-            source = layer.variable_source.format(provider.key_variable)
-            value, fault = self._read(
-                "api_key", Said(layer.variables[provider.key_variable], source, text=True)
-            )
-            if fault:
-                self.problems.append(fault)
-                return
-            beside = [*own_urls[:1], *([general] if general and own.provider == provider.name else [])]
-            paired = tuple(url.origin for url in beside if not url.fault)
-            yield _Key(layer, source, str(value), (*provider.origins, *paired))
-
-    def _alone(self, layer: Layer, own: _Own) -> str:
-        """The provider that an environment by itself comes to, its mode included."""
-        if own.provider or own.fault:
-            return own.provider or ""
-        said = layer.said.get("mode")
-        mode, fault = self._read("mode", said) if said is not None else ("local", "")
-        return "" if fault else _mode_provider(str(mode))
-
-    def _file_keys(self, layer: Layer, provider: Provider) -> Iterator[_Key]:
-        said = layer.said.get("base_url")
-        beside = self._url(layer, said, provider) if said is not None else None
-        origins = provider.origins if beside is None else () if beside.fault else (beside.origin,)
-        for name in ("api_key", "api_key_env"):
-            key = layer.said.get(name)
-            if key is None:
-                continue
-            value, fault = self._read(name, key)
-            if fault:
-                self.problems.append(fault)
-            elif name == "api_key":
-                yield _Key(layer, key.source, str(value), origins)
-            else:
-                places = [one for one in self.layers if one.kind in ("shell", "environment")]
-                found = next(
-                    (one.variables[str(value)] for one in places if str(value) in one.variables), None
-                )
-                if found is None:
-                    self.unset[provider.name] = (
-                        f"api_key_env from {key.source} names {value!r}, and no such variable is set: "
-                        f"e.g. export {value}=…"
-                    )
-                else:
-                    yield _Key(layer, f"env {value}, named by {key.source}", found, origins)
-
-    def _api_key(self, provider: Provider, url: _Url | None) -> str | None:
+    def _api_key(self, provider: Provider, url: Url | None) -> str | None:
         """The strongest key that is bound to this provider at this origin. No other key is ever tried."""
         place = url.origin if url else ""
-        refused = bool(url and url.layer.remote and not self.allowed.get((provider.name, place), False))
-        keys = list(self._keys(provider))
-        bound = [] if refused else [key for key in keys if place in key.origins]
-        self._tell_unused_keys(provider, place, keys, bound)
+        bound = self.bindings.bound(provider, url)
+        self._tell_unused_keys(provider, place, list(self.bindings.keys(provider)), bound)
         if bound:
             hidden = tuple(Shadow(mask(key.value), key.source) for key in bound[1:])
             self.values["api_key"] = Value(mask(bound[0].value), bound[0].source, hidden)
             return bound[0].value
         self.values["api_key"] = Value(None, f"default for provider {provider.name}")
         if provider.needs_key and self.sure:
-            self.problems.append(self.unset.get(provider.name) or self._no_key(provider, url))
-        elif provider.name in self.unset:
-            self.notices.append(self.unset[provider.name])
+            self.problems.append(self.bindings.unset.get(provider.name) or self._no_key(provider, url))
+        elif provider.name in self.bindings.unset:
+            self.notices.append(self.bindings.unset[provider.name])
         return None
 
-    def _no_key(self, provider: Provider, url: _Url | None) -> str:
+    def _no_key(self, provider: Provider, url: Url | None) -> str:
         place = _PLACES[self.where]
         variable = provider.key_variable
         if url is not None and url.origin in provider.origins:
@@ -657,7 +355,7 @@ class _Cascade:
             f"together, e.g. {pair}={url.url if url else 'https://…'} and {variable}=…{also} in one environment"
         )
 
-    def _tell_unused_keys(self, provider: Provider, place: str, keys: list[_Key], bound: list[_Key]) -> None:
+    def _tell_unused_keys(self, provider: Provider, place: str, keys: list[Key], bound: list[Key]) -> None:
         for key in keys:
             if key not in bound and key.source not in {one.source for one in bound}:
                 where = ", ".join(key.origins) or "no address"
@@ -669,20 +367,20 @@ class _Cascade:
             said = layer.said.get("api_key")
             if said is None or said.source in told:
                 continue
-            belongs = owner if layer.kind == "user_file" else self._alone(layer, own)
+            belongs = owner if layer.kind == "user_file" else alone(layer, own)
             if belongs and belongs != provider.name:
                 self.notices.append(
                     f"the key from {said.source} is not sent: it belongs to {belongs}, and the provider is "
                     f"{provider.name}"
                 )
             if said.file:
-                _, fault = self._read("api_key", said)
+                _, fault = read("api_key", said)
                 if fault:
                     self.problems.append(fault)
 
     # -- the numbers, and what is sent of them
 
-    def _numbers(self, provider: Provider, model: Model, ref: ModelRef) -> ModelSettings:
+    def _numbers(self, provider: Provider, model: Model) -> ModelSettings:
         source = f"default for provider {provider.name}"
         name = str(self.values["model"].value)
         limit, tokens = model.max_output, provider.max_tokens
@@ -697,7 +395,7 @@ class _Cascade:
                 f"max_tokens {max_tokens!r} from {said.source} is above what {name} can write, {limit}: "
                 f"e.g. {limit}"
             )
-        temperature = self._temperature(provider, model, source)
+        said_temperature = self._temperature(provider, model, source)
         window, said = self._plain_value(
             "context_window",
             None if provider.local else model.context_window,
@@ -708,14 +406,16 @@ class _Cascade:
             self.problems.append(
                 f"context_window {window!r} from {said.source} is above what {name} has, {known}: e.g. {known}"
             )
-        thinking = self._thinking(model, source, temperature)
-        if (
-            thinking not in (None, "off")
-            and temperature is not None
-            and model.thinking in ("budget", "adaptive")
-        ):
-            self._not_sent("temperature", temperature, f"{name} takes none while it thinks")
-            temperature = None
+        said_thinking, said = self._plain_value("thinking", None, source)
+        temperature, thinking, unsent = _fitting(
+            model,
+            name,
+            temperature=said_temperature,
+            thinking=None if said_thinking is None else str(said_thinking),
+        )
+        for one, reason in unsent.items():
+            shown = self.values[one]
+            self.notices.append(f"{one} {shown.value!r} from {shown.source} is not sent: {reason}")
         limits = [
             self._plain_value(f"timeouts.{part}", getattr(provider.timeouts, part), source)[0]
             for part in ("connect", "first_token", "idle")
@@ -734,35 +434,13 @@ class _Cascade:
         number = _float(value)
         if said is None or number is None:
             return number
-        if not model.sampling:
-            self._not_sent(
-                "temperature", number, f"{self.values['model'].value} takes no sampling parameters"
-            )
-            return None
-        if number > provider.max_temperature:
+        if model.sampling and number > provider.max_temperature:
             top = provider.max_temperature
             self.problems.append(
                 f"temperature {said.raw!r} from {said.source} is out of 0..{top:g}, which {provider.name} takes, "
                 f"e.g. {top:g}"
             )
         return number
-
-    def _thinking(self, model: Model, source: str, temperature: float | None) -> str | None:
-        value, said = self._plain_value("thinking", None, source)
-        if said is None or value is None:
-            return None
-        name = self.values["model"].value
-        if model.thinking == "none":
-            if value != "off":
-                self._not_sent("thinking", value, f"{name} does not think")
-            return None
-        if value == "off" and model.thinking_off == "never":
-            self._not_sent("thinking", value, f"{name} cannot be told to stop thinking")
-            return None
-        return str(value)
-
-    def _not_sent(self, name: str, value: object, reason: str) -> None:
-        self.notices.append(f"{name} {value!r} from {self.values[name].source} is not sent: {reason}")
 
     # -- fallbacks
 
@@ -785,7 +463,7 @@ class _Cascade:
             if mode == "local" and layer.kind in ("agent", "project_file") and not row.local:
                 self.problems.append(_leaves_home(owner, f"fallbacks of {said.source}"))
                 continue
-            found.append(self._fallback(row, model, settings, provider, said))
+            found.append(self._fallback(row, model, settings, said))
         return tuple(found)
 
     def _fallback_model(self, text: str, layer: Layer, provider: Provider) -> tuple[str, str]:
@@ -798,22 +476,19 @@ class _Cascade:
         owner, model = split_provider(text)
         return owner or implied_provider(model) or named or provider.name, model
 
-    def _fallback(
-        self, row: Provider, name: str, settings: ModelSettings, chosen: Provider, said: Said
-    ) -> Fallback:
+    def _fallback(self, row: Provider, name: str, settings: ModelSettings, said: Said) -> Fallback:
         ref = ModelRef(row.name, api_id(row.name, name, today=self.today)[0])
         model = lookup(ref)
         self._warn_of_retirement(model, name, said.source)
-        urls = [url for url in self._urls(row) if not url.fault]
-        url = urls[0] if urls else _Url(Layer("user_file"), "", row.base_url, origin(row.base_url))
-        if not url.url and row.name != "llamacpp":
-            self.problems.append(
-                f"fallback {name!r} from {said.source}: provider {row.name!r} has no address of its own"
-            )
-        refused = url.layer.remote and not self.allowed.get((row.name, url.origin), False)
-        key = None if refused else next((k.value for k in self._keys(row) if url.origin in k.origins), None)
-        if row.needs_key and key is None and url.url:
-            self.problems.append(f"fallback {name!r} from {said.source}: {self._no_key(row, url)}")
+        url = next(self.bindings.urls(row), Url(Layer("user_file"), "", row.base_url, origin(row.base_url)))
+        about = f"fallback {name!r} from {said.source}: "
+        bound = self.bindings.bound(row, url)
+        if url.fault or (fault := self.bindings.refusal(row, url)):
+            self.problems.append(about + (url.fault or fault))
+        elif not url.url and row.name != "llamacpp":
+            self.problems.append(f"{about}provider {row.name!r} has no address of its own")
+        elif row.needs_key and not bound:
+            self.problems.append(about + (self.bindings.unset.get(row.name) or self._no_key(row, url)))
         said_tokens = self._said("max_tokens")
         tokens = settings.max_tokens if said_tokens and settings.max_tokens else row.max_tokens
         said_temperature = (
@@ -823,33 +498,46 @@ class _Cascade:
             getattr(settings.timeouts if self._said(f"timeouts.{part}") else row.timeouts, part)
             for part in ("connect", "first_token", "idle")
         ]
-        window = self._said("context_window")
-        thinking = self.values["thinking"].value if self._said("thinking") else None
-        takes_thinking = model.thinking != "none" and not (
-            thinking == "off" and model.thinking_off == "never"
+        said_thinking = self.values["thinking"].value if self._said("thinking") else None
+        temperature, thinking, _ = _fitting(
+            model,
+            name,
+            temperature=None if said_temperature is None else min(said_temperature, row.max_temperature),
+            thinking=None if said_thinking is None else str(said_thinking),
         )
+        window = None if row.local else model.context_window
         return Fallback(
             ref,
             ModelSettings(
                 max_tokens=min(tokens, model.max_output) if model.max_output else tokens,
-                temperature=min(said_temperature, row.max_temperature)
-                if model.sampling and said_temperature is not None
-                else None,
-                context_window=settings.context_window
-                if window
-                else None
-                if row.local
-                else model.context_window,
-                thinking=str(thinking) if thinking is not None and takes_thinking else None,
+                temperature=temperature,
+                context_window=settings.context_window if self._said("context_window") else window,
+                thinking=thinking,
                 base_url=url.url or None,
-                api_key=key,
+                api_key=bound[0].value if bound else None,
                 timeouts=Timeouts(*timeouts),
             ),
         )
 
 
-def _mode_provider(mode: str) -> str:
-    return "anthropic" if mode == "cloud" else "ollama"
+def _fitting(
+    model: Model, name: str, *, temperature: float | None, thinking: str | None
+) -> tuple[float | None, str | None, dict[str, str]]:
+    """What of temperature and thinking this model takes, and why the rest is not sent."""
+    unsent = {}
+    if thinking is not None and model.thinking == "none":
+        if thinking != "off":
+            unsent["thinking"] = f"{name} does not think"
+        thinking = None
+    elif thinking == "off" and model.thinking_off == "never":
+        unsent["thinking"] = f"{name} cannot be told to stop thinking"
+        thinking = None
+    thinks = thinking not in (None, "off") and model.thinking in ("budget", "adaptive")
+    if temperature is not None and (not model.sampling or thinks):
+        reason = "none while it thinks" if model.sampling else "no sampling parameters"
+        unsent["temperature"] = f"{name} takes {reason}"
+        temperature = None
+    return temperature, thinking, unsent
 
 
 def _for_mode(layer: Layer, mode: str) -> Layer:
@@ -868,15 +556,6 @@ def _leaves_home(provider: str, source: str) -> str:
         f"provider {provider!r} ({source}) is outside this machine, and the mode is local: say that you want it, "
         f"e.g. --provider {provider} or STIGMER_LLM_PROVIDER={provider}, or choose --mode cloud"
     )
-
-
-def _shown_url(raw: object) -> str:
-    """An address as it may be shown: without a password that somebody put into it."""
-    text = str(raw)
-    head, sign, tail = text.partition("://")
-    if "@" not in (tail or head):
-        return text
-    return f"{head}{sign}***@{tail.rpartition('@')[2]}" if sign else f"***@{head.rpartition('@')[2]}"
 
 
 def _int(value: object) -> int | None:
