@@ -174,7 +174,7 @@ def _fixed(model: Model, settings: ModelSettings, said: ModelSettings, notices: 
             notices.append(f"temperature {settings.temperature:g} is not sent: thinking models take none")
         else:
             body["temperature"] = settings.temperature
-    if said.context_window is not None:
+    if said.context_window not in (None, model.context_window):
         notices.append(
             f"context_window {said.context_window} is not sent: the window of {model.id} is the provider's"
         )
