@@ -265,6 +265,16 @@ async def test_a_window_that_somebody_set_never_changes(fake: FakeProviders) -> 
     assert one.window == 5000
 
 
+async def test_a_window_above_what_is_known_of_the_model_is_sent_and_announced(fake: FakeProviders) -> None:
+    fake.reply("Hi.")
+    one = chat(fake, context_window=65_536)
+    await ask(one)
+    assert fake.chats[0].json["options"]["num_ctx"] == 65_536
+    assert one.notices == (
+        "context_window 65536 is above the 32768 tokens known for qwen2.5-coder:7b: Ollama may give less",
+    )
+
+
 async def test_a_prompt_that_cannot_fit_is_refused_before_it_is_sent(fake: FakeProviders) -> None:
     one = chat(fake, context_window=2048, max_tokens=500)
     request = Request("Be brief. " * 40, [UserMessage("word " * 3000)], [READ])
@@ -552,7 +562,15 @@ async def test_a_malformed_first_line_is_another_dialect_and_a_later_one_a_broke
 
 
 @pytest.mark.parametrize(
-    "line", [b"7", b"[]", b'{"message": 7}', b'{"message": {"tool_calls": [7]}}', b"<html>"]
+    "line",
+    [
+        b"7",
+        b"[]",
+        b'{"message": 7}',
+        b'{"message": {"tool_calls": [7]}}',
+        b"<html>",
+        pytest.param(b"[" * 99_999, id="deep"),
+    ],
 )
 async def test_lines_of_another_shape_are_no_crash(fake: FakeProviders, line: bytes) -> None:
     fake.add(Reply(body=line + b"\n"))

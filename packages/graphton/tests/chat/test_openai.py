@@ -205,6 +205,21 @@ async def test_mistral_gets_no_field_and_no_call_id_that_it_refuses(fake: FakePr
     assert ids[1] == "abcDEF123"
 
 
+async def test_names_and_ids_of_other_models_calls_are_made_fit(fake: FakeProviders) -> None:
+    fake.reply("ok")
+    long = "chatcmpl-tool-" + "0" * 40
+    history = [
+        UserMessage("go"),
+        AssistantMessage((ToolCall("read file!", {}, id="1.0", wire_id=long), ToolCall("", {}, id="1.1"))),
+        ToolResults((ToolResult("1.0", long, "read file!", "no"), ToolResult("1.1", "", "", "no"))),
+    ]
+    await ask(chat(fake), Request("", history))
+    _, calls, first, second = fake.chats[0].json["messages"]
+    assert [c["function"]["name"] for c in calls["tool_calls"]] == ["read_file_", "unnamed"]
+    assert [c["id"] for c in calls["tool_calls"]] == [first["tool_call_id"], second["tool_call_id"]]
+    assert len(first["tool_call_id"]) <= 40
+
+
 async def test_every_message_is_translated_once(fake: FakeProviders) -> None:
     said = UserMessage("Hello")
     one = chat(fake)
@@ -771,7 +786,14 @@ async def test_a_malformed_first_event_is_another_dialect_and_a_later_one_a_brok
 
 
 @pytest.mark.parametrize(
-    "event", [b"data: 7", b"data: []", b'data: {"choices": [7]}', b'data: {"choices": 7}']
+    "event",
+    [
+        b"data: 7",
+        b"data: []",
+        b'data: {"choices": [7]}',
+        b'data: {"choices": 7}',
+        pytest.param(b"data: " + b"[" * 99_999, id="deep"),
+    ],
 )
 async def test_events_of_another_shape_are_no_crash(fake: FakeProviders, event: bytes) -> None:
     fake.add(Reply(body=sse(event)))

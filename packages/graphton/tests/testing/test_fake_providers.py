@@ -416,6 +416,16 @@ async def test_a_rule_is_asked_first_and_may_leave_it_to_the_script(fake: FakePr
     assert fake.pending == ()
 
 
+async def test_a_rule_that_fails_says_so_to_the_client(fake: FakeProviders) -> None:
+    def rule(request: FakeRequest) -> Reply | None:
+        raise ValueError("no such city")
+
+    fake.rule(rule)
+    status, _, got = await post(fake, "openai")
+    assert status == 500
+    assert b"a rule of FakeProviders failed: ValueError: no such city" in got
+
+
 @every_dialect
 async def test_the_steps_rule_calls_a_matching_tool_until_n_results_exist(
     fake: FakeProviders, provider: str

@@ -83,7 +83,7 @@ class Collector:
             if event.get("error"):
                 raise stream_error(data, peer)
             chunks = list(self._event(event))
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
             why = f"an event that cannot be read: {data[:300].decode('utf-8', 'replace')!r}"
             raise (peer.broken(why) if self._understood else peer.protocol(why)) from error
         if self._stop == "error":
@@ -98,9 +98,9 @@ class Collector:
         self._timings = event.get("timings") or self._timings
         if progress := event.get("prompt_progress"):
             self.progressed = True
-            yield WaitChunk("prompt", progress["processed"], progress["total"], "tokens")
+            yield WaitChunk("prompt", progress.get("processed") or 0, progress.get("total") or 0, "tokens")
         for choice in event.get("choices") or ():
-            if choice.get("index", 0) == 0:
+            if not choice.get("index"):
                 yield from self._choice(choice)
 
     def _choice(self, choice: dict[str, Any]) -> Iterator[Chunk]:

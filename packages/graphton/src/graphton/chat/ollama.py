@@ -60,6 +60,13 @@ class OllamaChat:
         self._key = check_key(ref.provider, self._url, self.settings.api_key)
         self._think = self._think_field(settings.thinking)
         self._may_grow = settings.context_window is None
+        known = self._model.context_window
+        if settings.context_window is not None and known is not None and settings.context_window > known:
+            # Not an error: a family's later models may take more than its first, on which the table goes by.
+            self._notice(
+                f"context_window {settings.context_window} is above the {known} tokens known for {ref.model}: "
+                "Ollama may give less"
+            )
         self._answered = False
 
     # --- settings -----------------------------------------------------------------------------------------------
@@ -367,7 +374,7 @@ class _Collector:
             if event.get("error"):
                 raise peer.status(_status_of(event), line)
             chunks = list(self._event(event))
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
             why = f"a line that cannot be read: {line[:300].decode('utf-8', 'replace')!r}"
             raise (peer.broken(why) if self._understood else peer.protocol(why)) from error
         self._understood = True

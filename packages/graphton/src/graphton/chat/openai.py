@@ -32,6 +32,9 @@ _TOO_LONG = re.compile(
     r"maximum context length|context_length_exceeded|exceeds the (context window|available context)"
 )
 
+_ID_FORMS = {"mistral-api": r"[0-9A-Za-z]{9}", "openai": r".{1,40}", "azure": r".{1,40}"}
+"""Hosts that refuse call ids of another form, which calls of another provider's model may have."""
+
 
 class OpenAIChat:
     """One model behind an OpenAI-compatible chat completions API. Create it with `create_chat`.
@@ -305,13 +308,16 @@ def _thought(message: AssistantMessage) -> dict[str, Any]:
 def _call_id(wire_id: str, ours: str, provider: str) -> str:
     """The host's own id for a call; one of ours where it gave none, or where another provider gave it."""
     known = wire_id or f"call_{ours}"
-    if provider != "mistral-api" or re.fullmatch(r"[0-9A-Za-z]{9}", known):
+    form = _ID_FORMS.get(provider)
+    if form is None or re.fullmatch(form, known):
         return known
-    return hashlib.sha256(known.encode()).hexdigest()[:9]  # Mistral takes no other form
+    return hashlib.sha256(known.encode()).hexdigest()[:9]
 
 
 def _call(call: ToolCall, extras: Mapping[str, Any], provider: str) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": dumps(sent_arguments(call)).decode()}
+    # A name that a model made up may hold signs that hosts refuse.
+    name = re.sub(r"[^a-zA-Z0-9_-]", "_", call.name)[:64] or "unnamed"
+    function = {"name": name, "arguments": dumps(sent_arguments(call)).decode()}
     wire = {"id": _call_id(call.wire_id, call.id, provider), "type": "function", "function": function}
     return {**wire, "extra_content": extras[call.wire_id]} if call.wire_id in extras else wire
 

@@ -231,7 +231,15 @@ class FakeProviders:
 
     def _decide(self, request: FakeRequest) -> Reply:
         for rule in self._rules:
-            if (reply := rule(request)) is not None:
+            try:
+                reply = rule(request)
+            except (
+                Exception
+            ) as error:  # the client is told, else a failed assert in a rule looks like a lost server
+                return Reply(
+                    status=500, error=f"a rule of FakeProviders failed: {type(error).__name__}: {error}"
+                )
+            if reply is not None:
                 return reply
         if self._replies:
             self._used += 1
@@ -349,7 +357,7 @@ class _Player:
                 await (_forever() if reply.stall is None else asyncio.sleep(reply.stall))
             if index == reply.error_event:
                 message = reply.error or "the fake was told to fail"
-                return await self._put(self._dialect.error_event(reply.status, reply.error_kind, message))
+                return await self._put(self._dialect.error_event(500, reply.error_kind, message))
             if index < len(frames) and not await self._put(self._frame(index, frames[index], mixed)):
                 return False
         return self._room is None
