@@ -316,3 +316,30 @@ def test_importing_the_cascade_loads_nothing_heavy() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[] False"
+
+
+def test_a_fallbacks_address_needs_the_servers_leave_too() -> None:
+    server = layer_from_environment(
+        {"MODE": "cloud", "ANTHROPIC_API_KEY": KEY, "STIGMER_LLM_PROVIDER": "anthropic"}
+    )
+    request = layer_from_flags({"provider": "ollama", "base_url": "http://169.254.169.254"}).over_tcp()
+    asked = layer_from_execution({"model": "claude-haiku-4.5", "fallbacks": ("ollama:qwen3:8b",)}).over_tcp()
+    with pytest.raises(ConfigError) as caught:
+        resolve([server, request, asked], Known(ollama=True), DAY, where="serve")
+    assert "'http://169.254.169.254' from flag --base-url is refused" in str(caught.value)
+
+
+def test_a_fallback_with_a_bad_address_never_goes_elsewhere() -> None:
+    layer = layer_from_environment(
+        {
+            "MODE": "cloud",
+            "ANTHROPIC_API_KEY": KEY,
+            "OPENAI_API_KEY": "k",
+            "OPENAI_BASE_URL": "gw.example",
+            "STIGMER_LLM_FALLBACKS": "openai:gpt-4o",
+        }
+    )
+    with pytest.raises(ConfigError) as caught:
+        resolved(layer)
+    assert "fallback 'gpt-4o'" in str(caught.value)
+    assert "'gw.example' from env OPENAI_BASE_URL needs http://" in str(caught.value)
