@@ -8,10 +8,13 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 from graphton.testing import Call, FakeProviders, Reply
 from stigmer.api import event_pb2 as pb
 from stigmer.api import service_pb2 as api
+from stigmer.api import service_pb2_grpc
 from stigmer.client import RemoteError
 from stigmer.events import to_json
 
@@ -364,3 +367,39 @@ async def test_the_database_stays_sound(serving: Any, fake: FakeProviders) -> No
     with sqlite3.connect(serving.home.database) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     db.close()
+
+
+async def listed(serving: Any, **fields: Any) -> api.ListExecutionsResponse:
+    """The raw answer, tokens and all."""
+    async with serving.client() as client:
+        metadata = (("authorization", f"Bearer {serving.token}"),)
+        request = api.ListExecutionsRequest(**fields)
+        stub: Any = service_pb2_grpc
+        answer = await stub.ExecutionServiceStub(client._channel).ListExecutions(request, metadata=metadata)
+        assert isinstance(answer, api.ListExecutionsResponse)
+        return answer
+
+
+async def test_a_list_comes_in_pages_with_long_texts_cut(serving: Any, fake: FakeProviders) -> None:
+    fake.rule(lambda request: Reply(text="Hi."))
+    for n in range(3):
+        await serving.run(f"Task {n} " + "x" * 5000)
+    first = await listed(serving, limit=2)
+    assert [e.task[:6] for e in first.executions] == ["Task 2", "Task 1"]
+    assert {len(e.task) for e in first.executions} == {1000}
+    second = await listed(serving, limit=2, page_token=first.next_page_token)
+    assert [e.task[:6] for e in second.executions] == ["Task 0"]
+    assert second.next_page_token == ""
+    with pytest.raises(grpc.aio.AioRpcError, match="'x' is no page token"):
+        await listed(serving, page_token="x")
+
+
+async def test_a_database_that_cannot_be_read_is_a_clear_error(serving: Any, fake: FakeProviders) -> None:
+    with sqlite3.connect(serving.home.database) as db:
+        db.execute("ALTER TABLE events RENAME TO elsewhere")
+    db.close()
+    async with serving.client() as client:
+        with pytest.raises(RemoteError, match="refused a write: no such table: events") as caught:
+            await client.create(serving.request("Hello"))
+        assert (caught.value.code, caught.value.status) == ("store", "RESOURCE_EXHAUSTED")
+        assert await client.list() == []

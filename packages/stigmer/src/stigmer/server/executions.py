@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from graphton.errors import Fenced
 
@@ -32,6 +32,10 @@ log = logging.getLogger("stigmer.server")
 TASK_LIMIT = 4 << 20
 """Characters. What is longer belongs into a file of the workspace."""
 PAGE_LIMIT = 200
+PAGE_ROOM = 4 << 20
+"""Bytes after which a page of executions ends."""
+BRIEF = 1000
+"""Characters of a task or an answer in a list."""
 Answer = TypeVar("Answer")
 
 
@@ -62,15 +66,14 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         self, request: api.CreateExecutionRequest, context: Any
     ) -> api.CreateExecutionResponse:
         """Accepts an execution and hands it to the engine."""
-        row, created = await self._answered(context, self._accept(request, local=by_unix_socket(context)))
-        return api.CreateExecutionResponse(execution=self._execution(row), created=created)
+        return await self._answered(context, self._create(request, local=by_unix_socket(context)))
 
     async def RunExecution(
         self, request: api.CreateExecutionRequest, context: Any
     ) -> AsyncIterator[api.Frame]:
         """CreateExecution and WatchExecution in one."""
         row, _ = await self._answered(context, self._accept(request, local=by_unix_socket(context)))
-        async for frame in self._watch(row, 1):
+        async for frame in self._streamed(context, self._watch(row, 1)):
             yield frame
 
     async def WatchExecution(
@@ -78,17 +81,17 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
     ) -> AsyncIterator[api.Frame]:
         """The events from a sequence number on, then the live ones, until the execution has finished."""
         row = await self._answered(context, self._known(request.execution))
-        async for frame in self._watch(row, request.from_seq):
+        async for frame in self._streamed(context, self._watch(row, request.from_seq)):
             yield frame
 
     async def GetExecution(self, request: api.GetExecutionRequest, context: Any) -> api.Execution:
         """One execution as it is now."""
-        return self._execution(await self._answered(context, self._known(request.execution)))
+        return await self._answered(context, self._get(request))
 
     async def ListExecutions(
         self, request: api.ListExecutionsRequest, context: Any
     ) -> api.ListExecutionsResponse:
-        """The newest first, in pages."""
+        """The newest first, in pages, long texts cut."""
         return await self._answered(context, self._list(request))
 
     async def CancelExecution(
@@ -101,8 +104,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         self, request: api.DecideApprovalRequest, context: Any
     ) -> api.DecideApprovalResponse:
         """Answers one question; the execution goes on."""
-        row = await self._answered(context, self._decide(request))
-        return api.DecideApprovalResponse(execution=self._execution(row))
+        return await self._answered(context, self._decide(request))
 
     async def PreviewExecution(
         self, request: api.CreateExecutionRequest, context: Any
@@ -116,10 +118,31 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             try:
                 return await work
             except Exception as error:
-                log.info("refused code=%s", getattr(error, "code", "internal"))
-                await abort(context, error, home=self._home.path, about="request")
+                await self._refuse(context, error)
+
+    async def _streamed(
+        self, context: Any, frames: AsyncGenerator[api.Frame, None]
+    ) -> AsyncGenerator[api.Frame, None]:
+        """The frames, or the error as gRPC tells it."""
+        with self._activity.call():
+            try:
+                async with aclosing(frames):
+                    async for frame in frames:
+                        yield frame
+            except Exception as error:
+                await self._refuse(context, error)
+
+    async def _refuse(self, context: Any, error: Exception) -> NoReturn:
+        log.info("refused code=%s", getattr(error, "code", "internal"))
+        await abort(context, error, home=self._home.path, about="request")
 
     # Accepting
+
+    async def _create(
+        self, request: api.CreateExecutionRequest, *, local: bool
+    ) -> api.CreateExecutionResponse:
+        row, created = await self._accept(request, local=local)
+        return api.CreateExecutionResponse(execution=self._execution(row), created=created)
 
     async def _accept(self, request: api.CreateExecutionRequest, *, local: bool) -> tuple[Row, bool]:
         if request.idempotency_key:
@@ -180,35 +203,34 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
 
     # Watching
 
-    async def _watch(self, row: Row, from_seq: int) -> AsyncIterator[api.Frame]:
+    async def _watch(self, row: Row, from_seq: int) -> AsyncGenerator[api.Frame, None]:
         """Stored events first, then what is published: no gap, no double."""
         feed = self._store.feed
         watcher = feed.join(row.no)
         next_seq = max(1, from_seq)
         try:
-            with self._activity.call():
-                while True:
-                    while page := self._store.events(row.no, next_seq):
-                        next_seq = page[-1][0] + 1
-                        yield api.Frame(execution=row.id, events=[body for _, body in page])
-                    # Nothing is awaited from the empty page to here: what comes now is queued, what was is stored.
-                    watcher.take()
-                    found = self._store.get(row.id)
-                    if found is None or (found.finished_ms is not None and next_seq > found.seq):
+            while True:
+                while page := self._store.events(row.no, next_seq):
+                    next_seq = page[-1][0] + 1
+                    yield api.Frame(execution=row.id, events=[body for _, body in page])
+                # Nothing is awaited from the empty page to here: what comes now is queued, what was is stored.
+                watcher.take()
+                found = self._store.get(row.id)
+                if found is None or (found.finished_ms is not None and next_seq > found.seq):
+                    return
+                if partial := feed.partial(row.no):
+                    yield api.Frame(execution=row.id, events=partial)
+                while not watcher.behind:
+                    await watcher.news()
+                    if watcher.behind:
+                        break
+                    taken = watcher.take()
+                    fresh = [body for seq, body in taken if seq == 0 or seq >= next_seq]
+                    next_seq = max([next_seq, *(seq + 1 for seq, _ in taken)])
+                    if fresh:
+                        yield api.Frame(execution=row.id, events=fresh)
+                    if watcher.ended and not watcher.queue and not watcher.behind:
                         return
-                    if partial := feed.partial(row.no):
-                        yield api.Frame(execution=row.id, events=partial)
-                    while not watcher.behind:
-                        await watcher.news()
-                        if watcher.behind:
-                            break
-                        taken = watcher.take()
-                        fresh = [body for seq, body in taken if seq == 0 or seq >= next_seq]
-                        next_seq = max([next_seq, *(seq + 1 for seq, _ in taken)])
-                        if fresh:
-                            yield api.Frame(execution=row.id, events=fresh)
-                        if watcher.ended and not watcher.queue and not watcher.behind:
-                            return
         finally:
             feed.leave(row.no, watcher)
 
@@ -220,6 +242,9 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             raise Refused(f"there is no execution {id!r}", code="not_found", hint="stigmer list execution")
         return row
 
+    async def _get(self, request: api.GetExecutionRequest) -> api.Execution:
+        return self._execution(await self._known(request.execution))
+
     async def _list(self, request: api.ListExecutionsRequest) -> api.ListExecutionsResponse:
         before: int | None = None
         if request.page_token:
@@ -227,12 +252,14 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
                 raise Refused(f"{request.page_token!r} is no page token", code="usage")
             before = int(request.page_token)
         limit = min(request.limit or 20, PAGE_LIMIT)
-        rows = self._store.page(limit=limit + 1, before=before, state=request.state)
-        more = len(rows) > limit
-        return api.ListExecutionsResponse(
-            executions=[self._execution(row) for row in rows[:limit]],
-            next_page_token=str(rows[limit - 1].no) if more else "",
-        )
+        answer = api.ListExecutionsResponse()
+        for row in self._store.page(limit=limit + 1, before=before, state=request.state):
+            if len(answer.executions) == limit or answer.ByteSize() > PAGE_ROOM:
+                answer.next_page_token = str(before)
+                break
+            before = row.no
+            answer.executions.append(_brief(self._execution(row)))
+        return answer
 
     async def _cancel(self, request: api.CancelExecutionRequest) -> api.CancelExecutionResponse:
         row = await self._known(request.execution)
@@ -240,7 +267,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         row = await self._known(row.id)
         return api.CancelExecutionResponse(execution=self._execution(row), already_finished=not stopped)
 
-    async def _decide(self, request: api.DecideApprovalRequest) -> Row:
+    async def _decide(self, request: api.DecideApprovalRequest) -> api.DecideApprovalResponse:
         row = await self._known(request.execution)
         async with self._deciding:
             records = self._store.replay(row.no)
@@ -260,7 +287,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             except Fenced:
                 raise _already(records, request, f"execution {row.id} has finished") from None
         self._engine.wake(row.id)
-        return await self._known(row.id)
+        return api.DecideApprovalResponse(execution=self._execution(await self._known(row.id)))
 
     def _execution(self, row: Row) -> api.Execution:
         request = api.CreateExecutionRequest.FromString(row.request)
@@ -327,6 +354,14 @@ def _check(request: api.CreateExecutionRequest, *, home: Path) -> None:
                 hint="e.g. /home/ann/project",
             )
         open_workspace(request.workspace, named=request.workspace_named, closed=(home,))
+
+
+def _brief(execution: api.Execution) -> api.Execution:
+    """The execution with long texts cut, as it stands in a list."""
+    execution.task = execution.task[:BRIEF]
+    if execution.HasField("finished"):
+        execution.finished.text = execution.finished.text[:BRIEF]
+    return execution
 
 
 def _created(request: api.CreateExecutionRequest) -> pb.Created:

@@ -13,8 +13,9 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -322,17 +323,14 @@ class Store:
     # Reading
 
     def get(self, id: str) -> Row | None:
-        row = self._reader.execute(query("get"), {"id": id}).fetchone()
-        return Row(*row) if row else None
+        return next(iter(self._rows("get", {"id": id})), None)
 
     def by_idempotency_key(self, key: str) -> Row | None:
-        row = self._reader.execute(query("by_idempotency_key"), {"idempotency_key": key}).fetchone()
-        return Row(*row) if row else None
+        return next(iter(self._rows("by_idempotency_key", {"idempotency_key": key})), None)
 
     def page(self, *, limit: int, before: int | None = None, state: str = "") -> list[Row]:
         """The newest first, those with a number below `before`."""
-        values = {"before": before or 1 << 62, "state": state, "limit": limit}
-        return self._rows("list", values)
+        return self._rows("list", {"before": before or 1 << 62, "state": state, "limit": limit})
 
     def unfinished(self) -> list[Row]:
         return self._rows("unfinished", {})
@@ -342,7 +340,7 @@ class Store:
         return self._rows("due", {"now": self.now_ms})
 
     def count(self, state: str) -> int:
-        (number,) = self._reader.execute(query("count"), {"state": state}).fetchone()
+        ((number,),) = self._read("count", {"state": state})
         return int(number)
 
     def events(
@@ -351,22 +349,35 @@ class Store:
         """(seq, body) from `first` on: at most `limit` of them and about `room` bytes, but one at least if there is one."""
         values = {"first": _key(no, first), "end": _key(no + 1, 0), "limit": limit}
         page: list[tuple[int, bytes]] = []
-        cursor = self._reader.execute(query("events"), values)
-        for key, body in cursor:
-            page.append((key & (1 << _SEQ_BITS) - 1, body))
-            room -= len(body)
-            if room <= 0:
-                break
-        cursor.close()
+        with closing(self._read("events", values)) as rows:
+            for key, body in rows:
+                page.append((key & (1 << _SEQ_BITS) - 1, body))
+                room -= len(body)
+                if room <= 0:
+                    break
         return page
 
     def replay(self, no: int) -> list[pb.Event]:
         """All events, whole even where watchers get them cut."""
         values = {"first": _key(no, 0), "end": _key(no + 1, 0)}
-        return [pb.Event.FromString(body) for (body,) in self._reader.execute(query("replay"), values)]
+        return [pb.Event.FromString(body) for (body,) in self._read("replay", values)]
 
     def _rows(self, name: str, values: dict[str, Any]) -> list[Row]:
-        return [Row(*row) for row in self._reader.execute(query(name), values)]
+        return [Row(*row) for row in self._read(name, values)]
+
+    def _read(self, name: str, values: dict[str, Any]) -> Generator[tuple[Any, ...], None, None]:
+        cursor = None
+        try:
+            cursor = self._reader.execute(query(name), values)
+            yield from cursor
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"the database {str(self.path)!r} cannot be read: {error}",
+                hint="stigmer down; if it stays so, move the file away: a new one is made at the next start",
+            ) from error
+        finally:
+            if cursor is not None:
+                cursor.close()
 
     # Rest and end
 
