@@ -528,3 +528,21 @@ async def test_an_agent_runs_against_it_as_the_docstring_shows(fake: FakeProvide
     agent = create_deep_agent("ollama:qwen3:8b", tools=[add], settings=settings)
     assert (await agent.run("What is 17 + 25?")).text == "It is 42."
     assert fake.chats[-1].tool_results[0].text == "42"
+
+
+@pytest.mark.parametrize("model", ["anthropic:claude-sonnet-5.5", "openai:gpt-6-luna", "ollama:qwen3:8b"])
+async def test_an_agent_takes_the_same_steps_in_every_dialect(fake: FakeProviders, model: str) -> None:
+    seen: list[str] = []
+
+    def look(place: str) -> str:
+        """Looks at a place."""
+        seen.append(place)
+        return f"nothing at {place}"
+
+    fake.rule(steps("look", arguments={"place": "here"}))
+    url = fake.openai_url if model.startswith("openai") else fake.url
+    agent = create_deep_agent(model, tools=[look], settings=ModelSettings(base_url=url, api_key="test"))
+    assert (await agent.run("Look around. STEPS=5")).text == "Done after 5 steps."
+    assert seen == ["here"] * 5
+    assert [len(r.tool_results) for r in fake.chats] == [0, 1, 2, 3, 4, 5]
+    assert {r.name for r in fake.chats[-1].tool_results} == {"look"}
