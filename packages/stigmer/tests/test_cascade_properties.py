@@ -277,3 +277,51 @@ def test_a_default_model_is_never_dead(layers: tuple[Layer, ...], days: int) -> 
     if "default for provider" in config.values["model"].source:
         retires = lookup(config.ref).retires
         assert retires is None or retires > now.date()
+
+
+ODD = st.one_of(
+    st.text(max_size=30),
+    st.sampled_from(
+        [
+            "http://[",
+            "http://a:b:c",
+            "https://x:99999",
+            "://",
+            "http://\u2100.com",
+            "a/b:c:d/e:f",
+            ":",
+            "/",
+            "1e400",
+        ]
+    ),
+)
+VARIABLES = sorted(
+    {name for row in SETTINGS.values() for name in row.variables} | {"OLLAMA_HOST", "OPENAI_BASE_URL"}
+)
+
+
+@many
+@given(
+    st.dictionaries(st.sampled_from(VARIABLES), ODD),
+    st.dictionaries(st.sampled_from(["model", "base_url"]), ODD),
+)
+def test_whatever_stands_in_a_variable_or_a_flag_ends_in_a_value_or_a_problem(
+    env: dict[str, str], flags: dict[str, str]
+) -> None:
+    config, error = resolved((layer_from_environment(env), layer_from_flags(flags)))
+    assert bool(error) is bool(config.problems)
+    config.explain()
+
+
+@many
+@given(
+    st.one_of(
+        st.text(max_size=60),
+        st.binary(max_size=60),
+        st.text("llm:\n \t{}[]&*!|>'\"#%@-?,moder12", max_size=60),
+    )
+)
+def test_whatever_stands_in_a_file_ends_in_a_layer_or_one_line(text: str | bytes) -> None:
+    layer = layer_from_file("/home/ann/.stigmer/config.yaml", text, home="/home/ann")
+    assert all("\n" not in problem for problem in layer.problems)
+    resolved((layer,))
