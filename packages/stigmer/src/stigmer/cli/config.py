@@ -105,16 +105,18 @@ def set_value(key: str, value: str) -> int:
 
     A key is read from standard input: `stigmer config set llm.api_key -`.
     """
+    from stigmer.config.edit import edited, write_atomically
+
     row = _row(key)
     path = _path()
     shown = _shown(path)
     parsed = _parsed(row, value)
-    text = cascade.edited(path, row, parsed, shown=shown)
+    text = edited(path, row, parsed, shown=shown)
     before, after = _faults(path, None, shown), _faults(path, text, shown)
     new = [fault for fault in after if fault not in before]
     if new:
         raise ConfigError([_without_lines(fault) for fault in new])
-    cascade.write_atomically(path, text)
+    write_atomically(path, text)
     talk = terminal()
     talk.say(f"set {row.key} in {shown}")
     settings, _, problems = _resolved({})

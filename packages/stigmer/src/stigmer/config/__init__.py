@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-from stigmer.config._edit import edited, write_atomically
 from stigmer.config._files import display_path
 from stigmer.config._layers import (
     Layer,
@@ -40,7 +39,6 @@ __all__ = [
     "Value",
     "clock",
     "display_path",
-    "edited",
     "find_project_file",
     "layer_from_agent",
     "layer_from_environment",
@@ -54,5 +52,4 @@ __all__ = [
     "nearest",
     "resolve",
     "setting_for_key",
-    "write_atomically",
 ]
