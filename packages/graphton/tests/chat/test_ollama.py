@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import fields
 from typing import Any
 
 import orjson
@@ -194,6 +195,14 @@ async def test_thinking_that_is_not_sent_is_announced(
     await ask(one)
     assert "think" not in fake.chats[0].json
     assert one.notices == (notice,)
+
+
+def test_no_setting_is_forgotten_here() -> None:
+    """A new setting needs its own wire test above, or the test of its notice; then it is added to this list."""
+    assert {f.name for f in fields(ModelSettings)} == {
+        *("max_tokens", "temperature", "context_window", "thinking", "base_url", "api_key", "timeouts"),
+        "dialect",  # chooses this class; see create_chat
+    }
 
 
 def test_an_unknown_thinking_level_is_refused_with_the_known_ones() -> None:

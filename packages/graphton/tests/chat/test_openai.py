@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import fields
 from typing import Any
 
 import orjson
@@ -325,6 +326,14 @@ async def test_nothing_is_sent_or_announced_that_nobody_set(fake: FakeProviders)
         "stream_options",
     }
     assert one.notices == ()
+
+
+def test_no_setting_is_forgotten_here() -> None:
+    """A new setting needs its own wire test above, or the test of its notice; then it is added to this list."""
+    assert {f.name for f in fields(ModelSettings)} == {
+        *("max_tokens", "temperature", "context_window", "thinking", "base_url", "api_key", "timeouts"),
+        "dialect",  # chooses this class; see create_chat
+    }
 
 
 def test_an_unknown_thinking_level_is_refused_with_the_known_ones() -> None:
