@@ -113,6 +113,7 @@ def test_a_running_daemon_is_asked(stigmer, fake) -> None:
     code, found = shown(stigmer, "--max-tokens", "8k", "--temperature", "99")
     assert code == 2
     assert len(found["problems"]) == 2
+    assert found["settings"]["max_tokens"]["value"] == "8k"
 
 
 def test_get_prints_one_value(cloud) -> None:

@@ -206,16 +206,25 @@ def _resolved(flags: Mapping[str, object]) -> tuple[dict[str, Any], list[str], l
 
     home = Home.find()
     address = find(home)
-    if address is not None:
-        return _asked_of_the_daemon(flags, home, address)
+    if address is None:
+        return _as_from_here(flags, home)
+    settings, notices, problems = _asked_of_the_daemon(flags, home, address)
+    if problems:
+        # A daemon that refuses says only why. Where the same is wrong here, its settings are those from here.
+        here = _as_from_here(flags, home)
+        if here[2] == problems:
+            return here
+    return settings, notices, problems
+
+
+def _as_from_here(flags: Mapping[str, object], home: Home) -> tuple[dict[str, Any], list[str], list[str]]:
     project, notices = cascade.find_project_file(Path.cwd(), stigmer_home=home.path)
     layers = [cascade.layer_from_flags(flags)]
     if project is not None:
         layers.append(cascade.layer_from_file(project, kind="project_file"))
     user = _user_layer(_path())
     found = _resolution([*layers, user] if user else layers)
-    said = found.to_json()
-    return said["settings"], [*notices, *found.notices], list(found.problems)
+    return found.to_json()["settings"], [*notices, *found.notices], list(found.problems)
 
 
 def _asked_of_the_daemon(
