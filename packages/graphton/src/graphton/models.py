@@ -201,6 +201,7 @@ PROVIDERS: dict[str, Provider] = {
             "https://api.mistral.ai/v1",
             "MISTRAL_API_KEY",
             needs_key=True,
+            max_temperature=1.5,
         ),
         Provider(
             "deepseek-api",

@@ -76,6 +76,7 @@ def alone(layer: Layer, own: Own) -> str:
 
 
 def mode_provider(mode: str) -> str:
+    """The provider of a mode where nobody names one, before anything was measured."""
     return "anthropic" if mode == "cloud" else "ollama"
 
 
