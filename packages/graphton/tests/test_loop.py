@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from graphton._ask import Retry
+from graphton._retry import Retry
 from graphton.agent import Agent, create_deep_agent
 from graphton.approval import Answer, Approval
 from graphton.budget import Budget
@@ -15,10 +15,12 @@ from graphton.journal import (
     ApprovalDecided,
     ApprovalRequested,
     Event,
+    Fallback,
     HistoryChanged,
     Live,
     MemoryJournal,
     ModelReplied,
+    ModelRequested,
     Notice,
     Retrying,
     StreamReset,
@@ -28,7 +30,16 @@ from graphton.journal import (
     ToolOutcomeUnknown,
 )
 from graphton.loop import ReplyError
-from graphton.messages import AssistantMessage, StopReason, ToolCall, ToolResults, Usage, UserMessage
+from graphton.messages import (
+    AssistantMessage,
+    StopReason,
+    Thinking,
+    ToolCall,
+    ToolResults,
+    Usage,
+    UserMessage,
+)
+from graphton.models import ModelRef
 from graphton.testing import ScriptedModel, calls, says
 from graphton.tools import Effect, Tool, ToolContext, ToolOutput
 
@@ -459,3 +470,57 @@ async def test_tool_finished_is_recorded_as_each_tool_ends() -> None:
     model = ScriptedModel([calls(("waits", {}), ("goes", {})), "ok"])
     await asyncio.wait_for(agent_of(model, *tools).run("go", journal=journal), 10)
     assert results_of(model) == [("saw it", False), ("went", False)]
+
+
+async def test_a_model_that_cannot_be_reached_hands_over_to_its_fallback_for_good() -> None:
+    counter = Counter()
+    journal = MemoryJournal()
+    first = ScriptedModel([BrokenStream("cut")] * 2, ref=ModelRef("scripted", "first"))
+    second = ScriptedModel([calls(("count", {"n": 1})), "done"], ref=ModelRef("scripted", "second"))
+    agent = agent_of(first, counter.tool, fallbacks=[second], retry=Retry(tries=2, sleep=no_sleep))
+    assert (await agent.run("go", journal=journal)).text == "done"
+    [change] = events_of(journal, Fallback)
+    assert (change.from_, change.to, change.reason) == ("scripted:first", "scripted:second", "cut")
+    assert [(r.model, r.try_) for r in events_of(journal, ModelRequested)] == [
+        ("scripted:first", 1),
+        ("scripted:first", 2),
+        ("scripted:second", 3),
+        ("scripted:second", 1),
+    ]
+
+
+async def test_a_wrong_key_is_no_reason_for_a_fallback() -> None:
+    second = ScriptedModel(["never"])
+    agent = agent_of(ScriptedModel([StatusError("bad key", status=401)]), fallbacks=[second])
+    with pytest.raises(StatusError):
+        await agent.run("go")
+    assert second.requests == []
+
+
+async def test_a_resumed_run_goes_on_with_the_fallback_that_was_in_use() -> None:
+    journal = MemoryJournal()
+    journal.append(Fallback("", 1, "scripted:first", "scripted:second", "cut"))
+    first = ScriptedModel([], ref=ModelRef("scripted", "first"))
+    second = ScriptedModel(["done"], ref=ModelRef("scripted", "second"))
+    assert (await agent_of(first, fallbacks=[second]).run("go", journal=journal)).text == "done"
+
+
+async def test_refused_reasoning_is_left_out_once_and_the_run_goes_on() -> None:
+    counter = Counter()
+    thought = AssistantMessage(
+        (Thinking("hm", "scripted", b'{"signature":"s"}'), ToolCall("count", {"n": 1})), stop=StopReason.TOOLS
+    )
+    refused = StatusError("thinking blocks in the latest message cannot be modified", status=400)
+    model = ScriptedModel([thought, refused, "done"])
+    assert (await agent_of(model, counter.tool).run("go")).text == "done"
+    sent, again = (request.messages[1] for request in model.requests[1:])
+    assert isinstance(sent, AssistantMessage)
+    assert isinstance(again, AssistantMessage)
+    assert len(sent.blocks) == 2
+    assert again.calls == sent.calls
+    assert len(again.blocks) == 1
+
+
+async def test_a_400_that_reasoning_cannot_explain_is_raised() -> None:
+    with pytest.raises(StatusError, match="thinking"):
+        await agent_of(ScriptedModel([StatusError("thinking is not known", status=400)])).run("go")

@@ -10,11 +10,11 @@ import asyncio
 import hashlib
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import orjson
 
 from graphton.approval import Answer
+from graphton.definition import Definition
 from graphton.errors import ToolError
 from graphton.journal import (
     ApprovalDecided,
@@ -29,9 +29,6 @@ from graphton.journal import (
 )
 from graphton.messages import AssistantMessage, ToolCall, ToolResult, ToolResults
 from graphton.tools import Effect, Tool, ToolContext, ToolOutput, check_arguments
-
-if TYPE_CHECKING:
-    from graphton.agent import Agent
 
 __all__ = ["Parked", "answer"]
 
@@ -70,7 +67,7 @@ _Plan = ToolFinished | _Refused | _Ready | None
 
 
 async def answer(
-    agent: Agent, message: AssistantMessage, *, journal: Journal, path: str
+    agent: Definition, message: AssistantMessage, *, journal: Journal, path: str
 ) -> ToolResults | Parked:
     """Results for all calls of `message`, in call order, or which calls wait for a person."""
     plans = [await _plan(agent, call, journal, path) for call in message.calls]
@@ -94,7 +91,7 @@ async def answer(
     return ToolResults(tuple(_result(call, journal, path) for call in message.calls))
 
 
-async def _plan(agent: Agent, call: ToolCall, journal: Journal, path: str) -> _Plan:
+async def _plan(agent: Definition, call: ToolCall, journal: Journal, path: str) -> _Plan:
     """What is to be done about one call; None: it waits for a decision."""
     if finished := journal.finished(path, call.id):
         return finished
@@ -124,7 +121,7 @@ async def _plan(agent: Agent, call: ToolCall, journal: Journal, path: str) -> _P
     return _Ready(good, tool, dispatched is not None)
 
 
-async def _asked(agent: Agent, call: ToolCall, tool: Tool, journal: Journal, path: str) -> _Plan:
+async def _asked(agent: Definition, call: ToolCall, tool: Tool, journal: Journal, path: str) -> _Plan:
     """What a person decided about this very call, asking first where nobody was asked."""
     digest = _digest(call)
     decision = journal.decision(path, call.id)
@@ -170,7 +167,7 @@ def _dispatch(plan: _Ready, execution: str, path: str) -> ToolDispatched:
     )
 
 
-async def _run(agent: Agent, plan: _Ready, journal: Journal, path: str) -> None:
+async def _run(agent: Definition, plan: _Ready, journal: Journal, path: str) -> None:
     """Run one tool and record its answer; what it raises is an answer too."""
     call = plan.call
     context = ToolContext(

@@ -1,17 +1,15 @@
-"""One model call, with the only retries there are: broken streams, overload, rate limits, lost connections."""
+"""One model call, with the only retries there are; and the next model when this one cannot be reached."""
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from graphton.chat.base import Chat, Done, Request, TextChunk, ThinkingChunk, WaitChunk, chunks_of
+from graphton.definition import Definition
 from graphton.errors import BrokenStream, ProviderError, StatusError
 from graphton.history import History
 from graphton.journal import (
+    Fallback,
     Journal,
     ModelReplied,
     ModelRequested,
@@ -23,50 +21,55 @@ from graphton.journal import (
 )
 from graphton.messages import AssistantMessage, ToolCall
 
-if TYPE_CHECKING:
-    from graphton.agent import Agent
-
-__all__ = ["Retry", "ask"]
+__all__ = ["ask"]
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """How often and how long a failed model call is tried again.
-
-    The wait doubles from `base` to `cap` seconds with full jitter; a Retry-After of the server is kept to when
-    it is at most `patience` seconds, else the run fails at once and says how long the server asked for.
-    """
-
-    tries: int = 6
-    base: float = 0.5
-    cap: float = 30.0
-    patience: float = 300.0
-    sleep: Callable[[float], Awaitable[None]] = field(default=asyncio.sleep, repr=False)
-    jitter: Callable[[], float] = field(default=random.random, repr=False)
-
-    def wait(self, failed: int, error: ProviderError) -> float | None:
-        """Seconds until the next try after `failed` tries, or None when it is time to give up."""
-        if not error.retryable or failed >= self.tries:
-            return None
-        if error.retry_after is not None:
-            return error.retry_after if error.retry_after <= self.patience else None
-        return min(self.cap, self.base * 2.0 ** (failed - 1)) * (0.5 + self.jitter() / 2)
-
-
-async def ask(agent: Agent, history: History, *, journal: Journal, path: str, step: int) -> ModelReplied:
-    """The model's reply to the history, recorded. Raises ProviderError when no try succeeds."""
-    request = Request(system=agent.system, messages=history.messages, tools=agent.tool_specs)
-    before = journal.requested(path, step)
-    first = before.try_ + 1 if before else 1
-    if before:
-        journal.live(StreamReset(path, step, first))
-    for failed in range(agent.retry.tries):
-        try_ = first + failed
-        journal.append(_requested(agent.chat, history, path, step, try_))
+async def ask(agent: Definition, history: History, *, journal: Journal, path: str, step: int) -> ModelReplied:
+    """The reply to the history, recorded. Raises ProviderError when no model answers."""
+    if journal.requested(path, step) is not None:
+        journal.live(StreamReset(path, step, _next_try(journal, path, step)))
+    chats = _chats_left(agent, journal, path)
+    for chat, fallback in zip(chats, (*chats[1:], None), strict=True):
         try:
-            message = await _reply(agent.chat, request, journal, path, step, try_)
+            return await _tries(agent, chat, history, journal, path, step)
         except ProviderError as error:
-            delay = agent.retry.wait(failed + 1, error)
+            if fallback is None or not error.retryable:
+                raise
+            journal.append(Fallback(path, step, str(chat.ref), str(fallback.ref), error.message))
+            journal.live(StreamReset(path, step, _next_try(journal, path, step)))
+    raise AssertionError("the last model either answers or raises")
+
+
+def _chats_left(agent: Definition, journal: Journal, path: str) -> tuple[Chat, ...]:
+    """The model in use, as the journal knows it, and those that may follow it."""
+    last = journal.fallback(path)
+    names = [str(chat.ref) for chat in agent.chats]
+    start = names.index(last.to) if last is not None and last.to in names else 0
+    return agent.chats[start:]
+
+
+def _next_try(journal: Journal, path: str, step: int) -> int:
+    before = journal.requested(path, step)
+    return before.try_ + 1 if before else 1
+
+
+async def _tries(
+    agent: Definition, chat: Chat, history: History, journal: Journal, path: str, step: int
+) -> ModelReplied:
+    """The reply of one model, asked as often as the agent's Retry allows."""
+    failed = 0
+    while True:
+        try_ = _next_try(journal, path, step)
+        journal.append(_requested(chat, history, path, step, try_))
+        request = Request(system=agent.system, messages=history.messages, tools=agent.tool_specs)
+        try:
+            message = await _reply(chat, request, journal, path, step, try_)
+        except ProviderError as error:
+            failed += 1
+            if _refuses_reasoning(error) and history.drop_reasoning():
+                delay: float | None = 0.0
+            else:
+                delay = agent.retry.wait(failed, error)
             if delay is None:
                 raise
             status = error.status if isinstance(error, StatusError) else 0
@@ -77,7 +80,13 @@ async def ask(agent: Agent, history: History, *, journal: Journal, path: str, st
             replied = ModelReplied(path, step, try_, "turn", _with_ids(message, step))
             journal.append(replied)
             return replied
-    raise AssertionError("the last try either answers or raises")
+
+
+def _refuses_reasoning(error: ProviderError) -> bool:
+    """Whether the provider refuses the reasoning blocks that it gave us itself: then one request goes without them."""
+    if not isinstance(error, StatusError) or error.status != 400:
+        return False
+    return any(word in error.message.lower() for word in ("thinking", "signature", "reasoning"))
 
 
 def _requested(chat: Chat, history: History, path: str, step: int, try_: int) -> ModelRequested:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from graphton import models
-from graphton._ask import Retry
 from graphton._instructions import DEFAULT_INSTRUCTIONS
+from graphton._retry import Retry
 from graphton.approval import Approval
 from graphton.budget import Budget
-from graphton.chat.base import Chat, ToolSpec
+from graphton.chat.base import Chat
+from graphton.definition import Definition
 from graphton.errors import SettingError
 from graphton.journal import Event, Journal, Live, MemoryJournal
 from graphton.loop import Result, run
@@ -23,29 +23,8 @@ from graphton.tools import Tool, tool
 __all__ = ["Agent", "create_deep_agent"]
 
 
-@dataclass(frozen=True)
-class Agent:
-    """Everything a run needs but the task. Made by `create_deep_agent`; safe for several runs at once."""
-
-    chat: Chat
-    system: str
-    tools: dict[str, Tool]
-    name: str = ""
-    approval: Approval = Approval()
-    budget: Budget = Budget()
-    retry: Retry = Retry()
-    max_result_chars: int = 60_000
-    """A longer tool result is shown to the model without its middle."""
-    tool_specs: tuple[ToolSpec, ...] = field(init=False, repr=False)
-    tool_schemas: tuple[dict[str, Any], ...] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        specs = tuple(ToolSpec(t.name, t.description, t.parameters) for t in self.tools.values())
-        object.__setattr__(self, "tool_specs", specs)
-        schemas = tuple(
-            {"name": s.name, "description": s.description, "parameters": s.parameters} for s in specs
-        )
-        object.__setattr__(self, "tool_schemas", schemas)
+class Agent(Definition):
+    """A definition that can be run. Made by `create_deep_agent`; safe for several runs at once."""
 
     async def run(
         self, task: str, *, journal: Journal | None = None, path: str = "", spent_seconds: float = 0.0
@@ -84,8 +63,9 @@ class Agent:
             await asyncio.gather(running, return_exceptions=True)
 
     async def close(self) -> None:
-        """Give back the connection to the model."""
-        await self.chat.close()
+        """Give back the connections to the models."""
+        for chat in self.chats:
+            await chat.close()
 
     async def __aenter__(self) -> Agent:
         return self
@@ -101,6 +81,7 @@ def create_deep_agent(
     tools: Sequence[Tool | Callable[..., Any]] = (),
     workspace: Path | str | None = None,
     settings: ModelSettings | None = None,
+    fallbacks: Sequence[Chat | ModelRef | str] = (),
     approval: Approval | None = None,
     budget: Budget | None = None,
     retry: Retry | None = None,
@@ -111,19 +92,23 @@ def create_deep_agent(
 
     `model` is a string as `parse_model_string` takes it ("ollama:qwen2.5-coder:7b", "claude-sonnet-5.5"), a
     ModelRef, or a Chat of your own. `workspace` adds the built-in tools (files, shell, todos) for that folder.
-    Functions among `tools` become tools as by `@tool`. `tool_mode` overrides how the model is brought to use tools.
+    Functions among `tools` become tools as by `@tool`. `fallbacks` take over, in this order, when the model cannot be
+    reached; give Chats where they need settings of their own. `tool_mode` overrides how the model is brought to use tools.
 
         agent = create_deep_agent("ollama:qwen2.5-coder:7b", instructions="Be brief.", tools=[add])
         print((await agent.run("What is 17 + 25?")).text)
 
     Raises ModelNameError, SettingError or ToolDefinitionError.
     """
-    chat = _chat(model, settings)
+    chats = [_chat(model, settings), *(_chat(other, None) for other in fallbacks)]
     named = _named([*_workspace_tools(workspace), *tools])
+    if named:
+        chats = [_taught(chat, tool_mode or models.tool_mode(chat.ref)) for chat in chats]
     if instructions is None:
         instructions = DEFAULT_INSTRUCTIONS if workspace is not None else ""
     return Agent(
-        chat=_taught(chat, tool_mode or models.tool_mode(chat.ref)) if named else chat,
+        chat=chats[0],
+        fallbacks=tuple(chats[1:]),
         system=instructions,
         tools=named,
         name=name,

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
 
 from graphton.messages import (
     AssistantMessage,
+    Block,
     Message,
     Opaque,
     Text,
@@ -83,6 +85,19 @@ class History:
                 pass
         self._enter(message)
 
+    def drop_reasoning(self) -> bool:
+        """Take the providers' own blocks (reasoning, signatures) out of all messages; False where there were none.
+
+        For a provider that refuses its own blocks: the conversation goes on without them. The digest stays.
+        """
+        found = False
+        for at, message in enumerate(self.messages):
+            if isinstance(message, AssistantMessage) and any(_is_reasoning(b) for b in message.blocks):
+                found = True
+                blocks = tuple(block for block in message.blocks if not _is_reasoning(block))
+                self.messages[at] = replace(message, blocks=blocks, wire={})
+        return found
+
     def _open_calls(self) -> tuple[ToolCall, ...]:
         last = self.messages[-1] if self.messages else None
         return last.calls if isinstance(last, AssistantMessage) else ()
@@ -92,6 +107,10 @@ class History:
         parts = _parts(message)
         self._digest.update(orjson.dumps(parts))
         self._tokens += 4 + sum(estimate_tokens(part) for part in parts)
+
+
+def _is_reasoning(block: Block) -> bool:
+    return isinstance(block, Opaque) or (isinstance(block, Thinking) and bool(block.raw))
 
 
 def _matching(message: ToolResults, calls: tuple[ToolCall, ...]) -> ToolResults:
@@ -120,7 +139,7 @@ def _parts(message: Message) -> list[str]:
             return ["assistant", *(part for block in message.blocks for part in _block_parts(block))]
 
 
-def _block_parts(block: Text | Thinking | Opaque | ToolCall) -> list[str]:
+def _block_parts(block: Block) -> list[str]:
     match block:
         case Text():
             return [block.text]

@@ -16,6 +16,7 @@ __all__ = [
     "ApprovalRequested",
     "ArgumentsRepaired",
     "Event",
+    "Fallback",
     "HistoryChanged",
     "Journal",
     "Live",
@@ -143,6 +144,18 @@ class Retrying:
 
 
 @dataclass(frozen=True, slots=True)
+class Fallback:
+    """The model could not be reached; from this step on the next one of the agent's fallbacks is asked."""
+
+    path: str
+    step: int
+    from_: str
+    """`provider:model id`."""
+    to: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ArgumentsRepaired:
     """The call's arguments were mended by the tool's schema ("5" for a whole number, say) before it was run."""
 
@@ -179,6 +192,7 @@ Event = (
     | ApprovalRequested
     | ApprovalDecided
     | Retrying
+    | Fallback
     | ArgumentsRepaired
     | HistoryChanged
     | Notice
@@ -257,6 +271,10 @@ class Journal(Protocol):
     def approval(self, path: str, call: str) -> ApprovalRequested | None: ...
     def decision(self, path: str, call: str) -> ApprovalDecided | None: ...
     def history_changed(self, path: str, step: int) -> bool: ...
+    def fallback(self, path: str) -> Fallback | None:
+        """The last change of model on this path."""
+        ...
+
     def lost(self, path: str) -> Usage:
         """What replies under this path that never came back are counted at: their estimates."""
         ...
@@ -274,6 +292,7 @@ class Record:
     approvals: dict[tuple[str, str], ApprovalRequested] = field(default_factory=dict)
     decisions: dict[tuple[str, str], ApprovalDecided] = field(default_factory=dict)
     changed: set[tuple[str, int]] = field(default_factory=set)
+    fallbacks: dict[str, Fallback] = field(default_factory=dict)
     open_requests: dict[tuple[str, int, str], int] = field(default_factory=dict)
 
     def add(self, event: Event) -> None:
@@ -300,6 +319,8 @@ class Record:
                 self.decisions[event.path, event.call] = event
             case HistoryChanged():
                 self.changed.add((event.path, event.step))
+            case Fallback():
+                self.fallbacks[event.path] = event
             case _:
                 pass
 
@@ -326,6 +347,9 @@ class Record:
 
     def history_changed(self, path: str, step: int) -> bool:
         return (path, step) in self.changed
+
+    def fallback(self, path: str) -> Fallback | None:
+        return self.fallbacks.get(path)
 
     def lost(self, path: str) -> Usage:
         below = path + "/"

@@ -9,19 +9,17 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from graphton import models
 from graphton._answer import Parked, answer
 from graphton._ask import ask
 from graphton.budget import Meter
+from graphton.definition import Definition
 from graphton.errors import GraphtonError
 from graphton.history import History
 from graphton.journal import HistoryChanged, Journal, Notice
 from graphton.messages import AssistantMessage, StopReason, ToolResult, ToolResults, Usage, UserMessage
-
-if TYPE_CHECKING:
-    from graphton.agent import Agent
 
 __all__ = ["ReplyError", "Result", "run"]
 
@@ -55,7 +53,7 @@ class Result:
 
 
 async def run(
-    agent: Agent, task: str, *, journal: Journal, path: str = "", spent_seconds: float = 0.0
+    agent: Definition, task: str, *, journal: Journal, path: str = "", spent_seconds: float = 0.0
 ) -> Result:
     """Run `agent` on `task` until it is done, must wait, or has used its budget.
 
@@ -75,7 +73,7 @@ async def run(
         return _result("budget_exceeded", meter, limit="seconds", value=seconds or 0.0)
 
 
-async def _turns(agent: Agent, task: str, *, journal: Journal, path: str, meter: Meter) -> Result:
+async def _turns(agent: Definition, task: str, *, journal: Journal, path: str, meter: Meter) -> Result:
     history = History(system=agent.system, tools=agent.tool_schemas, model=str(agent.chat.ref))
     history.add(UserMessage(task))
     useless = 0
@@ -87,7 +85,7 @@ async def _turns(agent: Agent, task: str, *, journal: Journal, path: str, meter:
             return _result("budget_exceeded", meter, limit=exceeded.limit, value=exceeded.value)
         reply = recorded or await ask(agent, history, journal=journal, path=path, step=step)
         message = reply.message
-        meter.add(message.usage, models.cost(agent.chat.ref, message.usage))
+        meter.add(message.usage, _cost(journal, path, step, message.usage))
         history.add(message)
         match message.stop:
             case StopReason.LENGTH if message.calls:
@@ -115,6 +113,13 @@ async def _turns(agent: Agent, task: str, *, journal: Journal, path: str, meter:
     raise AssertionError("count() never ends")
 
 
+def _cost(journal: Journal, path: str, step: int, usage: Usage) -> float | None:
+    """US dollars of a reply, by the model that gave it; None where nobody knows the price."""
+    asked = journal.requested(path, step)
+    provider, _, model = (asked.model if asked else "").partition(":")
+    return models.cost(models.ModelRef(provider, model), usage)
+
+
 def _note_change(journal: Journal, path: str, step: int, digest: str) -> None:
     asked = journal.requested(path, step)
     if asked is not None and asked.digest != digest and not journal.history_changed(path, step):
@@ -131,7 +136,7 @@ def _cut(message: AssistantMessage, limit: int | None) -> ToolResults:
     )
 
 
-def _check_final(message: AssistantMessage, agent: Agent) -> None:
+def _check_final(message: AssistantMessage, agent: Definition) -> None:
     """A reply without calls ends the run; raise unless it is an answer."""
     model = str(agent.chat.ref)
     if message.stop is StopReason.REFUSED:
@@ -146,7 +151,7 @@ def _check_final(message: AssistantMessage, agent: Agent) -> None:
         raise _useless(message, agent)
 
 
-def _useless(message: AssistantMessage, agent: Agent) -> ReplyError:
+def _useless(message: AssistantMessage, agent: Definition) -> ReplyError:
     model = str(agent.chat.ref)
     if message.stop is StopReason.LENGTH:
         limit = agent.chat.settings.max_tokens
