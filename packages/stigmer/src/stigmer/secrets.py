@@ -18,22 +18,24 @@ class Keys:
         self, *, otherwise: Callable[[str, str], str | None] = lambda provider, base_url: None
     ) -> None:
         self._otherwise = otherwise
-        self._by_execution: dict[str, str] = {}
-        self._by_origin: dict[tuple[str, str], str] = {}
+        self._own: dict[str, dict[tuple[str, str], str]] = {}
+        self._shared: dict[tuple[str, str], str] = {}
 
     def put(self, execution: str, key: str, *, provider: str, base_url: str) -> None:
         """A key for one execution; others of the same provider and origin that lack theirs may use it too."""
         redact.remember([key])
-        self._by_execution[execution] = key
-        self._by_origin[provider, origin(base_url)] = key
+        place = (provider, origin(base_url))
+        self._own.setdefault(execution, {})[place] = key
+        self._shared[place] = key
 
     def find(self, execution: str, *, provider: str, base_url: str) -> str | None:
         """The execution's own key, else one for the same provider and origin; never any other.
 
         The last to be asked is `otherwise`: what this process's environment and the user file bind to that address.
         """
-        found = self._by_execution.get(execution) or self._by_origin.get((provider, origin(base_url)))
+        place = (provider, origin(base_url))
+        found = self._own.get(execution, {}).get(place) or self._shared.get(place)
         return found or self._otherwise(provider, base_url)
 
     def forget(self, execution: str) -> None:
-        self._by_execution.pop(execution, None)
+        self._own.pop(execution, None)
