@@ -77,3 +77,12 @@ def test_the_version_is_the_installed_one(stigmer) -> None:
     import importlib.metadata
 
     assert stigmer("--version").stdout == f"stigmer {importlib.metadata.version('stigmer')}\n"
+
+
+def test_the_llm_flags_of_run_are_settings_of_the_cascade() -> None:
+    from stigmer.cli._options import LLM_FLAGS
+    from stigmer.config import SETTINGS
+
+    known = {row.flag: row.name for row in SETTINGS.values() if row.flag}
+    for flag, _, _ in LLM_FLAGS:
+        assert known[flag] == flag.removeprefix("--").replace("-", "_")

@@ -207,4 +207,5 @@ class Follower:
         finally:
             loop.remove_reader(source)
             self._answering = None
+        self._terminal.answered()
         return text.strip() if text else None

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-__all__ = ["flags_of", "llm_options"]
+__all__ = ["LLM_FLAGS", "flags_of", "llm_options"]
 
-_LLM = (
+LLM_FLAGS = (
     ("--provider", "NAME", "anthropic, openai, ollama, llamacpp, …"),
     ("--model", "NAME", "A model, e.g. qwen2.5-coder:7b or anthropic:claude-sonnet-4.5."),
     ("--base-url", "URL", "Where the provider answers."),
@@ -22,12 +22,12 @@ _LLM = (
 
 def llm_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The LLM flags. They stay text: the cascade checks them, so that every layer's faults read alike."""
-    for name, metavar, text in reversed(_LLM):
+    for name, metavar, text in reversed(LLM_FLAGS):
         command = click.option(name, metavar=metavar, help=text)(command)
     return command
 
 
 def flags_of(given: dict[str, Any]) -> dict[str, str]:
     """Takes the LLM flags out of a command's parameters: only those that somebody gave."""
-    names = [name.removeprefix("--").replace("-", "_") for name, _, _ in _LLM]
+    names = [name.removeprefix("--").replace("-", "_") for name, _, _ in LLM_FLAGS]
     return {name: value for name in names if (value := given.pop(name)) is not None}

@@ -25,6 +25,7 @@ def wanted(name: str, *, size: int, source: str, talk: Terminal) -> bool:
         return False
     talk.ask(f"{what} is not on this machine. Fetch it now? [Y/n] ")
     answer = sys.stdin.readline()
+    talk.answered()
     return bool(answer) and answer.strip().lower() in ("", "y", "yes")
 
 

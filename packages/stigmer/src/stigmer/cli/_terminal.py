@@ -59,6 +59,7 @@ class Terminal:
         self._status = ""
         self._told_at = time.monotonic()
         self._mid_line = False
+        self._asking = False
 
     def data(self, text: str) -> None:
         """Writes to stdout, at once. What a model said is harmless on a terminal and untouched elsewhere."""
@@ -90,11 +91,20 @@ class Terminal:
             print(text, file=self._err, flush=True)
 
     def ask(self, text: str) -> None:
-        """Writes a question that the answer is typed behind."""
+        """Writes a question that the answer is typed behind; what was typed before it was seen is no answer."""
         self._wipe()
         self._end_line()
+        if sys.stdin.isatty():
+            import termios
+
+            termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+        self._asking = True
         self._err.write(text)
         self._err.flush()
+
+    def answered(self) -> None:
+        """The person has pressed Enter: the next line begins where lines begin."""
+        self._asking = False
 
     def paint(self, text: str, style: str) -> str:
         """The text in a style, where colour is welcome."""
@@ -124,6 +134,9 @@ class Terminal:
         if self._mid_line:
             self._mid_line = False
             self._write("\n")
+        if self._asking:
+            self._asking = False
+            print(file=self._err, flush=True)
 
 
 @cache
