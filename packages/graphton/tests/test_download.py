@@ -543,6 +543,15 @@ def test_a_link_to_the_file_appears_only_when_everything_matched(
     _download.pull(entry_of(mirror()), look, folder=folder)
 
 
+def test_the_uv_that_started_us_is_asked_first(
+    server: FileServer, mirror: MakeMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = mirror()
+    (tmp_path / "bin" / "uv").rename(tmp_path / "my-uv")
+    monkeypatch.setenv("UV", str(tmp_path / "my-uv"))
+    assert _download.pull(entry_of(source), folder=tmp_path / "m").read_bytes() == CONTENT
+
+
 def test_without_uv_the_mirror_is_skipped_and_says_so(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -248,6 +248,10 @@ wait_for_parent_to_end()
 """
 
 
+def python_path(folder: Path) -> str:
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+
+
 def gone(pid: int) -> bool:
     """Whether no such process runs any more; one that only waits to be buried is gone."""
     try:
@@ -284,7 +288,7 @@ def test_a_child_ends_with_its_parent_however_that_ends(tmp_path: Path, how: str
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": python_path(tmp_path)},
     ) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
@@ -306,7 +310,7 @@ time.sleep(1000)  # deaf to the end of its standard input
 @pytest.fixture
 async def stubborn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
     (tmp_path / "stubborn_child.py").write_text(STUBBORN_CHILD)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", python_path(tmp_path))
     child = await start("stubborn_child", {})
     assert [said async for said in _first(child)] == [{"ready": True}]
     return child
@@ -338,7 +342,7 @@ async def test_a_child_gets_no_keys_of_ours(tmp_path: Path, monkeypatch: pytest.
         "import json, os\nfrom graphton._child import bind_to_parent\n"
         "bind_to_parent()\nprint(json.dumps(dict(os.environ)))\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", python_path(tmp_path))
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-sentinel")
     child = await start("telling_child", {}, extra_environment={"OMP_WAIT_POLICY": "passive"})
     [environment] = [said async for said in _first(child)]
