@@ -123,13 +123,20 @@ def _signature(tool: ToolSpec) -> str:
     """A tool as a line: shorter than its schema, which the reply is held to anyway."""
     required = tool.parameters.get("required", ())
     properties: dict[str, Any] = tool.parameters.get("properties", {})
-    arguments = ", ".join(_argument(key, schema, key in required) for key, schema in properties.items())
+    shown = {k: v for k, v in properties.items() if k in required or not _tunes(v)}
+    arguments = ", ".join(_argument(key, schema, key in required) for key, schema in shown.items())
     about = [
         f"    {key}: {schema['description']}"
-        for key, schema in properties.items()
+        for key, schema in shown.items()
         if isinstance(schema, dict) and schema.get("description")
     ]
     return "\n".join([f"- {tool.name}({arguments}): {tool.description}".rstrip(": "), *about])
+
+
+def _tunes(schema: Any) -> bool:
+    """Whether an optional argument is a number or a switch. Told of `end_line`, the small models read a file line
+    by line; not told, they still may use it where a result says so."""
+    return isinstance(schema, dict) and schema.get("type") in ("integer", "number", "boolean")
 
 
 def _argument(key: str, schema: Any, required: bool) -> str:

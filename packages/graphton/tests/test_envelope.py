@@ -1,0 +1,429 @@
+"""Envelopes: what goes out can only be answered with a valid call or a reply, and comes back as the loop expects it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graphton.agent import create_deep_agent
+from graphton.catalog import path_of
+from graphton.chat import Chunk, Done, Request, TextChunk, ToolSpec
+from graphton.chat.base import Preview, ThinkingChunk
+from graphton.envelope import EnvelopeChat, ReplyText, enveloped, opened, plain_schema, reply_schema
+from graphton.messages import (
+    AssistantMessage,
+    Message,
+    StopReason,
+    Text,
+    Thinking,
+    ToolCall,
+    ToolResult,
+    ToolResults,
+    Usage,
+    UserMessage,
+)
+from graphton.models import ModelRef, ModelSettings
+from graphton.toolsets import default_tools
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> list[ToolSpec]:
+    """The tools of the default agent, as they are offered."""
+    folder = tmp_path_factory.mktemp("workspace")
+    return [ToolSpec(t.name, t.description, t.parameters) for t in default_tools(folder)]
+
+
+class Said:
+    """A chat that says what the test gives it, in pieces, and keeps the request."""
+
+    ref = ModelRef("ollama", "scripted")
+    settings = ModelSettings()
+    notices = ("a notice",)
+
+    def __init__(self, pieces: list[str], message: AssistantMessage) -> None:
+        self.pieces, self.message = pieces, message
+        self.requests: list[Request] = []
+        self.closed = False
+
+    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        self.requests.append(request)
+        try:
+            yield ThinkingChunk("hm")
+            for piece in self.pieces:
+                yield TextChunk(piece)
+            yield Done(self.message)
+        finally:
+            self.closed = True
+
+    def preview(self, request: Request) -> Preview:
+        return Preview("POST", "http://localhost/api/chat", {}, json.dumps(request.schema).encode())
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+LIST = ToolSpec(
+    "list_files", "List a folder.", {"type": "object", "properties": {"path": {"type": "string"}}}
+)
+
+
+async def talk(
+    text: str, cuts: list[int], *, stop: StopReason = StopReason.END, tools: tuple[ToolSpec, ...] = (LIST,)
+) -> tuple[list[str], AssistantMessage]:
+    """What an EnvelopeChat shows of a text that comes in pieces, and the whole message."""
+    edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    pieces = [text[a:b] for a, b in pairwise(edges) if a < b]
+    chat = EnvelopeChat(Said(pieces, AssistantMessage((Text(text),), stop=stop)))
+    chunks = [chunk async for chunk in chat.stream(Request("", [UserMessage("hi")], tools))]
+    assert isinstance(chunks[-1], Done)
+    return [chunk.text for chunk in chunks if isinstance(chunk, TextChunk)], chunks[-1].message
+
+
+# --- the reply's text, while it is written ------------------------------------------------------------------------
+
+
+def escaped(text: str, how: int) -> str:
+    """A JSON string of the text; three ways to write it."""
+    if how == 0:
+        return json.dumps(text)
+    if how == 1:
+        return json.dumps(text, ensure_ascii=False)
+    units = text.encode("utf-16-be", "surrogatepass")
+    return '"' + "".join(f"\\u{units[i]:02X}{units[i + 1]:02x}" for i in range(0, len(units), 2)) + '"'
+
+
+texts = st.text(st.one_of(st.characters(), st.sampled_from('"\\/\n\t\u2028é😀𝒳')), max_size=40)
+
+
+@given(
+    texts, st.sampled_from(["", " ", "\n  "]), st.integers(0, 2), st.lists(st.integers(0, 300), max_size=30)
+)
+def test_a_reply_decodes_the_same_however_it_is_cut(text: str, blank: str, how: int, cuts: list[int]) -> None:
+    written = f'{blank}{{{blank}"reply"{blank}:{blank}{escaped(text, how)}{blank}}}'
+    edges = [0, *sorted(min(cut, len(written)) for cut in cuts), len(written)]
+    reply = ReplyText()
+    assert "".join(reply.feed(written[a:b]) for a, b in pairwise(edges)) == text
+
+
+@given(texts, st.integers(0, 2), st.data())
+def test_a_reply_is_shown_as_soon_as_it_can_be_read(text: str, how: int, data: st.DataObject) -> None:
+    written = '{"reply": ' + escaped(text, how)
+    at = data.draw(st.integers(0, len(written)))
+    shown = ReplyText().feed(written[:at])
+    assert text.startswith(shown)
+    # What is held back is one escape at most: twelve characters for a pair.
+    assert len(ReplyText().feed(written[: at + 12])) >= min(len(shown), len(text))
+    assert ReplyText().feed(written) == text
+
+
+@given(st.lists(st.sampled_from(["\\ud83d", "\\ude00", "\\u0041", "a", "\\n", "\\uD83D\\uDE00"]), max_size=8))
+async def test_half_a_surrogate_pair_is_shown_as_it_is_stored(parts: list[str]) -> None:
+    written = '{"reply": "' + "".join(parts) + '"}'
+    shown, message = await talk(written, list(range(len(written))))
+    expected = json.loads(written)["reply"].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert "".join(shown) == message.text == expected
+
+
+@given(st.text(st.sampled_from('{}"\\:,replytou0dDcC89 '), max_size=60))
+async def test_garbage_is_shown_as_it_is_stored(written: str) -> None:
+    shown, message = await talk(written, list(range(len(written))))
+    if not message.calls:
+        assert "".join(shown) == message.text
+
+
+# --- every reply that the schema allows is a valid call -----------------------------------------------------------
+
+
+def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Everything that a schema allows, as far as our reduced schemas go."""
+    if "anyOf" in schema:
+        return st.one_of([values(option) for option in schema["anyOf"]])
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    if "const" in schema:
+        return st.just(schema["const"])
+    match schema.get("type"):
+        case "object":
+            fields = {key: values(inner) for key, inner in schema.get("properties", {}).items()}
+            needed = set(schema.get("required", ()))
+            return st.fixed_dictionaries(
+                {key: fields[key] for key in fields if key in needed},
+                optional={key: fields[key] for key in fields if key not in needed},
+            )
+        case "array":
+            return st.lists(values(schema.get("items", {})), max_size=3)
+        case "string":
+            return texts
+        case "integer":
+            return st.integers(-(2**70), 2**70)
+        case "number":
+            return st.floats(allow_nan=False, allow_infinity=False)
+        case "boolean":
+            return st.booleans()
+        case _:
+            return st.none() | st.booleans() | texts
+
+
+def allows(schema: dict[str, Any], value: Any) -> bool:
+    """Whether a tool's own schema takes a value: types, required fields, enums, nothing unknown."""
+    if "enum" in schema:
+        return value in schema["enum"]
+    if "anyOf" in schema:
+        return any(allows(option, value) for option in schema["anyOf"])
+    match schema.get("type"):
+        case "object":
+            properties = schema.get("properties", {})
+            return (
+                isinstance(value, dict)
+                and set(schema.get("required", ())) <= set(value) <= set(properties)
+                and all(allows(properties[key], inner) for key, inner in value.items())
+            )
+        case "array":
+            return isinstance(value, list) and all(allows(schema.get("items", {}), one) for one in value)
+        case kind:
+            kinds: dict[Any, type | tuple[type, ...]] = {
+                "string": str,
+                "integer": int,
+                "boolean": bool,
+                "number": (int, float),
+                None: object,
+            }
+            return isinstance(value, kinds[kind])
+
+
+@given(st.data())
+async def test_every_reply_that_the_schema_allows_is_a_reply_or_a_valid_call(
+    tools: list[ToolSpec], data: st.DataObject
+) -> None:
+    envelope = data.draw(values(reply_schema(tools)))
+    written = data.draw(
+        st.sampled_from([json.dumps(envelope), json.dumps(envelope, indent=2, ensure_ascii=False)])
+    )
+    cuts = data.draw(st.lists(st.integers(0, len(written)), max_size=5))
+    shown, message = await talk(written, cuts, tools=tuple(tools))
+    if "reply" in envelope:
+        assert message.calls == ()
+        assert "".join(shown) == message.text == envelope["reply"]
+        assert message.stop is StopReason.END
+    else:
+        (call,) = message.calls
+        offered = {tool.name: tool.parameters for tool in tools}
+        assert shown == []
+        assert (call.name, call.arguments) == (envelope["tool"], envelope["arguments"])
+        assert allows(offered[call.name], call.arguments)
+        assert message.stop is StopReason.TOOLS
+
+
+def test_each_tool_is_bound_to_its_own_arguments(tools: list[ToolSpec]) -> None:
+    *calls, reply = reply_schema(tools)["anyOf"]
+    assert [call["properties"]["tool"]["const"] for call in calls] == [tool.name for tool in tools]
+    assert all(call["required"] == ["tool", "arguments"] for call in calls)
+    assert all(call["properties"]["arguments"]["additionalProperties"] is False for call in calls)
+    assert reply["required"] == ["reply"]
+
+
+def test_a_schema_is_reduced_to_what_grammars_can_say() -> None:
+    schema = {
+        "type": "object",
+        "$defs": {"Size": {"enum": ["s", "m"], "title": "Size"}, "Node": {"$ref": "#/$defs/Node"}},
+        "properties": {
+            "size": {"$ref": "#/$defs/Size"},
+            "node": {"$ref": "#/$defs/Node"},
+            "far": {"$ref": "https://example.org/schema"},
+            "mail": {"type": "string", "format": "email", "pattern": ".+@.+", "maxLength": 500},
+            "count": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}], "default": None},
+            "tags": {"type": "array", "items": {"type": "string"}, "uniqueItems": True, "maxItems": 3},
+            "free": {"type": "object"},
+        },
+        "required": ["mail", "gone"],
+    }
+    assert plain_schema(schema) == {
+        "type": "object",
+        "properties": {
+            "size": {"enum": ["s", "m"]},
+            "node": {},
+            "far": {},
+            "mail": {"type": "string"},
+            "count": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+            "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 3},
+            "free": {"type": "object"},
+        },
+        "required": ["mail"],
+        "additionalProperties": False,
+    }
+
+
+# --- what comes back otherwise ------------------------------------------------------------------------------------
+
+
+async def test_a_call_that_was_cut_is_not_executed() -> None:
+    written = '{"tool": "list_files", "arguments": {"path": "sr'
+    shown, message = await talk(written, [], stop=StopReason.LENGTH)
+    assert shown == []
+    assert message.stop is StopReason.LENGTH
+    assert message.calls == (ToolCall("list_files", {}, malformed=written),)
+
+
+async def test_a_reply_that_was_cut_is_shown_as_far_as_it_came() -> None:
+    shown, message = await talk('{"reply": "The port is 80\\u00', [5, 14], stop=StopReason.LENGTH)
+    assert "".join(shown) == message.text == "The port is 80"
+    assert message.stop is StopReason.LENGTH
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Plain words.",
+        '{"tool": "delete_all", "arguments": {}}',
+        '{"answer": 5}',
+        "[1, 2]",
+        '{"tool": "list_files"}x',
+    ],
+)
+async def test_a_server_that_ignores_the_schema_is_heard_all_the_same(text: str) -> None:
+    shown, message = await talk(text, [3])
+    assert "".join(shown) == message.text == text
+    assert message.calls == ()
+
+
+async def test_a_call_in_another_spelling_is_a_call() -> None:
+    shown, message = await talk('```json\n{"name": "list_files", "arguments": {"path": "src"}}\n```', [4])
+    assert shown == []
+    assert message.calls == (ToolCall("list_files", {"path": "src"}),)
+
+
+def test_thinking_usage_and_model_are_kept() -> None:
+    thinking, usage = Thinking("hm", "ollama"), Usage(3, 4)
+    inner = AssistantMessage((thinking, Text('{"reply": "Yes."}')), usage=usage, model="m")
+    assert opened(inner, [LIST]) == AssistantMessage((thinking, Text("Yes.")), usage=usage, model="m")
+
+
+# --- what goes out ------------------------------------------------------------------------------------------------
+
+HISTORY: list[Message] = [
+    UserMessage("Which file is the largest?"),
+    AssistantMessage(
+        (Text("I look."), ToolCall("list_files", {"path": "é"}, "1.0"), ToolCall("list_files", {}, "1.1"))
+    ),
+    ToolResults(
+        (
+            ToolResult("1.0", "", "list_files", "no folder 'é'", is_error=True),
+            ToolResult("1.1", "", "list_files", "a.txt (3 bytes)"),
+        )
+    ),
+    AssistantMessage((Text("It is a.txt."),)),
+    UserMessage("Thanks."),
+]
+
+
+def test_the_model_sees_its_calls_and_their_results_as_turns() -> None:
+    turns = [
+        ("user" if isinstance(m, UserMessage) else "model", m.text)  # type: ignore[union-attr]  # no results are left
+        for m in enveloped(Request("Be kind.", HISTORY, (LIST,))).messages
+    ]
+    assert turns == [
+        ("user", "Which file is the largest?"),
+        ("model", '{"tool": "list_files", "arguments": {"path": "é"}}'),
+        ("user", "Result of list_files:\nError: no folder 'é'"),
+        ("model", '{"tool": "list_files", "arguments": {}}'),
+        ("user", "Result of list_files:\na.txt (3 bytes)"),
+        ("model", '{"reply": "It is a.txt."}'),
+        ("user", "Thanks."),
+    ]
+
+
+def test_user_and_model_take_turns_even_after_an_interruption() -> None:
+    messages = enveloped(Request("", [*HISTORY[:3], UserMessage("And now?")], (LIST,))).messages
+    kinds = [type(message) for message in messages]
+    assert all(a is not b for a, b in pairwise(kinds))
+    assert messages[-1] == UserMessage("Result of list_files:\na.txt (3 bytes)\n\nAnd now?")
+
+
+def test_a_longer_history_begins_with_the_shorter_one() -> None:
+    requests = [enveloped(Request("Be kind.", HISTORY[:n], (LIST,))) for n in (1, 3, 5)]
+    assert len({request.system for request in requests}) == 1
+    for shorter, longer in pairwise(requests):
+        assert list(longer.messages)[: len(shorter.messages)] == list(shorter.messages)
+
+
+def test_examples_show_only_tools_that_are_offered(tools: list[ToolSpec]) -> None:
+    everything = enveloped(Request("", HISTORY, tools)).system
+    assert everything.count("User: ") == 3
+    alone = enveloped(Request("", HISTORY, (LIST,))).system
+    assert alone.count("User: ") == 1
+    assert "read_file" not in alone
+
+
+def test_a_tool_is_told_as_a_line_with_what_its_arguments_mean() -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "description": "A town's name."},
+            "unit": {"enum": ["C", "F"]},
+            "days": {"type": "integer"},
+        },
+        "required": ["city"],
+    }
+    system = enveloped(Request("", HISTORY, [ToolSpec("weather", "The weather.", schema)])).system
+    assert '- weather(city, unit?: "C"|"F"): The weather.\n    city: A town\'s name.\n' in system
+
+
+def test_the_default_agent_stays_small(tmp_path: Path) -> None:
+    chat = Said([], AssistantMessage(()))
+    agent = create_deep_agent(chat, workspace=tmp_path, tool_mode="envelope")
+    system = enveloped(Request(agent.system, HISTORY[:1], agent.tool_specs)).system
+    schemas = json.dumps([{"name": t.name, "parameters": t.parameters} for t in agent.tool_specs])
+    assert len(system + schemas) / 4 < 900
+
+
+async def test_without_tools_nothing_changes() -> None:
+    inner = Said(['{"reply": 1}'], AssistantMessage((Text('{"reply": 1}'),)))
+    request = Request("", [UserMessage("JSON, please")])
+    chunks = [chunk async for chunk in EnvelopeChat(inner).stream(request)]
+    assert chunks == [ThinkingChunk("hm"), TextChunk('{"reply": 1}'), Done(inner.message)]
+    assert inner.requests == [request]
+
+
+async def test_it_speaks_for_the_chat_inside() -> None:
+    inner = Said([], AssistantMessage(()))
+    chat = EnvelopeChat(inner)
+    request = Request("", [UserMessage("hi")], (LIST,))
+    assert (chat.ref, chat.settings, chat.notices) == (inner.ref, inner.settings, inner.notices)
+    assert json.loads(chat.preview(request).body) == reply_schema((LIST,))
+    await chat.close()
+    assert inner.closed
+
+
+async def test_leaving_early_cancels_the_request() -> None:
+    inner = Said(['{"reply": "one', ' two"}'], AssistantMessage((Text('{"reply": "one two"}'),)))
+    stream = EnvelopeChat(inner).stream(Request("", [UserMessage("hi")], (LIST,)))
+    assert await anext(stream) == ThinkingChunk("hm")
+    assert await anext(stream) == TextChunk("one")
+    await stream.aclose()
+    assert inner.closed
+
+
+@pytest.mark.model
+@pytest.mark.timeout(600)
+async def test_the_smallest_real_model_makes_a_valid_call(tools: list[ToolSpec]) -> None:
+    if path_of("qwen2.5-coder:0.5b") is None:
+        pytest.skip("qwen2.5-coder:0.5b is not in the cache; `stigmer models pull qwen2.5-coder:0.5b`")
+    from graphton.chat import create_chat
+
+    inner = create_chat("llamacpp:qwen2.5-coder:0.5b", ModelSettings(temperature=0, max_tokens=200))
+    chat = EnvelopeChat(inner)
+    question = Request("", [UserMessage("What is the port in settings.ini?")], tools)
+    try:
+        chunks = [chunk async for chunk in chat.stream(question)]
+    finally:
+        await chat.close()
+    assert isinstance(chunks[-1], Done)
+    (call,) = chunks[-1].message.calls
+    offered = {tool.name: tool.parameters for tool in tools}
+    assert allows(offered[call.name], call.arguments)
