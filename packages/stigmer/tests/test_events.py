@@ -90,6 +90,10 @@ EXAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
         pb.Retrying(**{"step": 1, "try": 2}, status=529, in_seconds=0.5, reason="busy"),
         {"step": 1, "try": 2, "status": 529, "in_seconds": 0.5, "reason": "busy"},
     ),
+    "fallback": (
+        pb.Fallback(**{"step": 2, "from": "a:b", "to": "c:d", "reason": "down"}),
+        {"from": "a:b", "to": "c:d", "reason": "down"},
+    ),
     "history_changed": (pb.HistoryChanged(step=3), {"step": 3}),
     "budget_exceeded": (pb.BudgetExceeded(limit="steps", value=3), {"limit": "steps", "value": 3}),
     "cancel_requested": (pb.CancelRequested(by="ann"), {"by": "ann"}),

@@ -50,6 +50,7 @@ EVENTS: list[g.Event] = [
     g.ApprovalDecided("", "1.0", DIGEST, "rejected", "ann", "no"),
     g.Retrying("", 1, 2, 529, 0.5, "overloaded"),
     g.ArgumentsRepaired("", "1.0", {"n": "5"}, {"n": 5}),
+    g.Fallback("", 3, "openai:gpt-4.1", "ollama:qwen3:8b", "down"),
     g.HistoryChanged("", 3),
     g.Notice("", "code", "text"),
 ]

@@ -80,6 +80,11 @@ def to_record(event: g.Event, *, expires_ms: int = 0) -> pb.Event:
             record.retrying.status = event.status
             record.retrying.in_seconds = event.in_seconds
             record.retrying.reason = _clean(event.reason)
+        case g.Fallback():
+            record.fallback.step = event.step
+            setattr(record.fallback, "from", event.from_)  # `from` is a word of Python's own.
+            record.fallback.to = event.to
+            record.fallback.reason = _clean(event.reason)
         case g.ArgumentsRepaired():
             record.arguments_repaired.call = event.call
             record.arguments_repaired.before = _json(event.before)
@@ -231,6 +236,7 @@ _READ: dict[str, Callable[[str, Any], g.Event]] = {
     "approval_requested": _read_asked,
     "approval_decided": _read_decided,
     "retrying": lambda path, r: g.Retrying(path, r.step, _try(r), r.status, r.in_seconds, r.reason),
+    "fallback": lambda path, r: g.Fallback(path, r.step, getattr(r, "from"), r.to, r.reason),
     "arguments_repaired": lambda path, r: g.ArgumentsRepaired(
         path, r.call, json.loads(r.before), json.loads(r.after)
     ),

@@ -194,6 +194,7 @@ _FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
         "in_seconds": e.in_seconds,
         "reason": e.reason,
     },
+    "fallback": lambda e: {"from": getattr(e, "from"), "to": e.to, "reason": e.reason},
     "history_changed": lambda e: {"step": e.step},
     "budget_exceeded": lambda e: {"limit": e.limit, "value": e.value},
     "cancel_requested": lambda e: {"by": e.by},

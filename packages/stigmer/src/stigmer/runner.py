@@ -82,7 +82,10 @@ class Runner:
         chat = recorded_chat(model, key)
         told = {record.notice.text for record in records if record.HasField("notice")}
         _tell(chat, journal, told)
-        agent = agent_for(chat, request, closed=(self._home,))
+        fallbacks, lacking = self._fallbacks(row, _config(records).models[1:])
+        for name in lacking:
+            _say(f"{name} is no fallback just now: its key is missing", journal, told)
+        agent = agent_for(chat, request, closed=(self._home,), fallbacks=fallbacks)
         try:
             spent = running_seconds(records, now_ms=records[-1].time_ms)
             result = await agent.run(request.task, journal=journal, spent_seconds=spent)
@@ -91,13 +94,28 @@ class Runner:
             await agent.close()
         return _outcome(result, journal)
 
+    def _fallbacks(self, row: Row, models: Iterable[pb.ResolvedModel]) -> tuple[list[Chat], list[str]]:
+        """The chats of the fallbacks, and the names of those whose key is nowhere to be had."""
+        chats, lacking = [], []
+        for model in models:
+            key = self._key(row, model) if model.has_key else None
+            if key is None and model.has_key:
+                lacking.append(f"{model.provider}:{model.model}")
+            else:
+                chats.append(recorded_chat(model, key))
+        return chats, lacking
+
 
 def _tell(chat: Chat, journal: StoreJournal, told: set[str]) -> None:
     """What the chat has to say about its settings, each thing once per execution."""
     for text in chat.notices:
-        if text not in told:
-            told.add(text)
-            journal.append(Notice("", "setting", text))
+        _say(text, journal, told)
+
+
+def _say(text: str, journal: StoreJournal, told: set[str]) -> None:
+    if text not in told:
+        told.add(text)
+        journal.append(Notice("", "setting", text))
 
 
 def _config(records: Sequence[pb.Event]) -> pb.ConfigResolved:
@@ -187,7 +205,9 @@ def _cost(model: str, usage: Usage) -> float | None:
     return models.cost(ModelRef(provider, name), usage) if name else None
 
 
-def agent_for(chat: Chat, request: CreateExecutionRequest, *, closed: Iterable[Path]) -> Agent:
+def agent_for(
+    chat: Chat, request: CreateExecutionRequest, *, closed: Iterable[Path], fallbacks: Sequence[Chat] = ()
+) -> Agent:
     """The agent that a request asks for; folders in `closed` are shut to its tools."""
     from graphton._instructions import DEFAULT_INSTRUCTIONS
     from graphton.agent import create_deep_agent
@@ -195,6 +215,7 @@ def agent_for(chat: Chat, request: CreateExecutionRequest, *, closed: Iterable[P
 
     return create_deep_agent(
         chat,
+        fallbacks=fallbacks,
         instructions=DEFAULT_INSTRUCTIONS if request.workspace else None,
         tools=[_guarded(tool) for tool in _tools(request, closed)],
         approval=Approval(approve_all=request.approve_all),

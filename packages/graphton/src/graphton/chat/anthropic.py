@@ -279,7 +279,7 @@ def _may_think(messages: list[dict[str, Any]]) -> bool:
 
     That happens when another model made the calls, before this one took over. It thinks again with the next task.
     """
-    last = next((m["content"] for m in reversed(messages) if m["role"] == "assistant"), [])
+    last: list[Any] = next((m["content"] for m in reversed(messages) if m["role"] == "assistant"), [])
     calls = any(isinstance(block, dict) and block["type"] == "tool_use" for block in last)
     return not calls or isinstance(last[0], orjson.Fragment)
 

@@ -50,6 +50,7 @@ class Event(_message.Message):
     NOTICE_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     ARGUMENTS_REPAIRED_FIELD_NUMBER: _builtins.int
+    FALLBACK_FIELD_NUMBER: _builtins.int
     TEXT_DELTA_FIELD_NUMBER: _builtins.int
     THINKING_DELTA_FIELD_NUMBER: _builtins.int
     STREAM_RESET_FIELD_NUMBER: _builtins.int
@@ -103,6 +104,8 @@ class Event(_message.Message):
     @_builtins.property
     def arguments_repaired(self) -> Global___ArgumentsRepaired: ...
     @_builtins.property
+    def fallback(self) -> Global___Fallback: ...
+    @_builtins.property
     def text_delta(self) -> Global___TextDelta:
         """Live only: 60 and above."""
 
@@ -139,16 +142,17 @@ class Event(_message.Message):
         notice: Global___Notice | None = ...,
         finished: Global___Finished | None = ...,
         arguments_repaired: Global___ArgumentsRepaired | None = ...,
+        fallback: Global___Fallback | None = ...,
         text_delta: Global___TextDelta | None = ...,
         thinking_delta: Global___ThinkingDelta | None = ...,
         stream_reset: Global___StreamReset | None = ...,
         progress: Global___Progress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "config_resolved", b"config_resolved", "created", b"created", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "stream_reset", b"stream_reset", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "config_resolved", b"config_resolved", "created", b"created", "fallback", b"fallback", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "stream_reset", b"stream_reset", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "config_resolved", b"config_resolved", "created", b"created", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "path", b"path", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "seq", b"seq", "stream_reset", b"stream_reset", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "time_ms", b"time_ms", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "config_resolved", b"config_resolved", "created", b"created", "fallback", b"fallback", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "path", b"path", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "seq", b"seq", "stream_reset", b"stream_reset", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "time_ms", b"time_ms", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["created", "config_resolved", "attempt_started", "attempt_ended", "model_requested", "model_replied", "tool_dispatched", "process_started", "tool_finished", "tool_outcome_unknown", "approval_requested", "approval_decided", "waiting", "resumed", "retrying", "history_changed", "budget_exceeded", "cancel_requested", "notice", "finished", "arguments_repaired", "text_delta", "thinking_delta", "stream_reset", "progress"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["created", "config_resolved", "attempt_started", "attempt_ended", "model_requested", "model_replied", "tool_dispatched", "process_started", "tool_finished", "tool_outcome_unknown", "approval_requested", "approval_decided", "waiting", "resumed", "retrying", "history_changed", "budget_exceeded", "cancel_requested", "notice", "finished", "arguments_repaired", "fallback", "text_delta", "thinking_delta", "stream_reset", "progress"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -942,6 +946,34 @@ class Retrying(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Retrying: _TypeAlias = Retrying  # noqa: Y015
+
+@_typing.final
+class Fallback(_message.Message):
+    """The model could not be reached: from this step on the next one is asked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    to: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        to: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "reason", b"reason", "step", b"step", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fallback: _TypeAlias = Fallback  # noqa: Y015
 
 @_typing.final
 class HistoryChanged(_message.Message):

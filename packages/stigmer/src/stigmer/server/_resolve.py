@@ -33,6 +33,8 @@ class Resolved:
     line: str
     """Model, provider and why, for people."""
     key: str | None = field(default=None, repr=False)
+    fallback_keys: tuple[tuple[str, str, str], ...] = field(default=(), repr=False)
+    """Provider, base URL and key of the fallbacks that have one."""
 
 
 class Resolver:
@@ -72,6 +74,11 @@ class Resolver:
             base_url=settings.base_url or "",
             line=f"{found.values['model'].value} on {ref.provider} ({found.values['provider'].source})",
             key=settings.api_key,
+            fallback_keys=tuple(
+                (other.ref.provider, other.settings.base_url or "", other.settings.api_key)
+                for other in found.fallbacks
+                if other.settings.api_key is not None
+            ),
         )
 
     def key_for(self, provider: str, base_url: str) -> str | None:

@@ -155,6 +155,8 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         id = new_id(self._store.now_ms / 1000)
         if resolved.key is not None:
             self._keys.put(id, resolved.key, provider=resolved.provider, base_url=resolved.base_url)
+        for provider, base_url, key in resolved.fallback_keys:
+            self._keys.put(id, key, provider=provider, base_url=base_url)
         events = [pb.Event(created=_created(request)), pb.Event(config_resolved=resolved.config)]
         events.append(pb.Event(notice=pb.Notice(code="model", text=resolved.line)))
         row, created = await self._store.accept(
