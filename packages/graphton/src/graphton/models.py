@@ -70,6 +70,7 @@ class ModelSettings:
     base_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
     dialect: str | None = None
+    """chat | responses, at a host of OpenAI's kind: chat completions, or the Responses API."""
     timeouts: Timeouts = Timeouts()
 
 
@@ -98,6 +99,8 @@ class Provider:
     thinking: Thinking = "none"
     """How a model of it that is not in the table is told to think."""
     tokens_field: TokensField = "max_tokens"
+    home_dialect: str = ""
+    """The dialect at its own origins, where it is another one: responses."""
 
     @property
     def origins(self) -> tuple[str, ...]:
@@ -165,6 +168,7 @@ PROVIDERS: dict[str, Provider] = {
             url_variables=("OPENAI_BASE_URL",),
             thinking="effort",
             tokens_field="max_completion_tokens",
+            home_dialect="responses",
         ),
         _local(
             "ollama",

@@ -14,7 +14,7 @@ from graphton.chat.base import Chunk, TextChunk, ThinkingChunk, WaitChunk
 from graphton.errors import ProviderError
 from graphton.messages import AssistantMessage, Block, Opaque, StopReason, Text, Thinking, ToolCall, Usage
 
-__all__ = ["Collector", "stream_error"]
+__all__ = ["Collector", "Gathering", "stream_error"]
 
 _STOPS = {
     "stop": StopReason.END,
@@ -28,6 +28,8 @@ _STOPS = {
 _STATUS_OF = {
     "invalid_request_error": 400,
     "authentication_error": 401,
+    "context_length_exceeded": 400,
+    "invalid_prompt": 400,
     "insufficient_quota": 402,
     "permission_error": 403,
     "not_found_error": 404,
@@ -51,16 +53,56 @@ class _Call:
     """A host's own addition (Gemini's thought signature), which it wants back."""
 
 
-class Collector:
-    """Gathers one reply. `began` is set by its first token, `finished` by its stop reason."""
+class Gathering:
+    """One reply while its events arrive, in either of OpenAI's dialects. `began` is set by its first token."""
 
     def __init__(self, provider: str, *, prompt_bytes: int) -> None:
         self.began = False
         self.progressed = False
-        """Whether the last event said how far the prompt is read."""
+        """Whether the last event said that the model gets on, though nothing can be shown yet."""
+        self.closed = False
+        """Whether nothing can follow."""
         self._provider = provider
         self._prompt_bytes = prompt_bytes
         self._understood = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the reply is whole."""
+        raise NotImplementedError
+
+    def message(self) -> AssistantMessage:
+        """The whole reply."""
+        raise NotImplementedError
+
+    def feed(self, data: bytes, peer: Peer) -> Iterable[Chunk]:
+        """The chunks in one event of the stream, or in a whole reply of a host that does not stream."""
+        try:
+            event = _json.loads(data)
+            if event.get("error"):
+                raise stream_error(data, peer)
+            chunks = list(self._event(event, data, peer))
+        except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+            why = f"an event that cannot be read: {data[:300].decode('utf-8', 'replace')!r}"
+            raise (peer.broken(why) if self._understood else peer.protocol(why)) from error
+        self._understood = True
+        return chunks
+
+    def _event(self, event: dict[str, Any], data: bytes, peer: Peer) -> Iterable[Chunk]:
+        raise NotImplementedError
+
+    def _estimated(self, made: Iterable[str]) -> Usage:
+        """Tokens where the host counts nothing: about four bytes to one."""
+        return Usage(
+            self._prompt_bytes // 4 + 1, sum(len(m.encode("utf-8", "replace")) for m in made) // 4 + 1
+        )
+
+
+class Collector(Gathering):
+    """A chat completion; `finished` is set by its stop reason."""
+
+    def __init__(self, provider: str, *, prompt_bytes: int) -> None:
+        super().__init__(provider, prompt_bytes=prompt_bytes)
         self._text: list[str] = []
         self._thinking: list[str] = []
         self._tags = ThinkTags()
@@ -74,24 +116,9 @@ class Collector:
 
     @property
     def finished(self) -> bool:
-        return self._stop not in ("", "error")
+        return self._stop != ""
 
-    def feed(self, data: bytes, peer: Peer) -> Iterable[Chunk]:
-        """The chunks in one event of the stream, or in a whole reply of a host that does not stream."""
-        try:
-            event = _json.loads(data)
-            if event.get("error"):
-                raise stream_error(data, peer)
-            chunks = list(self._event(event))
-        except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
-            why = f"an event that cannot be read: {data[:300].decode('utf-8', 'replace')!r}"
-            raise (peer.broken(why) if self._understood else peer.protocol(why)) from error
-        if self._stop == "error":
-            raise peer.broken("the host ended it with finish_reason 'error'")
-        self._understood = True
-        return chunks
-
-    def _event(self, event: dict[str, Any]) -> Iterator[Chunk]:
+    def _event(self, event: dict[str, Any], data: bytes, peer: Peer) -> Iterator[Chunk]:
         self.progressed = False
         self._model = event.get("model") or self._model
         self._usage = event.get("usage") or (event.get("x_groq") or {}).get("usage") or self._usage
@@ -101,6 +128,8 @@ class Collector:
             yield WaitChunk("prompt", progress.get("processed") or 0, progress.get("total") or 0, "tokens")
         for choice in event.get("choices") or ():
             if not choice.get("index"):
+                if choice.get("finish_reason") == "error":
+                    raise peer.broken("the host ended it with finish_reason 'error'")
                 yield from self._choice(choice)
 
     def _choice(self, choice: dict[str, Any]) -> Iterator[Chunk]:
@@ -170,7 +199,6 @@ class Collector:
         return known
 
     def message(self) -> AssistantMessage:
-        """The whole reply."""
         blocks: list[Block] = []
         if self._thinking:
             blocks.append(Thinking("".join(self._thinking), self._provider))
@@ -200,7 +228,7 @@ class Collector:
         return StopReason.TOOLS if known is StopReason.END else known or StopReason.LENGTH
 
     def _counted(self) -> Usage:
-        """The tokens as the host counted them; where it counts nothing, about four bytes to a token."""
+        """The tokens as the host counted them."""
         usage, timings = self._usage, self._timings
         details = usage.get("prompt_tokens_details") or {}
         if usage:
@@ -214,9 +242,7 @@ class Collector:
             cached = timings.get("cache_n") or 0
             return Usage(cached + (timings.get("prompt_n") or 0), timings.get("predicted_n") or 0, cached)
         made = [*self._text, *self._thinking, *(p for c in self._calls for p in (c.name, *c.arguments))]
-        return Usage(
-            self._prompt_bytes // 4 + 1, sum(len(m.encode("utf-8", "replace")) for m in made) // 4 + 1
-        )
+        return self._estimated(made)
 
 
 def stream_error(data: bytes, peer: Peer) -> ProviderError:
@@ -226,7 +252,10 @@ def stream_error(data: bytes, peer: Peer) -> ProviderError:
     except ValueError:
         event = {}  # the words are shown as they came
     said = event.get("error", event) if isinstance(event, dict) else {}
-    said = said if isinstance(said, dict) else {}
-    code, kind = said.get("code"), str(said.get("type") or said.get("code") or "")
+    if not isinstance(said, dict):
+        return peer.status(500, data)
+    code, kind = said.get("code"), said.get("type")
+    # The event's own type says no more than that it is an error.
+    kind = str(kind if kind not in (None, "error") else code or "")
     known = code if isinstance(code, int) and 400 <= code < 600 else _STATUS_OF.get(str(code))
-    return peer.status(known or _STATUS_OF.get(kind, 500), data)
+    return peer.status(known or _STATUS_OF.get(kind, 500), dumps(said) if said else data, kind=kind)

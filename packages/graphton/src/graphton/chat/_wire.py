@@ -1,8 +1,10 @@
-"""What the dialects of chat completions and Ollama share in saying calls and results."""
+"""What the dialects of OpenAI and Ollama share in saying calls, results and schemas."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import secrets
 from typing import Any
 
@@ -17,6 +19,9 @@ __all__ = [
     "call_arguments",
     "call_id",
     "dumps",
+    "fit_id",
+    "fit_name",
+    "is_strict",
     "result_text",
     "sent_arguments",
 ]
@@ -50,6 +55,34 @@ def sent_arguments(call: ToolCall) -> dict[str, Any]:
 def call_id() -> str:
     """An id for a call that came without one: nine letters and digits, which every host takes back."""
     return secrets.token_hex(5)[:9]
+
+
+def fit_id(wire_id: str, ours: str, form: str | None) -> str:
+    """The host's own id for a call; one made of ours where it gave none, or of another's where `form` forbids that."""
+    known = wire_id or f"call_{ours}"
+    if form is None or re.fullmatch(form, known):
+        return known
+    return hashlib.sha256(known.encode()).hexdigest()[:9]
+
+
+def fit_name(name: str) -> str:
+    """The name of a call as hosts take it back: one that a model made up may hold signs that they refuse."""
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:64] or "unnamed"
+
+
+def is_strict(schema: Any) -> bool:
+    """Whether OpenAI takes the schema as a strict one: every object closed, every property required."""
+    if isinstance(schema, list):
+        return all(map(is_strict, schema))
+    if not isinstance(schema, dict):
+        return True
+    properties = schema.get("properties")
+    if schema.get("type") == "object" or isinstance(properties, dict):
+        if schema.get("additionalProperties") is not False:
+            return False
+        if set(schema.get("required", ())) != set(properties or ()):
+            return False
+    return all(map(is_strict, schema.values()))
 
 
 def result_text(result: ToolResult) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import aclosing
@@ -11,9 +10,18 @@ from typing import Any
 from graphton.chat import _json
 from graphton.chat._http import HEADERS, Reply, endpoint, limits_for, post
 from graphton.chat._keys import check_key
-from graphton.chat._openai_stream import Collector, stream_error
+from graphton.chat._openai_stream import Collector, Gathering, stream_error
 from graphton.chat._sse import events
-from graphton.chat._wire import THINKING_LEVELS, Fragment, dumps, result_text, sent_arguments
+from graphton.chat._wire import (
+    THINKING_LEVELS,
+    Fragment,
+    dumps,
+    fit_id,
+    fit_name,
+    is_strict,
+    result_text,
+    sent_arguments,
+)
 from graphton.chat.base import Chunk, Done, Preview, Request, ToolSpec, WaitChunk
 from graphton.errors import (
     BrokenStream,
@@ -39,7 +47,7 @@ _ID_FORMS = {"mistral-api": r"[0-9A-Za-z]{9}", "openai": r".{1,40}", "azure": r"
 class OpenAIChat:
     """One model behind an OpenAI-compatible chat completions API. Create it with `create_chat`.
 
-    A server that we start ourselves is a subclass: `prepare` starts it and sets `base_url`, `extra_body` adds
+    The Responses API is a subclass: another path, other words, the same guarantees. A server that we start ourselves is a subclass: `prepare` starts it and sets `base_url`, `extra_body` adds
     fields to every request, and without an `api_key` no Authorization header goes out.
     """
 
@@ -48,6 +56,12 @@ class OpenAIChat:
 
     pending_url = ""
     """What `preview` shows as the URL as long as `prepare` has set no `base_url`."""
+
+    path = "/chat/completions"
+    tokens_field = ""
+    """The field that limits the output; "" for the one that the model table names."""
+    ending = "finish_reason"
+    """What says that a reply is whole."""
 
     def __init__(self, ref: ModelRef, settings: ModelSettings) -> None:
         self.ref = ref
@@ -74,7 +88,7 @@ class OpenAIChat:
         """The part of the body that is the same for every request; what was said and is not sent is a notice."""
         fields: dict[str, Any] = {}
         if self.settings.max_tokens is not None:
-            fields[self._model.tokens_field] = self.settings.max_tokens
+            fields[self.tokens_field or self._model.tokens_field] = self.settings.max_tokens
         if self.settings.temperature is not None:
             if self._model.sampling:
                 fields["temperature"] = self.settings.temperature
@@ -86,7 +100,11 @@ class OpenAIChat:
             fields |= self._thinking_fields(said.thinking)
         if said.context_window is not None and self.ref.provider != "llamacpp":
             self.notice(f"context_window {said.context_window} is not sent: the window is the server's")
-        fields["stream"] = True
+        return fields | self._stream_fields()
+
+    def _stream_fields(self) -> dict[str, Any]:
+        """How the reply is asked for as a stream, with its usage."""
+        fields: dict[str, Any] = {"stream": True}
         if self.ref.provider != "mistral-api":  # which refuses the field, and sends usage unasked
             fields["stream_options"] = {"include_usage": True}
         # llama.cpp then says how far it has read the prompt.
@@ -94,11 +112,7 @@ class OpenAIChat:
 
     def _thinking_fields(self, level: str) -> dict[str, Any]:
         """How this model is told to think so much."""
-        if level not in THINKING_LEVELS:
-            raise SettingError(
-                f"thinking {level!r} is not known",
-                hint=f"one of {', '.join(THINKING_LEVELS)}, for example thinking='low'",
-            )
+        self._check_thinking(level)
         if self._model.thinking == "think":  # local models: their chat templates have a switch and no levels
             return {"chat_template_kwargs": {"enable_thinking": level != "off"}}
         if (
@@ -106,20 +120,34 @@ class OpenAIChat:
         ):  # thinks unless told not to: api-docs.deepseek.com/guides/thinking_mode
             off_or_on = {"thinking": {"type": "disabled" if level == "off" else "enabled"}}
             return off_or_on if level == "off" else {**off_or_on, "reasoning_effort": level}
+        effort = self._effort(level)
+        return {"reasoning_effort": effort} if effort else {}
+
+    def _check_thinking(self, level: str) -> None:
+        if level not in THINKING_LEVELS:
+            raise SettingError(
+                f"thinking {level!r} is not known",
+                hint=f"one of {', '.join(THINKING_LEVELS)}, for example thinking='low'",
+            )
+
+    def _effort(self, level: str) -> str:
+        """The word for so much reasoning; "" with a notice where there is none."""
         off = self._model.thinking_off
         if self._model.thinking == "none":
             if level != "off":
                 self.notice(f"thinking {level} is not sent: {self.ref.model} does not think")
-            return {}
-        if level == "off" and off == "never":
-            self.notice(f"thinking off is not sent: {self.ref.model} always thinks")
-            return {}
-        if level == "off" and not off:
-            self.notice(
-                f"thinking off is not sent: nothing is known that turns it off at {self.ref.provider}"
+            return ""
+        if level != "off":
+            return level
+        if off in ("", "never"):
+            why = (
+                f"{self.ref.model} always thinks"
+                if off
+                else f"nothing is known that turns it off at {self.ref.provider}"
             )
-            return {}
-        return {"reasoning_effort": off if level == "off" else level}
+            self.notice(f"thinking off is not sent: {why}")
+            return ""
+        return off
 
     # --- what a subclass may change -----------------------------------------------------------------------------
 
@@ -142,7 +170,7 @@ class OpenAIChat:
         url, body = self._url(), self._body(request)
         key = check_key(self.ref.provider, url, self.settings.api_key)
         key.require()
-        reply = Collector(self.ref.provider, prompt_bytes=len(body))
+        reply = self._collector(len(body))
         try:
             async with post(
                 url,
@@ -156,7 +184,7 @@ class OpenAIChat:
                     async for chunk in chunks:
                         yield chunk
                 if not reply.finished:
-                    raise answer.peer.broken("the stream ended without a finish_reason")
+                    raise answer.peer.broken(f"the stream ended without a {self.ending}")
         except StatusError as error:
             raise self._explained(error, request) from error
         except (BrokenStream, ProviderTimeout):
@@ -170,6 +198,9 @@ class OpenAIChat:
         url = self.pending_url if self.pending_url and not self.base_url else self._url()
         masked = check_key(self.ref.provider, url, self.settings.api_key).masked
         return Preview("POST", url, self._headers(masked), self._body(request))
+
+    def _collector(self, prompt_bytes: int) -> Gathering:
+        return Collector(self.ref.provider, prompt_bytes=prompt_bytes)
 
     def _explained(self, error: StatusError, request: Request) -> ProviderError:
         """The same error with a hint that works; "too long" as an error of its own."""
@@ -187,7 +218,8 @@ class OpenAIChat:
             )
         if error.status == 400 and request.tools and self._model.dialect == "responses":
             error.hint = (
-                f"{self.ref.model} may take tools through the Responses API only; gpt-4.1 takes them here"
+                f"{self.ref.model} may take tools through the Responses API only: dialect='responses'; "
+                "gpt-4.1 takes them here"
             )
         return error
 
@@ -197,7 +229,7 @@ class OpenAIChat:
                 f"provider {self.ref.provider!r} has no address of its own",
                 hint="set base_url, for example base_url='https://HOST/v1'",
             )
-        return endpoint(self.base_url, "/chat/completions")
+        return endpoint(self.base_url, self.path)
 
     def _headers(self, key: str) -> dict[str, str]:
         if not key:
@@ -216,7 +248,7 @@ class OpenAIChat:
         return dumps({**body, **self._fixed, **self.extra_body})
 
 
-async def _chunks(answer: Reply, reply: Collector) -> AsyncGenerator[Chunk]:
+async def _chunks(answer: Reply, reply: Gathering) -> AsyncGenerator[Chunk]:
     """The chunks of a reply until it is whole; a host that does not stream is understood too."""
     peer = answer.peer
     if answer.content_type == "application/json":
@@ -233,6 +265,8 @@ async def _chunks(answer: Reply, reply: Collector) -> AsyncGenerator[Chunk]:
                 raise stream_error(event.data, peer)
             for chunk in reply.feed(event.data, peer):
                 yield chunk
+            if reply.closed:
+                return
             if not reply.began:
                 answer.waiting(progress=reply.progressed)
 
@@ -250,23 +284,8 @@ def _system(text: str) -> list[Fragment]:
 
 
 def _response_format(schema: dict[str, Any]) -> Fragment:
-    named = {"name": "reply", "schema": schema, "strict": _is_strict(schema)}
+    named = {"name": "reply", "schema": schema, "strict": is_strict(schema)}
     return Fragment(dumps({"type": "json_schema", "json_schema": named}))
-
-
-def _is_strict(schema: Any) -> bool:
-    """Whether OpenAI takes the schema as a strict one: every object closed, every property required."""
-    if isinstance(schema, list):
-        return all(map(_is_strict, schema))
-    if not isinstance(schema, dict):
-        return True
-    properties = schema.get("properties")
-    if schema.get("type") == "object" or isinstance(properties, dict):
-        if schema.get("additionalProperties") is not False:
-            return False
-        if set(schema.get("required", ())) != set(properties or ()):
-            return False
-    return all(map(_is_strict, schema.values()))
 
 
 def _wire_messages(messages: Iterable[Message], provider: str) -> Iterator[Fragment]:
@@ -306,18 +325,11 @@ def _thought(message: AssistantMessage) -> dict[str, Any]:
 
 
 def _call_id(wire_id: str, ours: str, provider: str) -> str:
-    """The host's own id for a call; one of ours where it gave none, or where another provider gave it."""
-    known = wire_id or f"call_{ours}"
-    form = _ID_FORMS.get(provider)
-    if form is None or re.fullmatch(form, known):
-        return known
-    return hashlib.sha256(known.encode()).hexdigest()[:9]
+    return fit_id(wire_id, ours, _ID_FORMS.get(provider))
 
 
 def _call(call: ToolCall, extras: Mapping[str, Any], provider: str) -> dict[str, Any]:
-    # A name that a model made up may hold signs that hosts refuse.
-    name = re.sub(r"[^a-zA-Z0-9_-]", "_", call.name)[:64] or "unnamed"
-    function = {"name": name, "arguments": dumps(sent_arguments(call)).decode()}
+    function = {"name": fit_name(call.name), "arguments": dumps(sent_arguments(call)).decode()}
     wire = {"id": _call_id(call.wire_id, call.id, provider), "type": "function", "function": function}
     return {**wire, "extra_content": extras[call.wire_id]} if call.wire_id in extras else wire
 
