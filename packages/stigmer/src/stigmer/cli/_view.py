@@ -68,6 +68,7 @@ class TextView:
             "approval_decided": self._approval_decided,
             "attempt_started": self._attempt_started,
             "retrying": self._retrying,
+            "fallback": self._fallback,
             "history_changed": self._history_changed,
             "budget_exceeded": self._budget_exceeded,
             "cancel_requested": self._cancel_requested,
@@ -77,7 +78,7 @@ class TextView:
 
     def show(self, execution: str, event: Event) -> None:
         kind = event.WhichOneof("kind") or ""
-        if self._countdown is not None:
+        if self._countdown is not None and kind != "stream_reset":  # That one only says what was broken off.
             self._countdown.cancel()
             self._countdown = None
         if kind in self._show:
@@ -203,6 +204,10 @@ class TextView:
         self._line(event, f"{what}; try {number} in {retry.in_seconds:.0f} s", style="yellow")
         if self._terminal.updates and retry.in_seconds >= 1:
             self._countdown = asyncio.get_running_loop().create_task(self._count_down(retry.in_seconds))
+
+    def _fallback(self, event: Event, change: Any) -> None:
+        old = getattr(change, "from")  # A keyword of the language, so no plain attribute.
+        self._line(event, f"{old} cannot go on ({change.reason}); {change.to} takes over", style="yellow")
 
     async def _count_down(self, seconds: float) -> None:
         end = time.monotonic() + seconds
