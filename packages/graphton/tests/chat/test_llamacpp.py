@@ -216,6 +216,19 @@ async def test_a_file_that_llama_cpp_cannot_load_gives_one_clear_error(
     assert served() == []
 
 
+async def test_without_the_llama_cpp_package_the_error_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closing: None
+) -> None:
+    (tmp_path / "xllamacpp.py").write_text("raise ImportError(\"No module named 'xllamacpp'\")\n")
+    monkeypatch.setenv("PYTHONPATH", python_path(tmp_path))
+    monkeypatch.setenv("STIGMER_MODELS", str(tmp_path))
+    path = tmp_path / "toy.gguf"
+    path.write_bytes(gguf(TOY))
+    with pytest.raises(ProviderError, match="No module named 'xllamacpp'") as caught:
+        await gather(create_chat(ModelRef("llamacpp", str(path))).stream(ask("hi")))
+    assert caught.value.hint == "install llama.cpp with: pip install 'graphton[llamacpp]'"
+
+
 def test_the_chat_shows_its_request_before_anything_runs() -> None:
     chat = LlamaCppChat(ModelRef("llamacpp", SMALL), ModelSettings(max_tokens=7))
     shown = chat.preview(ask("hi", schema={"type": "object"}))

@@ -190,15 +190,15 @@ async def wait_until_loaded(server: Server, size: int, seconds: float) -> AsyncG
         if loop.time() > deadline:
             raise _failed(server, f"has not loaded within {seconds:g} s", "a smaller model loads faster")
     if not server.url:
-        raise _failed(server, server.why or "ended without a word", "")
+        raise _failed(server, server.why or "ended without a word")
 
 
-def _failed(server: Server, why: str, hint: str) -> ProviderError:
+def _failed(server: Server, why: str, hint: str = "") -> ProviderError:
+    if not hint and "No module named 'xllamacpp'" in why:
+        hint = "install llama.cpp with: pip install 'graphton[llamacpp]'"
     return ProviderError(
         f"llama.cpp cannot serve {str(server.key.path)!r} with a window of {server.key.window}: {why}",
-        hint=hint
-        or "check that the file is a whole GGUF model and that there is memory for it; "
-        "`stigmer models list` shows what is known to work",
+        hint=hint or "check that the file is a whole GGUF model, and that there is memory for it",
         provider="llamacpp",
     )
 
