@@ -272,6 +272,30 @@ async def test_a_missing_model_file_is_refused_with_what_a_caller_needs_to_fetch
     assert "stigmer models pull qwen2.5-coder:0.5b" in caught.value.hint
 
 
+async def test_a_fallback_takes_over_with_its_own_key(serving: Any, fake: FakeProviders) -> None:
+    def rule(request: Any) -> Reply:
+        if request.provider == "openai":
+            return (
+                Reply(status=400, error="gone") if not request.tools else Reply(status=529, retry_after=3600)
+            )
+        return Reply(text="From the other one.")
+
+    fake.rule(rule)
+    shell = {
+        "OPENAI_API_KEY": KEY,
+        "OPENAI_BASE_URL": fake.openai_url,
+        "ANTHROPIC_API_KEY": "sk-ant-of-the-fallback-00",
+        "ANTHROPIC_BASE_URL": fake.anthropic_url,
+    }
+    flags = {"model": "openai:gpt-4.1", "fallbacks": "anthropic:claude-haiku-4.5"}
+    events = await serving.run("Hello", shell=shell, flags=flags)
+    assert events[-1].finished.text == "From the other one."
+    assert "fallback" in kinds(events)
+    anthropic = [request for request in fake.chats if request.provider == "anthropic"]
+    assert {request.headers["x-api-key"] for request in anthropic} == {"sk-ant-of-the-fallback-00"}
+    assert not [request for request in anthropic if KEY in str(request.headers)]
+
+
 async def test_the_project_file_of_the_caller_counts(serving: Any, fake: FakeProviders) -> None:
     fake.reply("Hi.")
     project = api.ProjectFile(

@@ -165,12 +165,14 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             events=[masked(event) for event in events],
             idempotency_key=request.idempotency_key,
         )
+        if not created:
+            self._keys.forget(id)
+            return row, False
         log.info("execution accepted id=%s provider=%s model=%s", row.id, resolved.provider, resolved.model)
-        if created:
-            self._engine.submit(row.id)
-            if resolved.key is not None:
-                self._wake_those_without_a_key()
-        return row, created
+        self._engine.submit(row.id)
+        if resolved.key is not None:
+            self._wake_those_without_a_key()
+        return row, True
 
     def _wake_those_without_a_key(self) -> None:
         for row in self._store.page(limit=PAGE_LIMIT, state="waiting"):
