@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+from stigmer import redact
 from stigmer.daemon import stop
 from stigmer.home import Home
 
@@ -26,6 +27,14 @@ LIMIT = 60.0
 
 SENTINEL = "sk-sentinel-0123456789abcdef"
 """A provider key that must be in no output."""
+
+
+@pytest.fixture(autouse=True)
+def no_secret_of_another_test() -> Iterator[None]:
+    """What one test tells the process to mask, the next one must be able to say."""
+    redact.forget()
+    yield
+    redact.forget()
 
 
 @dataclass

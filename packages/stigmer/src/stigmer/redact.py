@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
-__all__ = ["MASK", "held_back", "known", "mask", "mask_bytes", "remember", "scrub"]
+__all__ = ["MASK", "forget", "held_back", "known", "mask", "mask_bytes", "remember", "scrub"]
 
 MASK = "***"
 _SHORTEST = 8
@@ -51,6 +51,13 @@ def remember(secrets: Iterable[str]) -> None:
     alternatives = "|".join(re.escape(s) for s in sorted(_known, key=len, reverse=True))
     _pattern = re.compile(alternatives)
     _pattern_bytes = re.compile(alternatives.encode("utf-8", "surrogatepass"))
+
+
+def forget() -> None:
+    """Knows no secret any more. For tests, which live in one process and must not mask each other's words."""
+    global _pattern, _pattern_bytes
+    _known.clear()
+    _pattern = _pattern_bytes = None
 
 
 def known() -> tuple[str, ...]:
