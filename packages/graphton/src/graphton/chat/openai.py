@@ -57,6 +57,7 @@ class OpenAIChat:
     pending_url = ""
     """What `preview` shows as the URL as long as `prepare` has set no `base_url`."""
 
+    dialect = "chat"
     path = "/chat/completions"
     tokens_field = ""
     """The field that limits the output; "" for the one that the model table names."""
@@ -216,7 +217,7 @@ class OpenAIChat:
                 "the account has no credit left: add some, or use another key",
                 False,
             )
-        if error.status == 400 and request.tools and self._model.dialect == "responses":
+        if error.status == 400 and request.tools and self._model.dialect not in ("", self.dialect):
             error.hint = (
                 f"{self.ref.model} may take tools through the Responses API only: dialect='responses'; "
                 "gpt-4.1 takes them here"

@@ -1,7 +1,7 @@
 """What tests of agents need: a scripted model in the process, and a real HTTP server that fakes the providers.
 
 `ScriptedModel` is a `Chat` without any wire. `FakeProviders` is a server on loopback that speaks Anthropic Messages,
-OpenAI chat completions and Ollama's native API; `python -m graphton.testing` starts it as a process.
+OpenAI's chat completions and Responses, and Ollama's native API; `python -m graphton.testing` starts it as a process.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from graphton.testing._fake_providers import FakeProviders
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m graphton.testing",
-        description="A fake model server that speaks Anthropic Messages, OpenAI chat completions and Ollama.",
+        description="A fake model server that speaks Anthropic Messages, OpenAI's two APIs and Ollama.",
     )
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes a free one (default)")
     parser.add_argument(

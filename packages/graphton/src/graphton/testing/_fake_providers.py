@@ -13,7 +13,7 @@ from typing import Any, Self
 import orjson
 from aiohttp import web
 
-from graphton.testing import _speak_anthropic, _speak_ollama, _speak_openai
+from graphton.testing import _speak_anthropic, _speak_ollama, _speak_openai, _speak_responses
 from graphton.testing._fake_script import Call, FakeRequest, Reply, Rule, script_from_json
 
 __all__ = ["FakeProviders"]
@@ -22,6 +22,7 @@ _DIALECTS: Mapping[str, ModuleType] = MappingProxyType(
     {
         "/v1/messages": _speak_anthropic,
         "/v1/chat/completions": _speak_openai,
+        "/v1/responses": _speak_responses,
         "/api/chat": _speak_ollama,
     }
 )
@@ -30,7 +31,7 @@ _CAPABILITIES = ("completion", "tools", "thinking")
 
 
 class FakeProviders:
-    """A model server for tests: Anthropic Messages, OpenAI chat completions and Ollama's native API on one port.
+    """A model server for tests: Anthropic Messages, OpenAI's two APIs and Ollama's native one, on one port.
 
     It answers from a script, from rules, or both (rules are asked first), and records every request. A model call
     that neither answers gets a 500 that says what was missing. `Reply` lists the faults that can be ordered.
@@ -103,7 +104,11 @@ class FakeProviders:
 
     @property
     def openai_url(self) -> str:
-        """The base URL as OpenAI's SDK takes it: it ends in /v1."""
+        """The base URL as OpenAI's SDK takes it: it ends in /v1.
+
+        `ModelSettings(base_url=fake.openai_url)` speaks chat completions, as with every host that is not OpenAI's
+        own; add `dialect="responses"` for the Responses API.
+        """
         return f"{self.url}/v1"
 
     @property

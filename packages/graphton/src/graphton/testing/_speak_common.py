@@ -1,4 +1,4 @@
-"""What the three dialects of FakeProviders share: pieces of text, SSE framing, estimated usage."""
+"""What the dialects of FakeProviders share: pieces of text, SSE framing, estimated usage."""
 
 from __future__ import annotations
 
