@@ -171,7 +171,28 @@ def test_stored_secrets_stand_between_the_environment_and_the_file() -> None:
     without = layer_from_environment({"MODE": "cloud"})
     config = resolved(without, stored, file)
     assert config.settings.api_key == "sk-stored-0123456789-ssss"
-    assert config.values["api_key"].source == "stigmer secret ANTHROPIC_API_KEY"
+    assert config.values["api_key"].source == "secret ANTHROPIC_API_KEY"
+
+
+def test_a_files_key_may_be_a_stored_secret_and_goes_to_the_files_address_only() -> None:
+    stored = layer_from_secrets({"GATEWAY_KEY": "sk-gateway-0123456789-gggg"})
+    text = "llm: {provider: openai, base_url: 'https://gw.example/v1', api_key_env: GATEWAY_KEY, model: x}"
+    config = resolved(stored, layer_from_file("/f", text))
+    assert config.settings.api_key == "sk-gateway-0123456789-gggg"
+    assert config.values["api_key"].source == "secret GATEWAY_KEY, named by file /f:1"
+    with pytest.raises(ConfigError, match="stigmer secret set GATEWAY_KEY"):
+        resolved(layer_from_file("/f", text))
+
+
+def test_a_missing_key_names_the_process_and_how_to_keep_one() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolved(layer_from_environment({"MODE": "cloud"}))
+    for part in (
+        "the daemon's environment",
+        "export ANTHROPIC_API_KEY=",
+        "stigmer secret set ANTHROPIC_API_KEY",
+    ):
+        assert part in str(caught.value)
 
 
 # -- over TCP

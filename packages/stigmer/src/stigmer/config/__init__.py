@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from stigmer.config._files import display_path
+from stigmer.config._files import display_path, named_key_variables
 from stigmer.config._layers import (
     Layer,
     Said,
@@ -49,6 +49,7 @@ __all__ = [
     "layer_from_user_file",
     "llm_variables",
     "mask",
+    "named_key_variables",
     "nearest",
     "resolve",
     "setting_for_key",

@@ -139,17 +139,17 @@ class Bindings:
             elif name == "api_key":
                 yield Key(layer, key.source, str(value), origins)
             else:
-                places = [one for one in self.layers if one.kind in ("shell", "environment")]
-                found = next(
-                    (one.variables[str(value)] for one in places if str(value) in one.variables), None
-                )
-                if found is None:
+                places = [one for one in self.layers if one.kind in ("shell", "environment", "secret")]
+                place = next((one for one in places if str(value) in one.variables), None)
+                if place is None:
                     self.unset[provider.name] = (
                         f"api_key_env from {key.source} names {value!r}, and no such variable is set: "
-                        f"e.g. export {value}=…"
+                        f"e.g. export {value}=…, or stigmer secret set {value}"
                     )
                 else:
-                    yield Key(layer, f"env {value}, named by {key.source}", found, origins)
+                    kind = "secret" if place.kind == "secret" else "env"
+                    source = f"{kind} {value}, named by {key.source}"
+                    yield Key(layer, source, place.variables[str(value)], origins)
 
     def refusal(self, provider: Provider, url: Url) -> str:
         """Why an address of a request over TCP is not gone to; "" where it may be."""

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Document", "ReadFile", "display_path", "read_text", "read_yaml"]
+__all__ = [
+    "Document",
+    "ReadFile",
+    "display_path",
+    "load_yaml",
+    "named_key_variables",
+    "plain",
+    "read_text",
+    "read_yaml",
+]
 
 _LIMIT = 1_000_000
 """Bytes. Nobody writes so much by hand; a larger file is something else under this name."""
@@ -56,40 +66,59 @@ def read_text(path: str | Path, shown: str) -> ReadFile:
     return ReadFile(data, notices=notices)
 
 
+def named_key_variables(path: str | Path) -> list[str]:
+    """The variables that a user's file names by `api_key_env`. Reading it as YAML would cost a command 50 ms."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read(_LIMIT)
+    except OSError:
+        return []  # None, or one that whoever resolves will complain of.
+    return re.findall(r"\bapi_key_env\s*:\s*[\"']?([A-Za-z_][A-Za-z0-9_]*)", text)
+
+
 def read_yaml(data: bytes, shown: str) -> Document:
-    """The leaves of a YAML file. Duplicate keys, tabs, other encodings and anything but maps are problems."""
+    """The leaves of a settings file; anything but maps is a problem."""
+    tree, problem = load_yaml(data, shown)
+    if problem or tree is None:
+        return Document(problem=problem)
+    if not isinstance(tree, Mapping):
+        return Document(problem=f"file {shown}, line 1: a list or a text, not settings, e.g. mode: local")
+    return Document(tuple(_leaves(tree)))
+
+
+def load_yaml(data: bytes, shown: str, *, what: str = "settings", levels: str = "two") -> tuple[Any, str]:
+    """A YAML file's tree, which knows its lines (`tree.lc`), or None where it is empty; and what is wrong with it.
+
+    Duplicate keys, tabs and other encodings are problems. `what` the file holds, and on how many levels, is told.
+    """
     if len(data) > _LIMIT:
-        return Document(
-            problem=f"file {shown} is larger than 1 MB ({len(data):,} bytes or more): this is no settings file"
+        return (
+            None,
+            f"file {shown} is larger than 1 MB ({len(data):,} bytes or more): this is no {what} file",
         )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        return Document(problem=f"file {shown}, line {line}: not UTF-8 text; save it as UTF-8")
+        return None, f"file {shown}, line {line}: not UTF-8 text; save it as UTF-8"
     if not text.strip():
-        return Document()
+        return None, ""
     from ruamel.yaml import YAML
     from ruamel.yaml.constructor import DuplicateKeyError
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
-        tree = YAML(typ="rt", pure=True).load(text)
+        return YAML(typ="rt", pure=True).load(text), ""
     except DuplicateKeyError as error:
-        return Document(problem=_duplicate(error, shown))
+        return None, _duplicate(error, shown)
     except MarkedYAMLError as error:
-        return Document(problem=_broken(error, text, shown))
+        return None, _broken(error, text, shown)
     except YAMLError as error:
-        return Document(problem=f"file {shown} is not YAML: {_first_line(str(error))}")
+        return None, f"file {shown} is not YAML: {_first_line(str(error))}"
     except RecursionError:
-        return Document(problem=f"file {shown} is nested too deep: settings are two levels deep")
+        return None, f"file {shown} is nested too deep: {what} are {levels} levels deep"
     except ValueError as error:
-        return Document(problem=f"file {shown} holds a value that cannot be read: {_first_line(str(error))}")
-    if tree is None:
-        return Document()
-    if not isinstance(tree, Mapping):
-        return Document(problem=f"file {shown}, line 1: a list or a text, not settings, e.g. mode: local")
-    return Document(tuple(_leaves(tree)))
+        return None, f"file {shown} holds a value that cannot be read: {_first_line(str(error))}"
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, object, int]]:
@@ -100,10 +129,10 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, object, int]]:
         if name in ("llm", "llm.timeouts") and isinstance(value, Mapping):
             yield from _leaves(value, name + ".")
         elif not (name in ("llm", "llm.timeouts") and value is None):
-            yield name, _plain(value), line
+            yield name, plain(value), line
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """The YAML library's own kinds of text, number and list as Python's, so that messages show them plainly."""
     if isinstance(value, bool) or value is None:
         return value
@@ -111,7 +140,7 @@ def _plain(value: object) -> object:
         if isinstance(value, kind):
             return kind(value)
     if isinstance(value, list):
-        return [item if isinstance(item, list) else _plain(item) for item in value]
+        return [item if isinstance(item, list) else plain(item) for item in value]
     return value
 
 

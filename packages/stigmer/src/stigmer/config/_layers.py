@@ -170,7 +170,7 @@ def llm_variables(env: Mapping[str, str], *named: str) -> dict[str, str]:
 
 def layer_from_secrets(secrets: Mapping[str, str]) -> Layer:
     """Stored secrets, by the variable that they stand for: `{"ANTHROPIC_API_KEY": "…"}`."""
-    return Layer("secret", variables=dict(secrets), variable_source="stigmer secret {}")
+    return Layer("secret", variables=dict(secrets), variable_source="secret {}")
 
 
 def layer_from_execution(values: Mapping[str, object]) -> Layer:
@@ -304,9 +304,13 @@ def _meant(key: str, keys: Iterable[str]) -> str:
 
 
 def find_project_file(
-    start: str | Path, *, home: str | Path | None = None, stigmer_home: str | Path | None = None
+    start: str | Path,
+    name: str = "config.yaml",
+    *,
+    home: str | Path | None = None,
+    stigmer_home: str | Path | None = None,
 ) -> tuple[Path | None, tuple[str, ...]]:
-    """The project's configuration file, and what was skipped and why.
+    """A project's file, its configuration where no other `name` below `.stigmer` is given; and what was skipped and why.
 
     Looked for in `start` and its parents, up to the repository's root, else up to but not including HOME; never
     inside STIGMER_HOME. A file that somebody else owns or may write to is skipped with a notice.
@@ -320,14 +324,14 @@ def find_project_file(
         real = Path(os.path.realpath(folder))
         if root is None and real == home:
             break
-        candidate = folder / ".stigmer" / "config.yaml"
+        candidate = folder / ".stigmer" / name
         place = Path(os.path.realpath(candidate))
         if (
             not place.is_relative_to(closed)
             and not (real / ".stigmer").is_relative_to(closed)
             and candidate.exists()
         ):
-            reason = _not_the_users(candidate)
+            reason = _not_the_users(candidate, below=folder)
             if reason:
                 return None, (f"file {candidate} is skipped: {reason}",)
             return candidate, ()
@@ -336,9 +340,10 @@ def find_project_file(
     return None, ()
 
 
-def _not_the_users(path: Path) -> str:
+def _not_the_users(path: Path, *, below: Path) -> str:
     """Why a project's file cannot be relied on; "" where it can."""
-    for place, what in ((path, "it"), (path.parent, "its folder")):
+    folders = [folder for folder in path.parents if folder.is_relative_to(below / ".stigmer")]
+    for place, what in ((path, "it"), *((folder, "its folder") for folder in folders)):
         found = place.stat()
         if found.st_uid not in (os.getuid(), 0):
             return f"{what} belongs to another user (uid {found.st_uid})"

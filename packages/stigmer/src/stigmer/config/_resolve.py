@@ -343,8 +343,9 @@ class _Cascade:
         variable = provider.key_variable
         if url is not None and url.origin in provider.origins:
             return (
-                f"provider {provider.name!r} at {url.url} needs a key, and none was found in {place} or the user's "
-                f"file: set {variable}, e.g. export {variable}=…"
+                f"provider {provider.name!r} at {url.url} needs a key, and none was found in {place}, the stored "
+                f"secrets or the user's file: set {variable}, e.g. export {variable}=…, or keep it for all runs: "
+                f"stigmer secret set {variable}"
             )
         named = "base_url" if url is None else url.source
         pair = provider.url_variables[0] if provider.url_variables else "STIGMER_LLM_BASE_URL"
