@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -255,3 +256,63 @@ def test_a_fault_of_ours_names_a_report_file(stigmer) -> None:
     text = report.read_text()
     assert "ZeroDivisionError" in text
     assert "a private task" not in text
+
+
+def test_a_run_goes_on_after_its_daemon_was_killed(stigmer, fake) -> None:
+    fake.script({"text": "one two three four", "stall_after": 3}, {"text": "the whole answer"})
+    with stigmer.start("run", "go", "--json") as process:
+        events = []
+        for line in iter(process.stdout.readline, ""):
+            events.append(json.loads(line))
+            if (
+                events[-1]["type"] == "text_delta"
+                and len([e for e in events if e["type"] == "text_delta"]) == 1
+            ):
+                found = find(stigmer.home)
+                assert found is not None
+                os.kill(found.pid, signal.SIGKILL)
+        assert process.wait(60) == 0
+        assert f"the daemon (pid {found.pid}) was gone; going on with pid" in process.stderr.read()
+    stored = [e["seq"] for e in events if e["seq"] is not None]
+    assert stored == list(range(1, len(stored) + 1))
+    assert events[-1]["text"] == "the whole answer"
+    assert [e["type"] for e in events].count("created") == 1
+
+
+def test_a_second_ctrl_c_leaves_at_once(stigmer, fake) -> None:
+    fake.script({"text": "one two three four", "stall_after": 2})
+    with stigmer.start("run", "go") as process:
+        waits_for(process, "test-model")
+        found = find(stigmer.home)
+        assert found is not None
+        os.kill(found.pid, signal.SIGSTOP)  # Nobody answers the cancel.
+        try:
+            process.send_signal(signal.SIGINT)
+            waits_for(process, "press Ctrl-C again to leave at once")
+            while process.poll() is None:  # Presses that come too fast count as one.
+                process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.5)
+            assert process.returncode == 130
+        finally:
+            os.kill(found.pid, signal.SIGCONT)
+
+
+def test_a_pipe_that_stays_open_says_what_it_waits_for(stigmer, fake) -> None:
+    fake.script({"text": "ok"})
+    process = subprocess.Popen(
+        stigmer._command(["run", "Summarise:"]),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=stigmer.folder,
+        env=stigmer.environment,
+    )
+    with process:
+        assert process.stdin is not None
+        waits_for(process, "reading standard input to its end")
+        process.stdin.write("late text")
+        process.stdin.close()
+        assert process.wait(60) == 0
+    assert fake.requests[0]["last_user_text"] == "Summarise:\n\nlate text"

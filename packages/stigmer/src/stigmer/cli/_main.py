@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -185,6 +184,8 @@ def _our_fault(error: Exception, talk: Terminal, state: Asked, arguments: list[s
 
 def _tell(message: str, hint: str, code: str, talk: Terminal, state: Asked) -> None:
     if state.json:
+        import json
+
         try:
             talk.data(json.dumps({"type": "error", "code": code, "message": message, "hint": hint}) + "\n")
         except StdoutClosed:

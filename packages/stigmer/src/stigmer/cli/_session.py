@@ -33,8 +33,11 @@ async def with_client(
     *,
     again: Callable[[], Address] | None = None,
 ) -> Result:
+    from graphton._process import make_undumpable
+
     from stigmer.client import Client
 
+    make_undumpable()  # Our environment holds the shell's keys, and runs start commands beside us.
     async with Client(address, again=again, notice=terminal().say) as client:
         return await work(client)
 

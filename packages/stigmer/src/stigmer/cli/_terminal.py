@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 import time
 from functools import cache
@@ -80,6 +79,8 @@ class Terminal:
         if self.updates:
             self._wipe()
             if text and not self._mid_line:
+                import shutil  # Not for `--help`.
+
                 width = shutil.get_terminal_size().columns - 1
                 self._err.write(self.paint(text[:width], "dim"))
                 self._err.flush()

@@ -59,8 +59,6 @@ def run(task: str | None, **given: Any) -> int:
     }
 
     async def work(client: Client) -> int | StigmerError:
-        from graphton._process import make_undumpable
-
         from stigmer.cli._request import build
 
         request = build(
@@ -74,7 +72,6 @@ def run(task: str | None, **given: Any) -> int:
             home=Home.find(),
             talk=terminal(),
         )
-        make_undumpable()  # We hold the shell's keys, and the run may start commands.
         try:
             if given["dry_run"]:
                 return await _preview(client, request)
