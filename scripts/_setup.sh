@@ -50,6 +50,8 @@ setup() {
   python=$(find_python) || return
   uv=$(find_uv "$python") || return
   say "Setting up $env_dir with $("$python" --version 2>&1) (once; a minute or so) …"
+  # On a terminal uv shows its progress; elsewhere its list of packages is only noise.
+  [ -t 2 ] || set -- --quiet "$@"
   UV_PROJECT_ENVIRONMENT=$env_dir UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV="" \
     "$uv" sync --frozen --compile-bytecode --python "$python" "$@" >&2 || return
   "$env_dir/bin/python" -m compileall -q packages/*/src >&2 || true
