@@ -1,0 +1,87 @@
+"""The documents say what the code does today: generated ones are fresh, tables are complete, README's names exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+from types import ModuleType
+
+import graphton.errors
+import pytest
+import stigmer.errors
+from stigmer.api import event_pb2 as pb
+
+ROOT = Path(__file__).parents[3]
+DOCS = ROOT / "docs"
+SOURCES = [*ROOT.glob("packages/graphton/src/**/*.py"), *ROOT.glob("packages/stigmer/src/**/*.py")]
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_generator", ROOT / "scripts" / "docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["cli.md", "settings.md", "api.md"])
+def test_a_generated_document_is_as_new_as_the_code(name: str) -> None:
+    fresh = generator().DOCUMENTS[name]()
+    assert (DOCS / name).read_text("utf-8") == fresh, "run scripts/docs"
+
+
+def codes() -> set[str]:
+    """Every error code that the code can give: of exception classes, and written at a call."""
+    found = {
+        kind.code
+        for module in (graphton.errors, stigmer.errors)
+        for _, kind in inspect.getmembers(module, inspect.isclass)
+        if isinstance(getattr(kind, "code", None), str)
+    }
+    for source in SOURCES:
+        text = source.read_text("utf-8")
+        found.update(re.findall(r'\bcode="([a-z_]+)"', text))
+        found.update(re.findall(r'^    code = "([a-z_]+)"', text, flags=re.M))
+    return found
+
+
+def test_every_error_code_is_in_the_table() -> None:
+    listed = set(re.findall(r"^\| ([a-z_]+) \|", (DOCS / "errors.md").read_text("utf-8"), flags=re.M))
+    assert codes() - listed == set()
+
+
+def test_every_event_is_in_the_table() -> None:
+    text = (DOCS / "events.md").read_text("utf-8")
+    rows = [row for row in text.splitlines() if row.startswith("|")]
+    listed = {name for row in rows for name in re.findall(r"[a-z_]+", row.split("|")[1])}
+    kinds = {field.name for field in pb.Event.DESCRIPTOR.oneofs_by_name["kind"].fields}
+    assert kinds - listed == set()
+
+
+def test_every_example_is_named_in_a_document() -> None:
+    texts = "".join(path.read_text("utf-8") for path in [ROOT / "README.md", *DOCS.glob("*.md")])
+    missing = [path.name for path in (ROOT / "examples").glob("*.*") if path.name not in texts]
+    assert missing == []
+
+
+def test_links_in_documents_lead_somewhere() -> None:
+    for path in [*ROOT.glob("*.md"), *DOCS.glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text("utf-8")):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_readmes_library_example_is_the_file_that_runs() -> None:
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), flags=re.S)
+    assert block is not None
+    example = (ROOT / "examples" / "ten_lines.py").read_text("utf-8")
+    assert block[1].splitlines()[2:] == [*_code(example)][2:]
+
+
+def _code(example: str) -> list[str]:
+    """The example's lines without its docstring, blank lines folded, imports on one line as README has them."""
+    body = example.split('"""', 2)[2].strip().splitlines()
+    joined = "\n".join(body).replace("import asyncio\nimport sys\n\nfrom", "import asyncio, sys\nfrom")
+    return re.sub(r"\n\n\n+", "\n\n", joined).splitlines()
