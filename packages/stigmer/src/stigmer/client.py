@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, TypeVar
@@ -49,8 +51,8 @@ OPTIONS = (
 )
 _LIMIT = 30.0
 """Seconds for an answer that needs no model."""
-_REVIVALS = 3
-"""How often in a row a broken stream is taken up again while no event arrives in between."""
+_REVIVALS, _REVIVAL_SECONDS = 3, 60.0
+"""A stream that broke so often within so many seconds is given up: what it shows may be what kills the server."""
 
 _stubs: Any = service_pb2_grpc  # The generated stubs carry no types.
 Answer = TypeVar("Answer")
@@ -247,9 +249,8 @@ class Events:
         """The seq that the next stored event must have at least."""
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        revivals = 0
+        broken: deque[float] = deque(maxlen=_REVIVALS)
         while True:
-            began, lost = self.next_seq, ""
             call = self._client._open(self.execution, self.next_seq, self._request)
             try:
                 async for frame in call:
@@ -271,9 +272,10 @@ class Events:
                 lost = error.details() or "the connection was closed"
             finally:
                 call.cancel()
-            revivals = 1 if self.next_seq > began else revivals + 1
-            if revivals > _REVIVALS:
-                raise ServerGone(self._client.address, lost)
+            now = time.monotonic()
+            if len(broken) == _REVIVALS and now - broken[0] < _REVIVAL_SECONDS:
+                raise ServerGone(self._client.address, f"it went away {_REVIVALS + 1} times ({lost})")
+            broken.append(now)
             await self._client._revive(lost)
 
 

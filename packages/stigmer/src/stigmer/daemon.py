@@ -253,11 +253,12 @@ def _ready(
     word = os.read(hears, 16) if told else b""
     if word and (found := find(home)) is not None:
         return found
-    if not told:
+    ended = bool(told) and not word
+    if not ended:
         process.kill()
     status = process.wait()
     words = last_words(home, since=since)
-    if not told:
+    if not ended:
         holder = _holder(home)
         why = f" Another daemon (pid {holder}) holds {home.lock}." if holder is not None else ""
         raise DaemonError(

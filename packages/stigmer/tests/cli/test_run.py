@@ -316,3 +316,37 @@ def test_a_pipe_that_stays_open_says_what_it_waits_for(stigmer, fake) -> None:
         process.stdin.close()
         assert process.wait(60) == 0
     assert fake.requests[0]["last_user_text"] == "Summarise:\n\nlate text"
+
+
+def test_closed_streams_and_a_folder_that_is_gone_are_no_fault_of_ours(stigmer, fake) -> None:
+    fake.script({"text": "ok"}, {"text": "ok"})
+    command = " ".join(stigmer._command(["run", "go"]))
+    for closed in ("<&-", ">&-"):
+        done = subprocess.run(
+            ["sh", "-c", f"{command} {closed}"],
+            capture_output=True,
+            text=True,
+            cwd=stigmer.folder,
+            env=stigmer.environment,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+    gone = stigmer.folder / "gone"
+    gone.mkdir()
+    done = subprocess.run(
+        ["sh", "-c", f"rmdir {gone}; {command}"],
+        capture_output=True,
+        text=True,
+        cwd=gone,
+        env=stigmer.environment,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 2
+    assert "the current folder does not exist any more" in done.stderr
+
+
+def test_a_missing_key_names_its_variable(stigmer) -> None:
+    done = stigmer("run", "x", "--provider", "anthropic")
+    assert done.returncode == 2
+    assert "ANTHROPIC_API_KEY" in done.stderr

@@ -80,3 +80,23 @@ async def test_a_repeated_request_creates_nothing_twice(stigmer, fake) -> None:
         second = await client.create(asked)
     assert (first.created, second.created) == (True, False)
     assert first.execution.id == second.execution.id
+
+
+async def test_a_server_that_dies_again_and_again_is_given_up(
+    stigmer, fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in fake.environment.items():
+        monkeypatch.setenv(name, value)
+    fake.script(*[{"text": "one two three four", "stall_after": 3}] * 9)
+
+    def again() -> Address:
+        return ensure_running(stigmer.home)
+
+    async def read() -> None:
+        async with Client(again(), again=again) as client:
+            async for event in client.run(request(stigmer, fake)):
+                if event.HasField("text_delta"):
+                    os.kill(client.address.pid, signal.SIGKILL)
+
+    with pytest.raises(ServerGone, match="went away 4 times"):
+        await read()

@@ -37,5 +37,5 @@ def test_a_home_that_is_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_command_with_a_bad_home_says_so(stigmer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = stigmer("run", "x", STIGMER_HOME=str(tmp_path / "file"))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert f"STIGMER_HOME {str(tmp_path / 'file')!r} is not a folder" in done.stderr

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from stigmer.api.event_pb2 import ApprovalRequested, Event, Finished
 from stigmer.cli._main import BUDGET, FAILED, INTERRUPTED, WAITING, asked, exit_code
-from stigmer.cli._terminal import StdoutClosed, Terminal, harmless, terminal
+from stigmer.cli._terminal import StdoutClosed, Terminal, harmless, person_here, terminal
 from stigmer.cli._view import JsonView, TextView, View, question
 from stigmer.client import Client, Events, RemoteError
 
@@ -47,7 +47,7 @@ def view_and_asks() -> tuple[View, bool]:
     talk, wish = terminal(), asked()
     if wish.json:
         return JsonView(talk), False
-    return TextView(talk, verbose=wish.verbose), sys.stdin.isatty() and talk.err_is_terminal
+    return TextView(talk, verbose=wish.verbose), person_here()
 
 
 class Follower:

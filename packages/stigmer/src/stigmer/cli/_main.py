@@ -41,6 +41,7 @@ COMMANDS = {
 CONFIGURATION = {
     "config",
     "empty_task",
+    "home",
     "model_missing",
     "model_name",
     "setting",

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from stigmer.cli._terminal import SPARSE_SECONDS, Terminal, size_text
+from stigmer.cli._terminal import SPARSE_SECONDS, Terminal, person_here, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ def wanted(name: str, *, size: int, source: str, talk: Terminal) -> bool:
     if os.environ.get("STIGMER_PULL") == "always":
         talk.say(f"fetching {what}; once")
         return True
-    if not (sys.stdin.isatty() and talk.err_is_terminal):
+    if not person_here():
         return False
     talk.ask(f"{what} is not on this machine. Fetch it now? [Y/n] ")
     answer = sys.stdin.readline()

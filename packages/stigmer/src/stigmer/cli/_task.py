@@ -54,7 +54,10 @@ def _read_stdin() -> str:
 
 def workspace(named: str | None) -> Path:
     """The folder that the tools see. All of HOME, or of the disk, only where it is named by hand."""
-    folder = Path(named if named is not None else os.getcwd()).expanduser()
+    try:
+        folder = Path(named if named is not None else os.getcwd()).expanduser()
+    except FileNotFoundError:
+        raise UsageError("the current folder does not exist any more", hint="cd into another one") from None
     where = " (--workspace)" if named is not None else ""
     if not folder.exists():
         raise UsageError(f"the folder {str(folder)!r}{where} does not exist", hint=f"mkdir -p {folder}")

@@ -9,7 +9,7 @@ import time
 from functools import cache
 from typing import TextIO
 
-__all__ = ["StdoutClosed", "Terminal", "harmless", "size_text", "terminal"]
+__all__ = ["StdoutClosed", "Terminal", "harmless", "person_here", "size_text", "terminal"]
 
 _STYLES = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 _HARMFUL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -95,7 +95,7 @@ class Terminal:
         """Writes a question that the answer is typed behind; what was typed before it was seen is no answer."""
         self._wipe()
         self._end_line()
-        if sys.stdin.isatty():
+        if sys.stdin is not None and sys.stdin.isatty():
             import termios
 
             termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
@@ -140,11 +140,20 @@ class Terminal:
             print(file=self._err, flush=True)
 
 
+def person_here() -> bool:
+    """Whether somebody sits here who can read a question and type an answer."""
+    return sys.stdin is not None and sys.stdin.isatty() and terminal().err_is_terminal
+
+
 @cache
 def terminal() -> Terminal:
     """This process's streams. What cannot be written in their encoding is replaced, never an error."""
+    streams: list[TextIO] = []
     for stream in (sys.stdout, sys.stderr):
+        if stream is None:  # Closed by the caller (`>&-`).
+            stream = open(os.devnull, "w")  # noqa: SIM115  # For as long as the process lives.
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")
-    return Terminal(sys.stdout, sys.stderr)
+        streams.append(stream)
+    return Terminal(*streams)

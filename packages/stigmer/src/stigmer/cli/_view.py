@@ -151,6 +151,8 @@ class TextView:
         calls = any(block.WhichOneof("kind") == "tool_call" for block in replied.blocks)
         self._last_text = text
         if not self._terminal.out_is_terminal:
+            if calls and text.strip():
+                self._line(event, text.strip(), style="dim")  # Said on the way; stdout is for the answer.
             return
         attempts = [attempt for step, attempt in self._shown if step == replied.step]
         self._say_from(replied.step, max(attempts, default=0), 0, text)

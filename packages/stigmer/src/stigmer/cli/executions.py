@@ -172,7 +172,8 @@ def _page(one: Execution) -> str:
     if one.HasField("finished"):
         lines += ["", usage_line(one.finished.usage, one.finished.seconds)]
         if one.finished.HasField("error"):
-            lines += [f"error: {one.finished.error.message}", f"hint: {one.finished.error.hint}"]
+            error = one.finished.error
+            lines += [f"error: {error.message}", *([f"hint: {error.hint}"] if error.hint else [])]
         lines += ["", one.finished.text]
     return "\n".join(lines).rstrip() + "\n"
 
