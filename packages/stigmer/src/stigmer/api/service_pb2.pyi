@@ -76,6 +76,7 @@ class CreateExecutionRequest(_message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     WORKSPACE_NAMED_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
+    AGENT_RECORD_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     agent: _builtins.str
     """An agent's name; "" is the default agent."""
@@ -107,6 +108,10 @@ class CreateExecutionRequest(_message.Message):
 
     @_builtins.property
     def budget(self) -> _event_pb2.Budget: ...
+    @_builtins.property
+    def agent_record(self) -> Global___Agent:
+        """The agent itself, read from a file by the caller; `agent` is then its name. Taken on the Unix socket only."""
+
     def __init__(
         self,
         *,
@@ -123,13 +128,19 @@ class CreateExecutionRequest(_message.Message):
         idempotency_key: _builtins.str = ...,
         workspace_named: _builtins.bool = ...,
         caller: _builtins.str = ...,
+        agent_record: Global___Agent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_project_file", b"_project_file", "budget", b"budget", "execution_config", b"execution_config", "project_file", b"project_file"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_agent_record", b"_agent_record", "_project_file", b"_project_file", "agent_record", b"agent_record", "budget", b"budget", "execution_config", b"execution_config", "project_file", b"project_file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_project_file", b"_project_file", "agent", b"agent", "approve_all", b"approve_all", "budget", b"budget", "caller", b"caller", "execution_config", b"execution_config", "flags", b"flags", "idempotency_key", b"idempotency_key", "project_file", b"project_file", "session", b"session", "shell", b"shell", "task", b"task", "workspace", b"workspace", "workspace_named", b"workspace_named"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agent_record", b"_agent_record", "_project_file", b"_project_file", "agent", b"agent", "agent_record", b"agent_record", "approve_all", b"approve_all", "budget", b"budget", "caller", b"caller", "execution_config", b"execution_config", "flags", b"flags", "idempotency_key", b"idempotency_key", "project_file", b"project_file", "session", b"session", "shell", b"shell", "task", b"task", "workspace", b"workspace", "workspace_named", b"workspace_named"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__agent_record: _TypeAlias = _typing.Literal["agent_record"]  # noqa: Y015
+    _WhichOneofArgType__agent_record: _TypeAlias = _typing.Literal["_agent_record", b"_agent_record"]  # noqa: Y015
     _WhichOneofReturnType__project_file: _TypeAlias = _typing.Literal["project_file"]  # noqa: Y015
     _WhichOneofArgType__project_file: _TypeAlias = _typing.Literal["_project_file", b"_project_file"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__agent_record) -> _WhichOneofReturnType__agent_record | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__project_file) -> _WhichOneofReturnType__project_file | None: ...
 
 Global___CreateExecutionRequest: _TypeAlias = CreateExecutionRequest  # noqa: Y015
@@ -140,21 +151,118 @@ class ProjectFile(_message.Message):
 
     PATH_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    TRUSTED_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     text: _builtins.str
+    trusted: _builtins.bool
+    """The user trusts the folder that it comes with. Else it may only narrow."""
     def __init__(
         self,
         *,
         path: _builtins.str = ...,
         text: _builtins.str = ...,
+        trusted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "text", b"text", "trusted", b"trusted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProjectFile: _TypeAlias = ProjectFile  # noqa: Y015
+
+@_typing.final
+class Agent(_message.Message):
+    """An agent's definition, as a run needs it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    LLM_FIELD_NUMBER: _builtins.int
+    LLM_LOCAL_FIELD_NUMBER: _builtins.int
+    LLM_CLOUD_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    TRUSTED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    revision: _builtins.str
+    """Which state of the definition this is: the beginning of the SHA-256 of its file."""
+    description: _builtins.str
+    instructions: _builtins.str
+    """"" means those of the default agent."""
+    trusted: _builtins.bool
+    """Whose file it is: false where it comes with a folder that the user does not trust. It may then only narrow."""
+    @_builtins.property
+    def llm(self) -> Global___ExecutionConfig:
+        """The agent's layer of the cascade; what stands in `local` or `cloud` goes over the plain keys in that mode."""
+
+    @_builtins.property
+    def llm_local(self) -> Global___ExecutionConfig: ...
+    @_builtins.property
+    def llm_cloud(self) -> Global___ExecutionConfig: ...
+    @_builtins.property
+    def tools(self) -> Global___ToolChoice:
+        """Absent: all built-in tools."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        description: _builtins.str = ...,
+        instructions: _builtins.str = ...,
+        llm: Global___ExecutionConfig | None = ...,
+        llm_local: Global___ExecutionConfig | None = ...,
+        llm_cloud: Global___ExecutionConfig | None = ...,
+        tools: Global___ToolChoice | None = ...,
+        trusted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_llm", b"_llm", "_llm_cloud", b"_llm_cloud", "_llm_local", b"_llm_local", "_tools", b"_tools", "llm", b"llm", "llm_cloud", b"llm_cloud", "llm_local", b"llm_local", "tools", b"tools"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_llm", b"_llm", "_llm_cloud", b"_llm_cloud", "_llm_local", b"_llm_local", "_tools", b"_tools", "description", b"description", "instructions", b"instructions", "llm", b"llm", "llm_cloud", b"llm_cloud", "llm_local", b"llm_local", "name", b"name", "revision", b"revision", "tools", b"tools", "trusted", b"trusted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__llm: _TypeAlias = _typing.Literal["llm"]  # noqa: Y015
+    _WhichOneofArgType__llm: _TypeAlias = _typing.Literal["_llm", b"_llm"]  # noqa: Y015
+    _WhichOneofReturnType__llm_cloud: _TypeAlias = _typing.Literal["llm_cloud"]  # noqa: Y015
+    _WhichOneofArgType__llm_cloud: _TypeAlias = _typing.Literal["_llm_cloud", b"_llm_cloud"]  # noqa: Y015
+    _WhichOneofReturnType__llm_local: _TypeAlias = _typing.Literal["llm_local"]  # noqa: Y015
+    _WhichOneofArgType__llm_local: _TypeAlias = _typing.Literal["_llm_local", b"_llm_local"]  # noqa: Y015
+    _WhichOneofReturnType__tools: _TypeAlias = _typing.Literal["tools"]  # noqa: Y015
+    _WhichOneofArgType__tools: _TypeAlias = _typing.Literal["_tools", b"_tools"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__llm) -> _WhichOneofReturnType__llm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__llm_cloud) -> _WhichOneofReturnType__llm_cloud | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__llm_local) -> _WhichOneofReturnType__llm_local | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tools) -> _WhichOneofReturnType__tools | None: ...
+
+Global___Agent: _TypeAlias = Agent  # noqa: Y015
+
+@_typing.final
+class ToolChoice(_message.Message):
+    """Built-in tools, by name; none is a choice too."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolChoice: _TypeAlias = ToolChoice  # noqa: Y015
 
 @_typing.final
 class ExecutionConfig(_message.Message):
@@ -587,6 +695,41 @@ class PreviewExecutionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PreviewExecutionResponse: _TypeAlias = PreviewExecutionResponse  # noqa: Y015
+
+@_typing.final
+class WakeExecutionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WakeExecutionsRequest: _TypeAlias = WakeExecutionsRequest  # noqa: Y015
+
+@_typing.final
+class WakeExecutionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WOKEN_FIELD_NUMBER: _builtins.int
+    woken: _builtins.int
+    """How many go on."""
+    def __init__(
+        self,
+        *,
+        woken: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["woken", b"woken"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WakeExecutionsResponse: _TypeAlias = WakeExecutionsResponse  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):

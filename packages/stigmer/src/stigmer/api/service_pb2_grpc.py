@@ -74,6 +74,11 @@ class ExecutionServiceStub:
                 request_serializer=stigmer_dot_api_dot_service__pb2.CreateExecutionRequest.SerializeToString,
                 response_deserializer=stigmer_dot_api_dot_service__pb2.PreviewExecutionResponse.FromString,
                 _registered_method=True)
+        self.WakeExecutions = channel.unary_unary(
+                '/stigmer.v1.ExecutionService/WakeExecutions',
+                request_serializer=stigmer_dot_api_dot_service__pb2.WakeExecutionsRequest.SerializeToString,
+                response_deserializer=stigmer_dot_api_dot_service__pb2.WakeExecutionsResponse.FromString,
+                _registered_method=True)
 
 
 class ExecutionServiceServicer:
@@ -133,6 +138,13 @@ class ExecutionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WakeExecutions(self, request, context):
+        """Lets executions go on that wait for a key which has come since, as after `stigmer secret set`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExecutionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -175,6 +187,11 @@ def add_ExecutionServiceServicer_to_server(servicer, server):
                     servicer.PreviewExecution,
                     request_deserializer=stigmer_dot_api_dot_service__pb2.CreateExecutionRequest.FromString,
                     response_serializer=stigmer_dot_api_dot_service__pb2.PreviewExecutionResponse.SerializeToString,
+            ),
+            'WakeExecutions': grpc.unary_unary_rpc_method_handler(
+                    servicer.WakeExecutions,
+                    request_deserializer=stigmer_dot_api_dot_service__pb2.WakeExecutionsRequest.FromString,
+                    response_serializer=stigmer_dot_api_dot_service__pb2.WakeExecutionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -393,6 +410,33 @@ class ExecutionService:
             '/stigmer.v1.ExecutionService/PreviewExecution',
             stigmer_dot_api_dot_service__pb2.CreateExecutionRequest.SerializeToString,
             stigmer_dot_api_dot_service__pb2.PreviewExecutionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WakeExecutions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stigmer.v1.ExecutionService/WakeExecutions',
+            stigmer_dot_api_dot_service__pb2.WakeExecutionsRequest.SerializeToString,
+            stigmer_dot_api_dot_service__pb2.WakeExecutionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

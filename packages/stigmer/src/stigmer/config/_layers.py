@@ -98,6 +98,14 @@ class Layer:
     remote: bool = False
     """It arrived over TCP: a base_url in it needs the server's leave."""
 
+    def in_mode(self, mode: str) -> Layer:
+        """The layer with an agent's map of this mode laid over its plain keys; its model drops the plain provider."""
+        over = self.modes.get(mode, {})
+        plain = dict(self.said)
+        if "model" in over and "provider" not in over:
+            plain.pop("provider", None)
+        return replace(self, said={**plain, **over}, modes={}) if self.modes else self
+
     def over_tcp(self) -> Layer:
         """The same layer, marked as having arrived over TCP, where keys, shells and files do not travel."""
         if self.kind in ("flag", "execution"):

@@ -82,7 +82,7 @@ class _Cascade:
 
     def config(self) -> LLMConfig:
         mode = self._mode()
-        self.layers = tuple(_for_mode(layer, mode) for layer in self.layers)
+        self.layers = tuple(layer.in_mode(mode) for layer in self.layers)
         self.own = [own_words(layer) for layer in self.layers]
         provider = self._provider(mode)
         self.owners = self._layer_providers(mode)
@@ -539,17 +539,6 @@ def _fitting(
         unsent["temperature"] = f"{name} takes {reason}"
         temperature = None
     return temperature, thinking, unsent
-
-
-def _for_mode(layer: Layer, mode: str) -> Layer:
-    """An agent's plain keys with the map of the mode laid over them."""
-    over = layer.modes.get(mode)
-    if not over:
-        return layer
-    plain = dict(layer.said)
-    if "model" in over and "provider" not in over:
-        plain.pop("provider", None)
-    return replace(layer, said={**plain, **over})
 
 
 def _leaves_home(provider: str, source: str) -> str:

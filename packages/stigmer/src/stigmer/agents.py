@@ -1,0 +1,368 @@
+"""Agent files: one YAML document per agent, strictly read, every problem at once and with its line.
+
+    apiVersion: stigmer/v1
+    kind: Agent
+    metadata: {name: reviewer}
+    spec: {instructions: "Review what changed.", tools: [read_file, search_files]}
+
+docs/agent.schema.json is the same as a JSON Schema; a test keeps the two in step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stigmer import config
+from stigmer.config._files import load_yaml, plain, read_text
+from stigmer.config._own import own_words
+from stigmer.errors import StigmerError
+
+if TYPE_CHECKING:
+    from stigmer.api.service_pb2 import Agent, ExecutionConfig
+
+__all__ = [
+    "LATER",
+    "LLM_KEYS",
+    "SPEC_KEYS",
+    "TOOLS",
+    "AgentError",
+    "AgentFile",
+    "find_agent",
+    "from_record",
+    "label",
+    "parse_agent",
+    "read_agent",
+    "to_record",
+    "unknown_tools",
+]
+
+TOOLS = (
+    "list_files",
+    "find_files",
+    "search_files",
+    "read_file",
+    "write_file",
+    "edit_file",
+    "run_command",
+    "todos",
+)
+"""The built-in tools that an agent may choose from."""
+SPEC_KEYS = ("description", "instructions", "llm", "tools")
+LATER = ("mcp", "skills", "subagents", "approvals", "budget", "environment", "workspace", "on_unknown")
+"""Keys of the format that this version does not act on: better refused than ignored."""
+LLM_KEYS = ("provider", "model", "max_tokens", "temperature", "context_window", "fallbacks", "thinking")
+_MODES = ("local", "cloud")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+class AgentError(StigmerError):
+    """An agent that is not there, or a file that defines none. All problems are told together."""
+
+    code = "agent"
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
+        self.problems = tuple(problems)
+        listed = "\n".join(f"- {problem}" for problem in self.problems)
+        count = len(self.problems)
+        super().__init__(self.problems[0] if count == 1 else f"{count} problems:\n{listed}", hint=hint)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentFile:
+    """What a file says of an agent."""
+
+    name: str
+    revision: str
+    """The beginning of the SHA-256 of the file."""
+    description: str = ""
+    instructions: str = ""
+    llm: Mapping[str, object] = field(default_factory=dict)
+    """The agent's layer of the cascade, `local` and `cloud` maps in it."""
+    tools: tuple[str, ...] | None = None
+    """None: nobody chose, so all."""
+
+
+def find_agent(named: str, start: Path, *, home: Path) -> tuple[Path, str, tuple[str, ...]]:
+    """The file of `--agent`, the name that it must define ("" for any), and notices.
+
+    What has a slash or ends in .yaml is a file; else it is the name of one in the nearest `.stigmer/agents`, looked
+    for as the project's configuration is. Raises AgentError.
+    """
+    if "/" in named or named.endswith((".yaml", ".yml")):
+        path = Path(os.path.abspath(os.path.join(start, os.path.expanduser(named))))
+        if not os.path.lexists(path):
+            raise AgentError([f"there is no agent file {named!r}"], hint="stigmer run --agent ./agent.yaml …")
+        return path, "", ()
+    found, notices = config.find_project_file(start, f"agents/{named}.yaml", stigmer_home=home)
+    if found is None:
+        raise AgentError([_nobody(named, start, home=home, notices=notices)], hint=_HINT)
+    return found, named, notices
+
+
+_HINT = "name a file: --agent ./agent.yaml; or put one into .stigmer/agents/NAME.yaml"
+
+
+def _nobody(named: str, start: Path, *, home: Path, notices: Sequence[str]) -> str:
+    if notices:
+        return f"there is no agent {named!r} to be used: {notices[0]}"
+    folder, _ = config.find_project_file(start, "agents", stigmer_home=home)
+    names = sorted(path.stem for path in folder.glob("*.yaml")) if folder is not None else []
+    near = config.nearest(named, names)
+    more = f": did you mean {near!r}?" if near else f"; there are {', '.join(names)}" if names else ""
+    return f"there is no agent {named!r} in .stigmer/agents of {str(start)!r} or above it{more}"
+
+
+def read_agent(path: Path, shown: str, *, named: str = "") -> AgentFile:
+    """The agent that a file defines. Raises AgentError."""
+    found = read_text(path, shown)
+    if found.problem:
+        raise AgentError([found.problem])
+    return parse_agent(found.data, shown, named=named)
+
+
+def parse_agent(data: bytes, shown: str, *, named: str = "") -> AgentFile:
+    """The agent that a text defines; `named` is what it must be called. Raises AgentError with every problem."""
+    tree, problem = load_yaml(data, shown, what="agent", levels="four")
+    if problem:
+        raise AgentError([problem])
+    reader = _Reader(shown)
+    found = reader.agent(tree, named, hashlib.sha256(data).hexdigest()[:8])
+    if reader.problems:
+        raise AgentError(reader.problems)
+    return found
+
+
+class _Reader:
+    """Walks one document and collects what is wrong with it."""
+
+    def __init__(self, shown: str) -> None:
+        self.shown = shown
+        self.problems: list[str] = []
+
+    def agent(self, tree: Any, named: str, revision: str) -> AgentFile:
+        if not isinstance(tree, Mapping):
+            self.problems.append(
+                f"file {self.shown} defines no agent: it begins with apiVersion: stigmer/v1 and kind: Agent"
+            )
+            return AgentFile("", revision)
+        parts = dict(self._entries(tree, ("apiVersion", "kind", "metadata", "spec"), ""))
+        self._constant(tree, parts, "apiVersion", "stigmer/v1")
+        self._constant(tree, parts, "kind", "Agent")
+        metadata = dict(self._map(parts, "metadata", ("name",), "metadata: {name: reviewer}"))
+        spec = dict(self._map(parts, "spec", (*SPEC_KEYS, *LATER), "spec: {instructions: …}"))
+        for key in LATER:
+            if key in spec:
+                self._fault(
+                    spec[key][1], f"{key!r} is not supported by this version of stigmer: leave it out"
+                )
+        return AgentFile(
+            self._name(metadata, named),
+            revision,
+            self._text(spec, "description", "description: Reviews what changed."),
+            self._text(spec, "instructions", "instructions: Review what changed."),
+            self._llm(*spec["llm"]) if "llm" in spec else {},
+            self._tools(*spec["tools"]) if "tools" in spec else None,
+        )
+
+    # Every entry is (value, line). A null is not said.
+
+    def _entries(
+        self, tree: Any, allowed: Sequence[str], inside: str
+    ) -> Iterator[tuple[str, tuple[Any, int]]]:
+        for key, value in tree.items():
+            line = _line_of(tree, key)
+            if key not in allowed:
+                self._fault(line, _unknown(str(key), allowed, inside))
+            elif value is not None:
+                yield str(key), (value, line)
+
+    def _map(
+        self, parts: Mapping[str, tuple[Any, int]], key: str, allowed: Sequence[str], example: str
+    ) -> Iterator[tuple[str, tuple[Any, int]]]:
+        if key not in parts:
+            self.problems.append(f"file {self.shown}: {key} is missing, e.g. {example}")
+            return
+        value, line = parts[key]
+        if not isinstance(value, Mapping):
+            self._fault(line, f"{key} is no map, e.g. {example}")
+            return
+        yield from self._entries(value, allowed, f"{key}: ")
+
+    def _constant(self, tree: Any, parts: Mapping[str, tuple[Any, int]], key: str, wanted: str) -> None:
+        if key not in parts:
+            self.problems.append(f"file {self.shown}: {key} is missing: {key}: {wanted}")
+        elif parts[key][0] != wanted:
+            value, line = parts[key]
+            self._fault(line, f"{key} {plain(value)!r} is not known to this version: {key}: {wanted}")
+
+    def _name(self, metadata: Mapping[str, tuple[Any, int]], named: str) -> str:
+        if "name" not in metadata:
+            if not any("metadata" in problem for problem in self.problems):
+                self.problems.append(f"file {self.shown}: metadata.name is missing, e.g. name: reviewer")
+            return ""
+        value, line = metadata["name"]
+        name = plain(value)
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name == "default":
+            self._fault(
+                line,
+                f"name {name!r} is none for an agent: small letters, digits and -, not default, e.g. reviewer",
+            )
+            return ""
+        if named and name != named:
+            self._fault(line, f"name {name!r} in a file that is called {named}.yaml: make them the same")
+        return name
+
+    def _text(self, spec: Mapping[str, tuple[Any, int]], key: str, example: str) -> str:
+        value, line = spec.get(key, ("", 0))
+        if not isinstance(value, str):
+            self._fault(line, f"{key} {plain(value)!r} is no text, e.g. {example}")
+            return ""
+        return str(value).strip()
+
+    def _tools(self, value: Any, line: int) -> tuple[str, ...]:
+        if not isinstance(value, list):
+            self._fault(line, f"tools {plain(value)!r} is no list, e.g. tools: [read_file, search_files]")
+            return ()
+        names: list[str] = []
+        lines: Any = getattr(value, "lc", None)
+        for index, item in enumerate(value):
+            place = lines.data[index][0] + 1 if lines is not None and lines.data else line
+            name = plain(item)
+            if name in names:
+                self._fault(place, f"tool {name!r} stands there a second time; keep one")
+            elif name in TOOLS:
+                names.append(str(name))
+            else:
+                self._fault(place, _unknown_tool(name))
+        return tuple(names)
+
+    def _llm(self, value: Any, line: int) -> dict[str, object]:
+        if not isinstance(value, Mapping):
+            self._fault(line, f"llm {plain(value)!r} is no map, e.g. llm: {{model: qwen2.5-coder:7b}}")
+            return {}
+        said = self._settings(value, (*LLM_KEYS, *_MODES), "llm: ")
+        for mode in _MODES:
+            if mode not in said:
+                continue
+            part, place = value[mode], _line_of(value, mode)
+            if isinstance(part, Mapping):
+                said[mode] = self._settings(part, LLM_KEYS, f"llm: {mode}: ")
+            else:
+                self._fault(place, f"{mode} is no map of settings, e.g. {mode}: {{model: qwen3:8b}}")
+        return said
+
+    def _settings(self, tree: Any, allowed: Sequence[str], inside: str) -> dict[str, object]:
+        """The settings of a map in their own types; provider and model must not contradict each other."""
+        values: dict[str, object] = {}
+        said: dict[str, config.Said] = {}
+        for key, (value, line) in self._entries(tree, allowed, inside):
+            if key in _MODES:
+                values[key] = {}
+                continue
+            raw = plain(value)
+            raw = raw.strip(config.BLANKS) if isinstance(raw, str) else raw
+            try:
+                values[key] = config.SETTINGS[key].parse(raw, False)
+            except ValueError as error:
+                self._fault(line, f"{key} {raw!r} {error}")
+            else:
+                said[key] = config.Said(raw, f"file {self.shown}:{line}")
+        fault = own_words(config.Layer("agent", said)).fault
+        if fault:
+            self.problems.append(fault)
+        return values
+
+    def _fault(self, line: int, text: str) -> None:
+        self.problems.append(f"file {self.shown}, line {line}: {text}")
+
+
+def _line_of(tree: Any, key: object) -> int:
+    place = (tree.lc.data or {}).get(
+        key
+    )  # A key that comes by `<<` has no place of its own; the map's is near.
+    return int(place[0] if place else tree.lc.line or 0) + 1
+
+
+def _unknown(key: str, allowed: Sequence[str], inside: str) -> str:
+    if key in ("base_url", "api_key", "api_key_env"):
+        return (
+            f"{key!r} may not stand in an agent's file: addresses and keys are the user's; set "
+            "STIGMER_LLM_BASE_URL or the provider's key variable in the environment, or `llm:` in "
+            "~/.stigmer/config.yaml"
+        )
+    if inside == "" and key in (*SPEC_KEYS, *LATER):
+        return f"{key!r} belongs under `spec:`"
+    if inside == "spec: " and key in LLM_KEYS:
+        return f"{key!r} belongs under `llm:`"
+    near = config.nearest(key, allowed)
+    known = f"; known are {', '.join(name for name in allowed if name not in LATER)}"
+    return f"unknown key {inside + key!r}" + (f": did you mean {near!r}?" if near else known)
+
+
+def _unknown_tool(name: object) -> str:
+    if name == "task":
+        return (
+            "tool 'task' comes with sub-agents, which this version of stigmer does not support: leave it out"
+        )
+    near = config.nearest(str(name), TOOLS)
+    return f"there is no tool {name!r}" + (
+        f": did you mean {near!r}?" if near else f"; there are {', '.join(TOOLS)}"
+    )
+
+
+# As a record of the API
+
+
+def label(agent: Agent) -> str:
+    """How a source names it: `reviewer@1f2e3d4c`."""
+    return f"{agent.name}@{agent.revision}" if agent.revision else agent.name
+
+
+def to_record(agent: AgentFile, *, trusted: bool) -> Agent:
+    """The agent as a request carries it and as it is stored with the execution."""
+    from stigmer.api.service_pb2 import Agent, ToolChoice
+
+    return Agent(
+        name=agent.name,
+        revision=agent.revision,
+        description=agent.description,
+        instructions=agent.instructions,
+        llm=_as_record({key: value for key, value in agent.llm.items() if key not in _MODES}),
+        llm_local=_as_record(agent.llm.get("local")),
+        llm_cloud=_as_record(agent.llm.get("cloud")),
+        tools=None if agent.tools is None else ToolChoice(names=agent.tools),
+        trusted=trusted,
+    )
+
+
+def _as_record(values: object) -> ExecutionConfig | None:
+    from stigmer.api.service_pb2 import ExecutionConfig
+
+    return ExecutionConfig(**values) if isinstance(values, dict) and values else None
+
+
+def from_record(agent: Agent) -> config.Layer:
+    """The agent's layer of the cascade. A host in it is a problem there."""
+    llm: dict[str, object] = _said(agent.llm)
+    for mode in _MODES:
+        if agent.HasField(f"llm_{mode}"):  # type: ignore[arg-type]  # llm_local, llm_cloud
+            llm[mode] = _said(getattr(agent, f"llm_{mode}"))
+    return config.layer_from_agent(llm, label(agent))
+
+
+def _said(values: ExecutionConfig) -> dict[str, object]:
+    return {
+        one.name: tuple(value) if one.name == "fallbacks" else value for one, value in values.ListFields()
+    }
+
+
+def unknown_tools(agent: Agent) -> list[str]:
+    """What is wrong with the tools that a request chooses; a request may come from any program."""
+    return [_unknown_tool(name) for name in agent.tools.names if name not in TOOLS]
