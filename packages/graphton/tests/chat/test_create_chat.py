@@ -29,7 +29,8 @@ def every_key_is_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("anthropic:claude-haiku-5.5", "AnthropicChat", "anthropic:claude-haiku-5-5"),
         ("claude-haiku-5.5", "AnthropicChat", "anthropic:claude-haiku-5-5"),
-        ("openai/gpt-4.1", "OpenAIChat", "openai:gpt-4.1"),
+        ("openai/gpt-4.1", "ResponsesChat", "openai:gpt-4.1"),
+        ("gpt-6-luna", "ResponsesChat", "openai:gpt-6-luna"),
         ("ollama:qwen2.5-coder:7b", "OllamaChat", "ollama:qwen2.5-coder:7b"),
         ("qwen2.5-coder:7b", "OllamaChat", "ollama:qwen2.5-coder:7b"),
         ("llamacpp:qwen2.5-coder:1.5b", "LlamaCppChat", "llamacpp:qwen2.5-coder:1.5b"),
@@ -40,7 +41,7 @@ def test_a_model_string_chooses_the_dialect(text: str, name: str, ref: str) -> N
     assert (type(chat).__name__, str(chat.ref)) == (name, ref)
 
 
-@pytest.mark.parametrize("provider", OPENAI_LIKE)
+@pytest.mark.parametrize("provider", [name for name in OPENAI_LIKE if name != "openai"])
 def test_every_compatible_provider_speaks_the_openai_dialect(provider: str) -> None:
     row = PROVIDERS[provider]
     base_url = row.base_url or "https://mine.example/v1"
@@ -54,11 +55,43 @@ def test_llamacpp_with_an_address_is_any_compatible_host() -> None:
     assert type(chat).__name__ == "OpenAIChat"
 
 
-def test_a_dialect_can_be_said() -> None:
-    chat = create_chat(
-        "ollama:qwen2.5-coder:7b", ModelSettings(dialect="openai", base_url="http://127.0.0.1:1/v1")
+@pytest.mark.parametrize("base_url", [None, "https://api.openai.com/v1", "https://API.openai.com:443/v1/"])
+def test_openai_is_asked_by_the_responses_api_at_its_own_origin(base_url: str | None) -> None:
+    chat = create_chat("openai:gpt-6-luna", ModelSettings(base_url=base_url))
+    assert type(chat).__name__ == "ResponsesChat"
+    assert (
+        chat.preview(ASK).url.lower()
+        == f"{base_url or 'https://api.openai.com/v1'}".lower().rstrip("/") + "/responses"
     )
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    [
+        "http://api.openai.com/v1",
+        "https://api.openai.com:8443/v1",
+        "https://api.openai.com.other.example/v1",
+        "http://127.0.0.1:1/v1",
+    ],
+)
+def test_openai_at_any_other_origin_is_asked_by_chat_completions(base_url: str) -> None:
+    chat = create_chat("openai:gpt-6-luna", ModelSettings(base_url=base_url))
     assert type(chat).__name__ == "OpenAIChat"
+
+
+@pytest.mark.parametrize(
+    ("model", "dialect", "base_url", "name"),
+    [
+        ("openai:gpt-6-luna", "chat", None, "OpenAIChat"),
+        ("openai:gpt-6-luna", "responses", "http://127.0.0.1:1/v1", "ResponsesChat"),
+        ("azure:mine", "responses", "https://mine.example/openai/v1", "ResponsesChat"),
+        ("vllm:some-model", "responses", None, "ResponsesChat"),
+        ("ollama:qwen2.5-coder:7b", "openai", "http://127.0.0.1:1/v1", "OpenAIChat"),
+    ],
+)
+def test_a_dialect_can_be_said(model: str, dialect: str, base_url: str | None, name: str) -> None:
+    chat = create_chat(model, ModelSettings(dialect=dialect, base_url=base_url))
+    assert type(chat).__name__ == name
 
 
 def test_settings_are_keywords() -> None:
@@ -103,6 +136,7 @@ def test_a_key_that_is_given_goes_where_it_is_told_and_is_shown_nowhere() -> Non
         ("anthropic:", {}, ModelNameError, "names provider 'anthropic' but no model"),
         ("azure:mine", {}, SettingError, "provider 'azure' has no address of its own"),
         ("openai:gpt-4.1", {"dialect": "soap"}, SettingError, "dialect 'soap' is not one that we speak"),
+        ("openai:gpt-4.1", {"base_url": "https://a.example:x/v1"}, SettingError, "openai is no address"),
         ("openai:gpt-4.1", {"temprature": 1}, SettingError, "unexpected keyword argument 'temprature'"),
     ],
 )

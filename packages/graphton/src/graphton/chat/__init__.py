@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +17,14 @@ from graphton.chat.base import (
     WaitChunk,
 )
 from graphton.errors import SettingError
-from graphton.models import ModelRef, ModelSettings, find_provider, origin
+from graphton.models import ModelRef, ModelSettings, Provider, find_provider, origin
 
 if TYPE_CHECKING:
     from graphton.chat.anthropic import AnthropicChat
     from graphton.chat.llamacpp import LlamaCppChat
     from graphton.chat.ollama import OllamaChat
     from graphton.chat.openai import OpenAIChat
+    from graphton.chat.responses import ResponsesChat
 
 __all__ = [
     "AnthropicChat",
@@ -37,6 +36,7 @@ __all__ = [
     "OpenAIChat",
     "Preview",
     "Request",
+    "ResponsesChat",
     "TextChunk",
     "ThinkingChunk",
     "ToolSpec",
@@ -47,7 +47,9 @@ __all__ = [
 
 _DIALECTS = {
     "anthropic": ("graphton.chat.anthropic", "AnthropicChat"),
+    "chat": ("graphton.chat.openai", "OpenAIChat"),
     "openai": ("graphton.chat.openai", "OpenAIChat"),
+    "responses": ("graphton.chat.responses", "ResponsesChat"),
     "ollama": ("graphton.chat.ollama", "OllamaChat"),
 }
 _LLAMACPP = ("graphton.chat.llamacpp", "LlamaCppChat")
@@ -64,7 +66,7 @@ def create_chat(ref: ModelRef | str, settings: ModelSettings = _NOTHING_SET) -> 
     if isinstance(ref, str):
         ref = ModelRef.parse(ref)
     row = find_provider(ref.provider)
-    dialect = settings.dialect or row.dialect
+    dialect = _dialect(row, settings)
     if dialect not in _DIALECTS:
         raise SettingError(
             f"dialect {dialect!r} is not one that we speak", hint=f"one of {', '.join(_DIALECTS)}"
@@ -80,11 +82,24 @@ def create_chat(ref: ModelRef | str, settings: ModelSettings = _NOTHING_SET) -> 
     return chat
 
 
+def _dialect(row: Provider, settings: ModelSettings) -> str:
+    """What somebody said, else what the provider speaks at its own origins, else what its kind speaks anywhere."""
+    if settings.dialect:
+        return settings.dialect
+    try:
+        home = row.home_dialect and origin(settings.base_url or row.base_url) in row.origins
+    except ValueError as error:  # a port that is none
+        raise SettingError(
+            f"the base URL of {row.name} is no address: {error}",
+            hint="write it like https://api.example.com/v1",
+        ) from error
+    return row.home_dialect if home else row.dialect
+
+
 def parse_model_string(text: str, **settings: Any) -> Chat:
     """A chat with the model that a string names, such as `anthropic:claude-haiku-4.5`; keywords are ModelSettings.
 
-    Where no `api_key` is given, the provider's own variable (`ANTHROPIC_API_KEY`, …) serves, but only at the
-    provider's own address: a key never follows a base_url to somebody else's host.
+    Like create_chat it reads no environment: `parse_model_string("claude-haiku-4.5", api_key=os.environ["…"])`.
     """
     ref = ModelRef.parse(text)
     try:
@@ -94,10 +109,6 @@ def parse_model_string(text: str, **settings: Any) -> Chat:
             f"{error}".replace("ModelSettings.__init__()", "parse_model_string()"),
             hint=f"settings are {', '.join(ModelSettings.__dataclass_fields__)}",
         ) from error
-    row = find_provider(ref.provider)
-    own_address = origin(given.base_url or row.base_url) in row.origins
-    if given.api_key is None and row.key_variable and own_address:
-        given = replace(given, api_key=os.environ.get(row.key_variable) or None)
     return create_chat(ref, given)
 
 

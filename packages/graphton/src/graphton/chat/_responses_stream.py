@@ -51,12 +51,17 @@ class ResponseGathering(Gathering):
         super().__init__(provider, prompt_bytes=prompt_bytes)
         self._items: dict[int, _Item] = {}
         self._refused = False
-        self._end: dict[str, Any] | None = None
+        self._message: AssistantMessage | None = None
         self._model = ""
 
     @property
     def finished(self) -> bool:
-        return self._end is not None
+        return self._message is not None
+
+    def message(self) -> AssistantMessage:
+        if self._message is None:
+            raise ValueError("the response is not whole yet")
+        return self._message
 
     def _event(self, event: dict[str, Any], data: bytes, peer: Peer) -> Iterable[Chunk]:
         self.progressed = self._thinks()
@@ -145,16 +150,14 @@ class ResponseGathering(Gathering):
         if not any(item.closed for item in self._items.values()):
             for index, wire in enumerate(response.get("output") or ()):
                 yield from self._close(index, wire, dumps(wire))
-        self._end = {**response, "status": event["type"].removeprefix("response.")}
+        end = {**response, "status": event["type"].removeprefix("response.")}
+        blocks = tuple(block for _, item in sorted(self._items.items()) for block in self._blocks(item))
+        self._message = AssistantMessage(
+            blocks, stop=self._stop(end), usage=self._counted(end), model=self._model
+        )
         self.closed = True
 
     # --- the whole ----------------------------------------------------------------------------------------------
-
-    def message(self) -> AssistantMessage:
-        blocks = tuple(block for _, item in sorted(self._items.items()) for block in self._blocks(item))
-        return AssistantMessage(
-            blocks, stop=self._stop(blocks), usage=self._counted(self._end or {}), model=self._model
-        )
 
     def _blocks(self, item: _Item) -> Iterator[Block]:
         wire = item.wire
@@ -174,15 +177,13 @@ class ResponseGathering(Gathering):
                 arguments, malformed = call_arguments(
                     (wire.get("arguments") if item.closed else "") or item.streamed
                 )
-                yield ToolCall(
-                    wire["name"], arguments, wire_id=wire.get("call_id") or call_id(), malformed=malformed
-                )
+                wire_id = str(wire.get("call_id") or call_id())
+                yield ToolCall(str(wire["name"]), arguments, wire_id=wire_id, malformed=malformed)
             case _ if item.raw:
                 yield Opaque(self._provider, item.raw)
 
-    def _stop(self, blocks: tuple[Block, ...]) -> StopReason:
+    def _stop(self, end: Mapping[str, Any]) -> StopReason:
         """Why the model stopped. Calls of a response that is not complete are cut, whatever it says."""
-        end = self._end or {}
         if self._refused:
             return StopReason.REFUSED
         if end.get("status") != "completed":
