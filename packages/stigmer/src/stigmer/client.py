@@ -37,6 +37,8 @@ from stigmer.api.service_pb2 import (
     PreviewExecutionResponse,
     ShutdownRequest,
     Status,
+    WakeExecutionsRequest,
+    WakeExecutionsResponse,
     WatchExecutionRequest,
 )
 from stigmer.errors import StigmerError
@@ -208,6 +210,10 @@ class Client:
             execution=execution, call=call, path=path, digest=digest, approve=approve, by=by, reason=reason
         )
         return await self._ask(DecideApprovalResponse, "DecideApproval", request)
+
+    async def wake(self) -> int:
+        """Lets executions go on that wait for a key which has come since; how many do."""
+        return (await self._ask(WakeExecutionsResponse, "WakeExecutions", WakeExecutionsRequest())).woken
 
     async def status(self) -> Status:
         return await self._ask(Status, "GetStatus", GetStatusRequest())

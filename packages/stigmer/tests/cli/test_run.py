@@ -50,7 +50,7 @@ def test_json_gives_one_event_a_line_with_seq_rising_by_one(stigmer, fake) -> No
     stored = [e["seq"] for e in events if e["seq"] is not None]
     assert stored == list(range(1, len(stored) + 1))
     assert len({e["execution"] for e in events}) == 1
-    assert {"text_delta", "tool_dispatched", "tool_finished"} <= {e["type"] for e in events}
+    assert {"model_replied", "tool_dispatched", "tool_finished"} <= {e["type"] for e in events}
 
 
 def test_piped_text_is_the_task(stigmer, fake) -> None:
