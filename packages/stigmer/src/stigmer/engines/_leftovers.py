@@ -39,15 +39,16 @@ def end_leftovers(records: Iterable[pb.Event]) -> list[int]:
 def _end(pid: int, start_time: float) -> bool:
     if pid <= 1 or pid == os.getpid():
         return False
-    members = [p for p in psutil.process_iter(["pid", "create_time"]) if _group(p.pid) == pid]
+    members = [p for p in psutil.process_iter() if _group(p.pid) == pid]
     leader = next((p for p in members if p.pid == pid), None) or _process(pid)
-    if leader is not None and abs(leader.create_time() - start_time) > _SLACK:
+    begun = _begun(leader) if leader is not None else None
+    if begun is not None and abs(begun - start_time) > _SLACK:
         return False  # Somebody else's process by now.
-    ours = [p for p in members if p.create_time() >= start_time - _SLACK]
-    if leader is not None and leader not in ours:
+    ours = [p for p in members if (_begun(p) or 0.0) >= start_time - _SLACK]
+    if leader is not None and begun is not None and leader not in ours:
         ours += [leader, *_children(leader)]
     for process in ours:
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.Error):
             process.send_signal(signal.SIGKILL)
     psutil.wait_procs(ours, timeout=5.0)
     return bool(ours)
@@ -56,19 +57,27 @@ def _end(pid: int, start_time: float) -> bool:
 def _group(pid: int) -> int | None:
     try:
         return os.getpgid(pid)
-    except ProcessLookupError:
+    except OSError:
         return None
 
 
 def _process(pid: int) -> psutil.Process | None:
     try:
         return psutil.Process(pid)
-    except psutil.NoSuchProcess:
+    except psutil.Error:
+        return None
+
+
+def _begun(process: psutil.Process) -> float | None:
+    """When it was started; None when it ended while we looked: a dead daemon's tools end by themselves meanwhile."""
+    try:
+        return process.create_time()
+    except psutil.Error:
         return None
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
     try:
         return process.children(recursive=True)
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return []

@@ -100,7 +100,12 @@ class EmbeddedEngine:
 
     async def start(self) -> None:
         for row in self._store.unfinished():
-            await self._take_back(row)
+            try:
+                await self._take_back(row)
+            except JournalError:
+                raise
+            except Exception as error:  # One broken execution must not keep the server from starting.
+                await self._broken(row, error)
         self._keeper = asyncio.create_task(self._keep(), name="engine keeper")
 
     async def stop(self) -> None:
@@ -174,11 +179,7 @@ class EmbeddedEngine:
                     log.error("the store failed execution=%s reason=%r", row.id, error.message)
                     await self._pause(running)
         except Exception as error:
-            told = self._runner.explain(error, row)
-            log.error("a defect ended the execution execution=%s reason=%r", row.id, told.hint)
-            with suppress(JournalError):
-                end = self._finished(row, pb.Finished(outcome="failed", error=told))
-                await self._store.control(row.no, [_ended(row.epoch, "lost"), end])
+            await self._broken(row, error)
         finally:
             del self._running[row.id]
             self._rested = False
@@ -191,6 +192,12 @@ class EmbeddedEngine:
         row = running.row
         epoch = await self._store.claim(row.no, worker=self._worker, lease=self._lease)
         if epoch is None:
+            # It has finished; or, against all rules, somebody holds its lease: that runs out.
+            found = self._store.get(row.id)
+            if found is not None and found.finished_ms is None:
+                log.warning("the lease is held execution=%s state=%s", row.id, found.state)
+                await self._pause(running)
+                return True
             return False
         records = self._store.replay(row.no)
         journal = StoreJournal(
@@ -243,6 +250,14 @@ class EmbeddedEngine:
             with suppress(JournalError):
                 await self._store.control(found.no, [_ended(found.epoch, "lost")])
 
+    async def _broken(self, row: Row, error: Exception) -> None:
+        """The way out for our own defects: the accepted execution has an end all the same."""
+        told = self._runner.explain(error, row)
+        log.error("a defect ended the execution execution=%s reason=%r", row.id, told.hint)
+        end = pb.Finished(outcome="failed", error=told)
+        with suppress(JournalError):
+            await self._store.control(row.no, [_ended(row.epoch, "lost"), pb.Event(finished=end)])
+
     async def _close(self, row: Row, *, by: str) -> None:
         """Ends an execution that has no task: open questions are closed with it."""
         found = self._store.get(row.id)
@@ -274,7 +289,7 @@ class EmbeddedEngine:
         """What a dead process left of one execution: its processes end, its attempt is lost, the next one begins."""
         records = self._store.replay(row.no)
         cancelled = next((r for r in records if r.HasField("cancel_requested")), None)
-        if row.state == "running":
+        if row.state == "running" or _is_open(records):
             ended = end_leftovers(records)
             log.warning("taken back execution=%s attempt=%d ended_processes=%s", row.id, row.epoch, ended)
             await self._store.control(row.no, [_ended(row.epoch, "lost")])
@@ -358,6 +373,16 @@ def _hopeless(records: Sequence[pb.Event]) -> bool:
             case _:
                 pass
     return lost >= LOST_LIMIT
+
+
+def _is_open(records: Sequence[pb.Event]) -> bool:
+    """Whether an attempt has started that has not ended."""
+    ends = [
+        r.HasField("attempt_started")
+        for r in records
+        if r.HasField("attempt_started") or r.HasField("attempt_ended")
+    ]
+    return bool(ends) and ends[-1]
 
 
 def _last_wait(records: Sequence[pb.Event]) -> str:
