@@ -34,26 +34,170 @@ class Task:
     check: Callable[[Outcome], str]
 
 
-WORDS = (
-    "amber anchor apple autumn bakery balcony basket beacon bicycle blanket bottle branch breeze bridge bucket "
-    "butter cabin candle canyon carpet castle cellar cherry circle cloud coffee copper corner cotton cousin crystal "
-    "curtain desert dinner engine evening feather fiddle finger flower forest fountain garden ginger glacier "
-    "hammer harbour harvest helmet hollow island jacket journey kettle kitchen ladder lantern lemon letter library "
-    "marble market meadow mirror morning mountain needle notebook ocean orange orchard packet parcel pencil pepper "
-    "pillow planet pocket pottery puzzle quarry rabbit railway ribbon river saddle sailor season shadow shelter "
-    "silver station stone summer table temple thunder ticket timber tunnel umbrella valley velvet village violin "
-    "walnut water whistle window winter wooden yellow"
-).split()
+WORDS = [
+    "amber",
+    "anchor",
+    "apple",
+    "autumn",
+    "bakery",
+    "balcony",
+    "basket",
+    "beacon",
+    "bicycle",
+    "blanket",
+    "bottle",
+    "branch",
+    "breeze",
+    "bridge",
+    "bucket",
+    "butter",
+    "cabin",
+    "candle",
+    "canyon",
+    "carpet",
+    "castle",
+    "cellar",
+    "cherry",
+    "circle",
+    "cloud",
+    "coffee",
+    "copper",
+    "corner",
+    "cotton",
+    "cousin",
+    "crystal",
+    "curtain",
+    "desert",
+    "dinner",
+    "engine",
+    "evening",
+    "feather",
+    "fiddle",
+    "finger",
+    "flower",
+    "forest",
+    "fountain",
+    "garden",
+    "ginger",
+    "glacier",
+    "hammer",
+    "harbour",
+    "harvest",
+    "helmet",
+    "hollow",
+    "island",
+    "jacket",
+    "journey",
+    "kettle",
+    "kitchen",
+    "ladder",
+    "lantern",
+    "lemon",
+    "letter",
+    "library",
+    "marble",
+    "market",
+    "meadow",
+    "mirror",
+    "morning",
+    "mountain",
+    "needle",
+    "notebook",
+    "ocean",
+    "orange",
+    "orchard",
+    "packet",
+    "parcel",
+    "pencil",
+    "pepper",
+    "pillow",
+    "planet",
+    "pocket",
+    "pottery",
+    "puzzle",
+    "quarry",
+    "rabbit",
+    "railway",
+    "ribbon",
+    "river",
+    "saddle",
+    "sailor",
+    "season",
+    "shadow",
+    "shelter",
+    "silver",
+    "station",
+    "stone",
+    "summer",
+    "table",
+    "temple",
+    "thunder",
+    "ticket",
+    "timber",
+    "tunnel",
+    "umbrella",
+    "valley",
+    "velvet",
+    "village",
+    "violin",
+    "walnut",
+    "water",
+    "whistle",
+    "window",
+    "winter",
+    "wooden",
+    "yellow",
+]
 
-RARE = (
-    "zebra flamingo quasar marzipan obelisk kangaroo sapphire tornado pelican accordion volcano truffle "
-    "platypus cinnamon hurricane gondola mongoose pineapple tarantula origami saxophone nebula crocodile meteor"
-).split()
+RARE = [
+    "zebra",
+    "flamingo",
+    "quasar",
+    "marzipan",
+    "obelisk",
+    "kangaroo",
+    "sapphire",
+    "tornado",
+    "pelican",
+    "accordion",
+    "volcano",
+    "truffle",
+    "platypus",
+    "cinnamon",
+    "hurricane",
+    "gondola",
+    "mongoose",
+    "pineapple",
+    "tarantula",
+    "origami",
+    "saxophone",
+    "nebula",
+    "crocodile",
+    "meteor",
+]
 
-NAMES = (
-    "notes.txt report.md plan.txt summary.txt draft.md journal.txt ideas.md inventory.csv log.txt agenda.md "
-    "letter.txt recipes.md guide.txt members.csv minutes.txt travel.md budget.csv index.html poem.txt script.py"
-).split()
+NAMES = [
+    "notes.txt",
+    "report.md",
+    "plan.txt",
+    "summary.txt",
+    "draft.md",
+    "journal.txt",
+    "ideas.md",
+    "inventory.csv",
+    "log.txt",
+    "agenda.md",
+    "letter.txt",
+    "recipes.md",
+    "guide.txt",
+    "members.csv",
+    "minutes.txt",
+    "travel.md",
+    "budget.csv",
+    "index.html",
+    "poem.txt",
+    "script.py",
+]
 
 
 def _sentence(rng: random.Random) -> str:
@@ -94,7 +238,20 @@ FORMATS: dict[str, Callable[[dict[str, str]], str]] = {
     "py": lambda v: '"""Settings."""\n\n' + "".join(f'{k.upper()} = "{x}"\n' for k, x in v.items()),
 }
 
-STEMS = "settings config app server deploy service defaults project options site info facts".split()
+STEMS = [
+    "settings",
+    "config",
+    "app",
+    "server",
+    "deploy",
+    "service",
+    "defaults",
+    "project",
+    "options",
+    "site",
+    "info",
+    "facts",
+]
 
 VALUES: dict[str, Callable[[random.Random], str]] = {
     "port": lambda r: str(r.randint(1025, 65000)),
@@ -182,10 +339,23 @@ TEXTS = (
     "print({n} + {m})",
 )
 
-NEW_NAMES = (
-    "hello.txt shopping.txt todo.md greeting.txt memo.txt data/out.txt result.csv readme.md note1.txt a.txt "
-    "message.log welcome.html reminders.txt docs/intro.md quote.txt"
-).split()
+NEW_NAMES = [
+    "hello.txt",
+    "shopping.txt",
+    "todo.md",
+    "greeting.txt",
+    "memo.txt",
+    "data/out.txt",
+    "result.csv",
+    "readme.md",
+    "note1.txt",
+    "a.txt",
+    "message.log",
+    "welcome.html",
+    "reminders.txt",
+    "docs/intro.md",
+    "quote.txt",
+]
 
 
 def create(rng: random.Random, wording: str) -> Task:
@@ -242,7 +412,9 @@ def largest(rng: random.Random, wording: str) -> Task:
         named = _named(outcome.answer, list(files))
         if not named or named[0] != name:
             return f"names {named}, not {name!r}"
-        if wants_content and not any(w in outcome.answer.lower() for w in [*topic, *_longer_words(files[name])]):
+        if wants_content and not any(
+            w in outcome.answer.lower() for w in [*topic, *_longer_words(files[name])]
+        ):
             return f"names {name!r} but nothing of what is in it"
         return ""
 

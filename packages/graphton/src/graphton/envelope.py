@@ -39,11 +39,12 @@ To use a tool: {"tool": NAME, "arguments": {...}}
 To answer the user: {"reply": TEXT}"""
 
 EXAMPLES: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("read_file", "What is the name in package.json?", {"path": "package.json"}),
+    ("read_file", "What is the name in web/package.json?", {"path": "web/package.json"}),
     ("search_files", "Which file contains the word invoice?", {"text": "invoice"}),
+    ("write_file", 'Put "Bye, 2 cats" into old.md', {"path": "old.md", "content": "Bye, 2 cats"}),
 )
-"""One shown for each tool of that name which takes these arguments; two, and one plain answer: more made the small
-models copy them."""
+"""One is shown for each tool of that name which takes these arguments. The folder, the comma and the verb are there
+because without them the small models searched for paths, split texts into lines and edited files that did not exist."""
 
 PLAIN_EXAMPLE = ("What is the capital of Italy?", "Rome.")
 
@@ -283,16 +284,13 @@ def _content(text: str, stop: StopReason, tools: Sequence[ToolSpec]) -> tuple[tu
     said = reply.feed(text)
     if reply.found:
         return (Text(said),), stop
-    try:
-        envelope = _json.loads(text)
-    except (ValueError, RecursionError):
-        if stop is StopReason.LENGTH and (head := _CALL_HEAD.match(text)):
-            return (ToolCall(json.loads(head.group(1)), {}, malformed=text),), stop
-    else:
-        match envelope:
-            case {"tool": str(name), "arguments": dict(arguments), **rest} if not rest:
-                if name in {tool.name for tool in tools}:
-                    return (ToolCall(name, arguments),), StopReason.TOOLS if stop is StopReason.END else stop
+    envelope, malformed = _json.arguments(text)
+    if malformed and stop is StopReason.LENGTH and (head := _CALL_HEAD.match(text)):
+        return (ToolCall(json.loads(head.group(1)), {}, malformed=text),), stop
+    match envelope:
+        case {"tool": str(name), "arguments": dict(arguments), **rest} if not rest:
+            if name in {tool.name for tool in tools}:
+                return (ToolCall(name, arguments),), StopReason.TOOLS if stop is StopReason.END else stop
     return _foreign(text, stop, tools)
 
 

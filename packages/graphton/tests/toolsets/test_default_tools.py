@@ -14,12 +14,12 @@ from graphton.tools import Effect
 from graphton.toolsets import default_tools, open_workspace
 
 NAMES = [
-    "list_files",
-    "find_files",
-    "search_files",
     "read_file",
+    "search_files",
+    "list_files",
     "write_file",
     "edit_file",
+    "find_files",
     "run_command",
     "todos",
 ]
@@ -30,7 +30,7 @@ SYSTEM_TOKENS = 150
 def test_the_tools_come_in_a_stable_order_with_their_effects(folder: Path) -> None:
     tools = default_tools(folder)
     assert [one.name for one in tools] == NAMES
-    effects = [Effect.READ] * 4 + [Effect.IDEMPOTENT, Effect.WRITE, Effect.WRITE, Effect.READ]
+    effects = [Effect.READ] * 3 + [Effect.IDEMPOTENT, Effect.WRITE, Effect.READ, Effect.WRITE, Effect.READ]
     assert [one.effect for one in tools] == effects
     assert [one.name for one in tools if one.asks] == ["run_command"]
 
@@ -49,11 +49,11 @@ def test_schemas_and_system_text_stay_under_900_tokens(folder: Path) -> None:
 
 @pytest.mark.parametrize("given", [str, Path, lambda folder: open_workspace(folder, named=True)])
 async def test_a_workspace_may_be_a_path_or_an_opened_one(folder: Path, given: Any) -> None:
-    tools = default_tools(given(folder), closed=[folder / "src"])
-    listing = await tools[0].run({"path": "."}, None)  # type: ignore[arg-type]  # it asks for no context
+    tools = {tool.name: tool for tool in default_tools(given(folder), closed=[folder / "src"])}
+    listing = await tools["list_files"].run({"path": "."}, None)  # type: ignore[arg-type]  # it asks for no context
     assert "notes.txt" in str(listing)
     with pytest.raises(Exception, match="'src' is closed to tools"):
-        await tools[0].run({"path": "src"}, None)  # type: ignore[arg-type]  # it asks for no context
+        await tools["list_files"].run({"path": "src"}, None)  # type: ignore[arg-type]  # it asks for no context
 
 
 def test_a_bare_path_is_not_taken_as_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

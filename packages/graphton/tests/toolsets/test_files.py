@@ -44,6 +44,9 @@ async def test_a_name_that_is_no_text_does_not_hurt(folder: Path, call: Any) -> 
     assert "is a binary file" not in await call("read_file", path=odd)
 
 
+NAMES_ONLY = "\n(names only; read_file shows what is in a file)"
+
+
 async def test_find_takes_names_and_paths(folder: Path, call: Any) -> None:
     for name in (
         "docs/a/guide.md",
@@ -54,13 +57,13 @@ async def test_find_takes_names_and_paths(folder: Path, call: Any) -> None:
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("guide")
-    assert await call("find_files", pattern="*.md") == "docs/a/guide.md\ndocs/guide.md"
-    assert await call("find_files", pattern="docs/*.md") == "docs/guide.md"
-    assert await call("find_files", pattern="docs/**/*.md") == "docs/a/guide.md\ndocs/guide.md"
-    assert await call("find_files", pattern="./docs/a/*") == "docs/a/guide.md"
-    assert await call("find_files", pattern=f"{folder}/docs/*.md") == "docs/guide.md"
-    assert await call("find_files", pattern=".github/*") == ".github/ci.md"
-    assert await call("find_files", pattern="Guide") == "docs/a/guide.md\ndocs/guide.md"
+    assert await call("find_files", pattern="*.md") == "docs/a/guide.md\ndocs/guide.md" + NAMES_ONLY
+    assert await call("find_files", pattern="docs/*.md") == "docs/guide.md" + NAMES_ONLY
+    assert await call("find_files", pattern="docs/**/*.md") == "docs/a/guide.md\ndocs/guide.md" + NAMES_ONLY
+    assert await call("find_files", pattern="./docs/a/*") == "docs/a/guide.md" + NAMES_ONLY
+    assert await call("find_files", pattern=f"{folder}/docs/*.md") == "docs/guide.md" + NAMES_ONLY
+    assert await call("find_files", pattern=".github/*") == ".github/ci.md" + NAMES_ONLY
+    assert await call("find_files", pattern="Guide") == "docs/a/guide.md\ndocs/guide.md" + NAMES_ONLY
     assert await call("find_files", pattern="*.rs") == "no file matches '*.rs'"
 
 
@@ -69,7 +72,16 @@ async def test_search_shows_file_line_and_text(folder: Path, call: Any) -> None:
     (folder / ".git").mkdir()
     (folder / ".git" / "x").write_text("zebra")
     assert await call("search_files", text="ZEBRA") == "notes.txt:2: the zebra sleeps"
-    assert await call("search_files", text="zebra", path="src") == "no line in 1 files holds 'zebra'"
+    assert await call("search_files", text="zebra", path="src") == (
+        "(not in 'src', but elsewhere:)\nnotes.txt:2: the zebra sleeps"
+    )
+    assert await call("search_files", text="zebra", path="made_up") == (
+        "(not in 'made_up', but elsewhere:)\nnotes.txt:2: the zebra sleeps"
+    )
+    assert await call("search_files", text="giraffe", path="src") == "no line in 1 files holds 'giraffe'"
+    assert await call("search_files", text="src/app.py") == (
+        "no line in 2 files holds 'src/app.py'\n(there is a file 'src/app.py'; read_file shows what is in it)"
+    )
     assert await call("search_files", text="return", path="src/app.py") == "src/app.py:2: return 1"
     assert await call("search_files", text="z.bra") == "no line in 2 files holds 'z.bra'"
     assert await call("search_files", text="z.bra|ret\\w+", regex=True) == (

@@ -115,7 +115,7 @@ async def test_the_path_as_somebody_wrote_it_works(folder: Path, call_in: Any) -
 
 
 async def test_find_and_search_follow_no_link(links: Path, call: Any) -> None:
-    assert await call("find_files", pattern="*.txt") == "notes.txt"
+    assert (await call("find_files", pattern="*.txt")).splitlines()[:-1] == ["notes.txt"]
     assert "no line in 2 files" in await call("search_files", text="outside")
     assert "must be a file name or a path in the workspace" in await call("find_files", pattern="../*.txt")
     assert OUTSIDE in await call("find_files", pattern="/etc/*")

@@ -53,27 +53,27 @@ def file_tools(workspace: Workspace) -> list[Tool]:
 
     @tool(effect=Effect.READ)
     def list_files(path: str = "") -> str:
-        """List a folder: file names with sizes, largest first."""
+        """List the files of a folder with their sizes, largest first."""
         return _list(workspace, path)
 
     @tool(effect=Effect.READ)
     async def find_files(pattern: str) -> str:
-        """Find files by name, e.g. "*.py" or "src/**/*.md"."""
+        """Find files by a pattern for their names, e.g. *.py."""
         return await in_thread(_find, workspace, pattern, threading.Event())
 
     @tool(effect=Effect.READ)
     async def search_files(text: str, path: str = "", regex: bool = False) -> str:
-        """Find which files hold a text; shows file:line: text."""
+        """Find which files contain a word, and the lines with it."""
         return await in_thread(_search, workspace, text, path, regex, threading.Event())
 
     @tool(effect=Effect.READ)
     def read_file(path: str, start_line: int = 1, end_line: int | None = None) -> str:
-        """Read a text file."""
+        """Read a file by its path."""
         return _read(workspace, path, start_line, end_line)
 
     @tool(effect=Effect.IDEMPOTENT)
     def write_file(path: str, content: str) -> str:
-        """Create or replace a file."""
+        """Create or replace a file with the given content."""
         return _write(workspace, path, content)
 
     @tool(effect=Effect.WRITE)
@@ -81,7 +81,8 @@ def file_tools(workspace: Workspace) -> list[Tool]:
         """Replace a text, which must occur exactly once, in a file."""
         return _edit(workspace, path, old, new)
 
-    return [_lean(one) for one in (list_files, find_files, search_files, read_file, write_file, edit_file)]
+    # In this order, as measured: of a list, small models like to take what stands first.
+    return [_lean(one) for one in (read_file, search_files, list_files, write_file, edit_file, find_files)]
 
 
 def _lean(one: Tool) -> Tool:
@@ -195,7 +196,8 @@ def _find(workspace: Workspace, pattern: str, stop: threading.Event) -> str:
         found = [parts for parts in files if pattern.casefold() in "/".join(parts).casefold()]
     if not found:
         return "\n".join([f"no file matches {pattern!r}", *tree.note])
-    return "\n".join(_capped(["/".join(parts) for parts in found], MAX_SHOWN) + tree.note)
+    names = _capped(["/".join(parts) for parts in found], MAX_SHOWN)
+    return "\n".join([*names, *tree.note, "(names only; read_file shows what is in a file)"])
 
 
 def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
@@ -215,18 +217,46 @@ def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 def _search(workspace: Workspace, text: str, path: str, regex: bool, stop: threading.Event) -> str:
     if not text:
         raise ToolError("text is empty; give the text to search for")
+    place = _existing(workspace, path)
+    found, notes = _found_below(workspace, place, text, regex, stop)
+    elsewhere = place != path
+    if not found and place.strip("./"):
+        # Small models make up a folder; what they look for is somewhere all the same.
+        everywhere = _found_below(workspace, "", text, regex, stop)
+        if elsewhere := bool(everywhere[0]):
+            found, notes = everywhere
+    if found and elsewhere:
+        found.insert(0, f"(not in {path!r}, but elsewhere:)")
+    if not found:
+        notes += _meant(workspace, text)
+    return "\n".join(found + notes)
+
+
+def _existing(workspace: Workspace, path: str) -> str:
+    """The path, or "" where a folder that exists holds nothing of that name."""
+    with workspace.place(path) as place:
+        return path if not place.name or place.status is not None else ""
+
+
+def _found_below(
+    workspace: Workspace, path: str, text: str, regex: bool, stop: threading.Event
+) -> tuple[list[str], list[str]]:
+    """The lines below a path that hold a text, and what must be said about the search."""
     tree = _Tree(workspace, stop, frozenset(path.split("/")))
     with contextlib.ExitStack() as stack:
         places = stack.enter_context(_below(workspace, path, tree))
         found, count = _regex_lines(text, places, stop) if regex else _literal_lines(text, places)
-    if not found:
-        return "\n".join([f"no line in {count} files holds {text!r}", *tree.note])
-    note = (
-        [f"(stopped at {MAX_MATCHES} lines; search a folder or a longer text)"]
-        if len(found) >= MAX_MATCHES
-        else []
-    )
-    return "\n".join(found + note + tree.note)
+    notes = [] if found else [f"no line in {count} files holds {text!r}"]
+    if len(found) >= MAX_MATCHES:
+        notes.append(f"(stopped at {MAX_MATCHES} lines; search a folder or a longer text)")
+    return found, notes + tree.note
+
+
+def _meant(workspace: Workspace, text: str) -> list[str]:
+    """Small models search for the name of a file when they should read it."""
+    with contextlib.suppress(ToolError), workspace.file(text) as (_, place):
+        return [f"(there is a file {place.shown!r}; read_file shows what is in it)"]
+    return []
 
 
 @contextlib.contextmanager
