@@ -213,11 +213,12 @@ def agent_for(
     from graphton.agent import create_deep_agent
     from graphton.approval import Approval
 
+    tools = [_guarded(tool) for tool in _tools(request, closed)]
     return create_deep_agent(
         chat,
         fallbacks=fallbacks,
-        instructions=DEFAULT_INSTRUCTIONS if request.workspace else None,
-        tools=[_guarded(tool) for tool in _tools(request, closed)],
+        instructions=request.agent_record.instructions or (DEFAULT_INSTRUCTIONS if tools else None),
+        tools=tools,
         approval=Approval(approve_all=request.approve_all),
         budget=_budget(request.budget),
         name=request.agent,
@@ -230,7 +231,10 @@ def _tools(request: CreateExecutionRequest, closed: Iterable[Path]) -> list[Tool
     from graphton.toolsets import default_tools, open_workspace
 
     opened = open_workspace(request.workspace, named=request.workspace_named, closed=closed)
-    return default_tools(opened, closed=closed)
+    tools = default_tools(opened, closed=closed)
+    if not request.agent_record.HasField("tools"):
+        return tools
+    return [tool for tool in tools if tool.name in request.agent_record.tools.names]
 
 
 def _guarded(tool: Tool) -> Tool:

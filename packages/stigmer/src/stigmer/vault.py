@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -103,7 +103,8 @@ class Vault:
     def layer(self) -> config.Layer | None:
         """The cascade's layer of stored secrets; None where there are none. What cannot be read is a notice.
 
-        Read again when the file has changed, or when the last reading missed something.
+        Read again when the file has changed, or when the last reading missed something. The caller has the values
+        masked (`redact.remember`): this may run in a thread.
         """
         stamp = self._stamp()
         if stamp is None:
@@ -128,22 +129,21 @@ class Vault:
         except VaultError as error:
             rows = {}
             faults.append(error.message)
-        for name, row in rows.items():
+        in_keyring = [name for name, row in rows.items() if _place(row) == "keyring"]
+        for name in rows.keys() - set(in_keyring):
             try:
-                values[name] = self._value(name, row)
+                values[name] = self._opened(name, rows[name])
             except VaultError as error:
                 faults.append(error.message)
-        redact.remember(values.values())
-        return replace(config.layer_from_secrets(values), notices=tuple(faults))
-
-    def _value(self, name: str, row: Mapping[str, Any]) -> str:
-        if _place(row) == "file":
-            return self._opened(name, row)
-        found, fault = _asked(lambda ring: ring.get_password(self._service, name), _READ_SECONDS)
-        if fault or found is None:
-            reason = fault or "it is not there any more"
-            raise VaultError(f"the secret {name} is in the OS keyring and cannot be read: {reason}")
-        return str(found)
+        found, fault = _from_keyring(self._service, in_keyring) if in_keyring else ({}, "")
+        for name in in_keyring:
+            value = found.get(name)
+            if value is None:
+                reason = fault or "it is not there any more"
+                faults.append(f"the secret {name} is in the OS keyring and cannot be read: {reason}")
+            else:
+                values[name] = value
+        return replace(config.layer_from_secrets(values), notices=tuple(sorted(faults)))
 
     # The file
 
@@ -249,6 +249,14 @@ def _into_keyring(service: str, name: str, value: str) -> str:
 
     kept, fault = _asked(work, _WRITE_SECONDS)
     return fault or ("" if kept else "the OS keyring did not keep the value")
+
+
+def _from_keyring(service: str, names: Sequence[str]) -> tuple[dict[str, str | None], str]:
+    """The values under these names, and why there are none: a keyring that does not answer is asked once."""
+    found, fault = _asked(
+        lambda ring: {name: ring.get_password(service, name) for name in names}, _READ_SECONDS
+    )
+    return found or {}, fault
 
 
 def _out_of_keyring(service: str, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Mapping
@@ -12,12 +13,13 @@ from typing import Any
 from graphton.errors import ModelNameError
 from graphton.models import ModelRef, ModelSettings
 
-from stigmer import config, preflight, redact
+from stigmer import agents, config, preflight, redact, trust
 from stigmer.api import event_pb2 as pb
 from stigmer.api import service_pb2 as api
 from stigmer.errors import ConfigError
 from stigmer.home import Home
 from stigmer.server.status import Refused
+from stigmer.vault import Vault
 
 __all__ = ["Resolved", "Resolver", "check_model_file"]
 
@@ -33,12 +35,17 @@ class Resolved:
     line: str
     """Model, provider and why, for people."""
     key: str | None = field(default=None, repr=False)
+    key_is_stored: bool = False
+    """It is a stored secret: looked up afresh whenever it is needed, so that a changed one counts."""
     fallback_keys: tuple[tuple[str, str, str], ...] = field(default=(), repr=False)
-    """Provider, base URL and key of the fallbacks that have one."""
+    """Provider, base URL and key of the fallbacks that have one, stored ones left out."""
 
 
 class Resolver:
-    """This process's part of the cascade: its flags, its environment, the user file; asked with a request's layers."""
+    """This process's part of the cascade: its flags, its environment, stored secrets and the user file.
+
+    It is asked with a request's layers.
+    """
 
     def __init__(
         self, home: Home, *, flags: Mapping[str, str], environ: Mapping[str, str] | None = None
@@ -50,6 +57,7 @@ class Resolver:
             config.layer_from_flags(flags, "process_flag"),
             config.layer_from_environment(self._environ),
         )
+        self._vault = Vault(home)
         _remember(self._environ)
 
     async def __call__(self, request: api.CreateExecutionRequest, *, local: bool) -> Resolved:
@@ -57,16 +65,21 @@ class Resolver:
 
         `local`: the request came over the Unix socket, the only way that the caller's shell and files may take.
         """
-        if not local and (request.shell or request.HasField("project_file")):
+        files = request.HasField("project_file") or request.HasField("agent_record")
+        if not local and (request.shell or files):
             raise Refused(
                 "a request over TCP may not carry the caller's shell or files",
                 code="forbidden",
                 hint="send flags and execution_config; keys are set at the server",
             )
         _remember(request.shell)
-        layers = [*_request_layers(request, local=local), *self._process, *self._user_file()]
+        secrets = await self._secrets()
+        layers = [*_request_layers(request, local=local), *self._process, *secrets, *self._user_file()]
+        if doubtful := _file_layers(request, trusted=False):
+            layers = trust.without_widening(layers, doubtful, await self._otherwise(layers))
         found = await self._resolve(layers)
         settings, ref = found.settings, found.ref
+        stored = {value for layer in secrets for value in layer.variables.values()}
         return Resolved(
             config=_record(found),
             provider=ref.provider,
@@ -74,17 +87,19 @@ class Resolver:
             base_url=settings.base_url or "",
             line=f"{found.values['model'].value} on {ref.provider} ({found.values['provider'].source})",
             key=settings.api_key,
+            key_is_stored=settings.api_key in stored,
             fallback_keys=tuple(
                 (other.ref.provider, other.settings.base_url or "", other.settings.api_key)
                 for other in found.fallbacks
-                if other.settings.api_key is not None
+                if other.settings.api_key is not None and other.settings.api_key not in stored
             ),
         )
 
     def key_for(self, provider: str, base_url: str) -> str | None:
-        """The key that this process's environment or the user file binds to that provider at that address."""
+        """The key that this process's environment, a stored secret or the user file binds to that address."""
         wanted = config.layer_from_flags({"provider": provider, "base_url": base_url or None})
-        layers = [wanted, *self._process, *self._user_file()]
+        secrets = self._vault.layer()
+        layers = [wanted, *self._process, *([secrets] if secrets else []), *self._user_file()]
         try:
             found = config.resolve(layers, config.Known(ollama=False), config.clock(self._environ))
         except ConfigError as error:
@@ -94,11 +109,28 @@ class Resolver:
         redact.remember([found.settings.api_key or ""])
         return found.settings.api_key
 
+    async def _secrets(self) -> list[config.Layer]:
+        """The stored secrets. A keyring may take its time: it is asked beside the loop."""
+        layer = self._vault.layer() if self._vault.fresh else await asyncio.to_thread(self._vault.layer)
+        if layer is None:
+            return []
+        redact.remember(layer.variables.values())
+        return [layer]
+
     def _user_file(self) -> list[config.Layer]:
         """Read anew each time: an edit counts for the next run."""
         if not self._named and not self._file.exists():
             return []
         return [config.layer_from_file(self._file)]
+
+    async def _otherwise(self, layers: list[config.Layer]) -> config.LLMConfig:
+        """What these layers come to, whatever is wrong with them."""
+        try:
+            return await self._resolve(layers)
+        except ConfigError as error:
+            if error.config is None:
+                raise
+            return error.config
 
     async def _resolve(self, layers: list[config.Layer]) -> config.LLMConfig:
         """`resolve` is pure and asks for facts only when they matter: it is run again with each one measured."""
@@ -167,8 +199,19 @@ def _request_layers(request: api.CreateExecutionRequest, *, local: bool) -> list
     layers = [config.layer_from_flags(dict(request.flags)), config.layer_from_execution(values)]
     if not local:
         return [layer.over_tcp() for layer in layers]
-    layers.append(config.layer_from_environment(dict(request.shell), "shell"))
-    if request.HasField("project_file"):
+    return [
+        *layers,
+        config.layer_from_environment(dict(request.shell), "shell"),
+        *_file_layers(request, trusted=True),
+    ]
+
+
+def _file_layers(request: api.CreateExecutionRequest, *, trusted: bool) -> list[config.Layer]:
+    """The layers of the agent and of the project's file, those that the user trusts or the others."""
+    layers = []
+    if request.HasField("agent_record") and request.agent_record.trusted == trusted:
+        layers.append(agents.from_record(request.agent_record))
+    if request.HasField("project_file") and request.project_file.trusted == trusted:
         project = request.project_file
         layers.append(config.layer_from_file(project.path, project.text, "project_file"))
     return layers

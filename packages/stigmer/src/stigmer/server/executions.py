@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 from graphton.errors import Fenced
 
+from stigmer.agents import unknown_tools
 from stigmer.api import event_pb2 as pb
 from stigmer.api import service_pb2 as api
 from stigmer.api import service_pb2_grpc
@@ -112,6 +113,12 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         """The first provider request of such an execution; nothing is stored or sent."""
         return await self._answered(context, self._preview(request, local=by_unix_socket(context)))
 
+    async def WakeExecutions(
+        self, request: api.WakeExecutionsRequest, context: Any
+    ) -> api.WakeExecutionsResponse:
+        """Lets executions go on whose key has come."""
+        return await self._answered(context, self._wake())
+
     async def _answered(self, context: Any, work: Awaitable[Answer]) -> Answer:
         """The answer, or the error as gRPC tells it."""
         with self._activity.call():
@@ -150,10 +157,12 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             if known is not None:
                 return known, False
         _check(request, home=self._home.path)
+        told = _narrow(request)
         resolved = await self._resolve(request, local=local)
+        resolved.config.notices.extend(told)
         check_model_file(resolved.provider, resolved.model, resolved.base_url)
         id = new_id(self._store.now_ms / 1000)
-        if resolved.key is not None:
+        if resolved.key is not None and not resolved.key_is_stored:
             self._keys.put(id, resolved.key, provider=resolved.provider, base_url=resolved.base_url)
         for provider, base_url, key in resolved.fallback_keys:
             self._keys.put(id, key, provider=provider, base_url=base_url)
@@ -174,11 +183,27 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             self._wake_those_without_a_key()
         return row, True
 
-    def _wake_those_without_a_key(self) -> None:
-        for row in self._store.page(limit=PAGE_LIMIT, state="waiting"):
-            (_, last), *_ = self._store.events(row.no, row.seq - 1)
-            if pb.Event.FromString(last).waiting.reason == "key":
-                self._engine.wake(row.id)
+    async def _wake(self) -> api.WakeExecutionsResponse:
+        return api.WakeExecutionsResponse(woken=self._wake_those_without_a_key())
+
+    def _wake_those_without_a_key(self) -> int:
+        """Wakes the executions whose key is at hand now, and says how many those are."""
+        woken, before = 0, None
+        while page := self._store.page(limit=PAGE_LIMIT, before=before, state="waiting"):
+            before = page[-1].no
+            for row in page:
+                if self._lacked_its_key(row):
+                    self._engine.wake(row.id)
+                    woken += 1
+        return woken
+
+    def _lacked_its_key(self, row: Row) -> bool:
+        """Whether an execution waits for a key that is there by now."""
+        (_, last), *_ = self._store.events(row.no, row.seq - 1)
+        if pb.Event.FromString(last).waiting.reason != "key":
+            return False
+        model = self._execution(row).config.models[0]
+        return self._keys.find(row.id, provider=model.provider, base_url=model.base_url) is not None
 
     async def _preview(
         self, request: api.CreateExecutionRequest, *, local: bool
@@ -331,11 +356,13 @@ def _check(request: api.CreateExecutionRequest, *, home: Path) -> None:
             code="task_too_long",
             hint="put the text into a file in the workspace and name the file in the task",
         )
-    if request.agent not in ("", "default"):
+    if request.HasField("agent_record"):
+        _check_agent(request)
+    elif request.agent not in ("", "default"):
         raise Refused(
             f"there is no agent {request.agent!r}",
             code="agent_unknown",
-            hint="leave --agent out, or say default",
+            hint="name a file: --agent ./agent.yaml; or leave --agent out",
         )
     if request.session:
         raise Refused(
@@ -358,6 +385,27 @@ def _check(request: api.CreateExecutionRequest, *, home: Path) -> None:
                 hint="e.g. /home/ann/project",
             )
         open_workspace(request.workspace, named=request.workspace_named, closed=(home,))
+
+
+def _check_agent(request: api.CreateExecutionRequest) -> None:
+    """An agent that comes with the request may be any program's making."""
+    name = request.agent_record.name
+    if not name or request.agent != name:
+        raise Refused(
+            f"the agent's record is called {name!r} and the request names {request.agent!r}",
+            code="usage",
+            hint="give both the same name",
+        )
+    if wrong := unknown_tools(request.agent_record):
+        raise Refused("; ".join(wrong), code="agent")
+
+
+def _narrow(request: api.CreateExecutionRequest) -> list[str]:
+    """Takes back what an agent of an untrusted folder may not have, and tells."""
+    if not (request.approve_all and request.HasField("agent_record") and not request.agent_record.trusted):
+        return []
+    request.approve_all = False
+    return [f"--yes does not answer for agent {request.agent}: its folder is not trusted (stigmer trust)"]
 
 
 def _brief(execution: api.Execution) -> api.Execution:

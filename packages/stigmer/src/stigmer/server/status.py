@@ -26,6 +26,7 @@ _STATUS = {
     "empty_task": grpc.StatusCode.INVALID_ARGUMENT,
     "task_too_long": grpc.StatusCode.INVALID_ARGUMENT,
     "workspace": grpc.StatusCode.INVALID_ARGUMENT,
+    "agent": grpc.StatusCode.INVALID_ARGUMENT,
     "agent_unknown": grpc.StatusCode.NOT_FOUND,
     "not_found": grpc.StatusCode.NOT_FOUND,
     "model_missing": grpc.StatusCode.FAILED_PRECONDITION,
