@@ -10,7 +10,10 @@ from pathlib import Path
 
 from stigmer.errors import StigmerError
 
-__all__ = ["Address", "Home", "HomeError"]
+__all__ = ["LOG_LIMIT", "Address", "Home", "HomeError"]
+
+LOG_LIMIT = 5_000_000
+"""Bytes of daemon.log after which it is put aside as daemon.log.1."""
 
 _SOCKET_LIMIT = 100
 """Bytes. The kernel takes 108 (Linux) or 104 (macOS) with the closing zero; the rest is for gRPC's own prefix."""

@@ -1,0 +1,119 @@
+"""The daemon's process: takes the home's lock, serves, writes its log, and leaves nothing behind that misleads."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from graphton.errors import GraphtonError
+
+from stigmer import __version__
+from stigmer.errors import StigmerError
+from stigmer.home import LOG_LIMIT, Home
+
+__all__ = ["main"]
+
+IDLE_SECONDS = 30 * 60.0
+"""A daemon that a command started ends after this time with nothing to do."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the daemon in the foreground until it is told to end or has nothing to do."""
+    parser = argparse.ArgumentParser(prog="python -m stigmer.daemon", description=main.__doc__)
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--ready-fd", type=int)
+    parser.add_argument("--stays", action="store_true", help="do not end when idle")
+    parser.add_argument("--flags", type=json.loads, default={}, help="JSON: the LLM flags of `stigmer up`")
+    parser.add_argument("--idle-seconds", type=float, default=IDLE_SECONDS)
+    given = parser.parse_args(arguments)
+    home = Home(given.home)
+    lock = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # An old daemon that is about to end; who started us limits the wait.
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, str(os.getpid()).encode(), 0)
+    try:
+        _serve(home, given)
+    except (GraphtonError, StigmerError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    finally:
+        for left in (home.address, home.socket):
+            left.unlink(missing_ok=True)
+    return 0
+
+
+def _serve(home: Home, given: Any) -> None:
+    import asyncio
+    import importlib
+
+    # By name: nothing that the commands import may reach the loop or a provider, not even through this file.
+    serve = importlib.import_module("stigmer.server").serve
+    _log_to_stderr(home)
+    path = home.create_socket_folder()
+    path.unlink(missing_ok=True)
+
+    said = {"address": f"unix:{path}", "pid": os.getpid(), "version": __version__, "stays": given.stays}
+
+    def ready() -> None:
+        _write(home.address, json.dumps(said))
+        if given.ready_fd is not None:
+            os.write(given.ready_fd, b"ready\n")
+            os.close(given.ready_fd)
+
+    async def run() -> None:
+        task = asyncio.ensure_future(
+            serve(
+                home,
+                address=f"unix:{path}",
+                on_ready=ready,
+                idle_seconds=given.idle_seconds,
+                stays=given.stays,
+                flags=given.flags,
+            )
+        )
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(sign, task.cancel)
+        with suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, for its owner alone."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(text)
+    new.replace(path)
+
+
+def _log_to_stderr(home: Home) -> None:
+    """One line per record on stderr, which is daemon.log; a log that has grown too long is put aside."""
+
+    class Handler(logging.StreamHandler[Any]):
+        def emit(self, record: logging.LogRecord) -> None:
+            super().emit(record)
+            if os.fstat(2).st_size > LOG_LIMIT and home.log.exists():
+                home.log.replace(home.log.with_suffix(".log.1"))
+                fd = os.open(home.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+                os.dup2(fd, 1)
+                os.dup2(fd, 2)
+                os.close(fd)
+
+    handler = Handler(sys.stderr)
+    form = logging.Formatter(
+        "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S"
+    )
+    form.converter = time.gmtime
+    handler.setFormatter(form)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
