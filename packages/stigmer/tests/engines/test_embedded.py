@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 from typing import Any
 
 import psutil
@@ -299,6 +300,48 @@ async def test_left_over_processes_of_a_dead_server_are_ended_before_an_outcome_
     assert kinds.index("attempt_ended") < kinds.index("tool_outcome_unknown")
 
 
+async def test_a_decision_during_a_run_does_not_hide_that_it_runs(house: Any, fake: FakeProviders) -> None:
+    """`resumed` may be appended while the next attempt has begun; a crash then must still find an open attempt."""
+    fake.reply("Done.")
+    row = await house.accept("Go.", submit=False)
+    await house.store.claim(row.no, worker="dead", lease=600)
+    await house.store.control(row.no, [pb.Event(resumed=pb.Resumed(by="ann"))])
+    assert house.store.get(row.id).state == "running"
+    await house.restart()
+    assert (await house.finished(row)).text == "Done."
+    ends = [r.attempt_ended.outcome for r in house.records(row) if r.HasField("attempt_ended")]
+    assert ends == ["lost", "done"]
+
+
+async def test_a_run_whose_lease_is_held_goes_on_when_it_has_run_out(house: Any, fake: FakeProviders) -> None:
+    fake.reply("Done.")
+    await house.close()
+    house.lease = 0.3
+    house.open()
+    await house.engine.start()
+    row = await house.accept("Go.", submit=False)
+    await house.store.claim(row.no, worker="another server", lease=0.2)
+    house.engine.submit(row.id)
+    assert (await house.finished(row)).text == "Done."
+
+
+async def test_one_broken_execution_does_not_keep_the_others_from_going_on(
+    house: Any, fake: FakeProviders
+) -> None:
+    fake.reply("Done.")
+    broken = await house.accept("Broken.", submit=False)
+    good = await house.accept("Good.", submit=False)
+    await house.close()
+    with sqlite3.connect(house.home / "stigmer.db") as db:
+        db.execute("UPDATE events SET body = x'ffffff' WHERE key = ?", (broken.no << 24 | 2,))
+    db.close()
+    house.open()
+    await house.engine.start()
+    assert (await house.finished(good)).text == "Done."
+    assert house.store.get(broken.id).state == "failed"
+    assert [file for file in (house.home / "reports").iterdir() if broken.id in file.name]
+
+
 async def test_many_runs_at_once_share_commits(house: Any, fake: FakeProviders) -> None:
     (house.workspace / "a.txt").write_text("x")
 
@@ -317,8 +360,6 @@ async def test_many_runs_at_once_share_commits(house: Any, fake: FakeProviders) 
 
 
 async def test_a_full_disk_pauses_a_run_and_does_not_lose_it(house: Any, fake: FakeProviders) -> None:
-    import sqlite3
-
     fake.rule(lambda request: Reply(text="Done."))
     await house.close()
     house.lease = 0.5
