@@ -96,7 +96,7 @@ def find_agent(named: str, start: Path, *, home: Path) -> tuple[Path, str, tuple
     for as the project's configuration is. Raises AgentError.
     """
     if "/" in named or named.endswith((".yaml", ".yml")):
-        path = Path(os.path.abspath(os.path.join(start, os.path.expanduser(named))))
+        path = Path(os.path.abspath(os.path.expanduser(named)))
         if not os.path.lexists(path):
             raise AgentError([f"there is no agent file {named!r}"], hint="stigmer run --agent ./agent.yaml …")
         return path, "", ()
@@ -144,13 +144,16 @@ class _Reader:
 
     def __init__(self, shown: str) -> None:
         self.shown = shown
-        self.problems: list[str] = []
+        self._found: list[tuple[int, str]] = []
+
+    @property
+    def problems(self) -> list[str]:
+        """In the order of their lines."""
+        return [text for _, text in sorted(self._found, key=lambda one: one[0])]
 
     def agent(self, tree: Any, named: str, revision: str) -> AgentFile:
         if not isinstance(tree, Mapping):
-            self.problems.append(
-                f"file {self.shown} defines no agent: it begins with apiVersion: stigmer/v1 and kind: Agent"
-            )
+            self._missing("it defines no agent: the first lines are apiVersion: stigmer/v1 and kind: Agent")
             return AgentFile("", revision)
         parts = dict(self._entries(tree, ("apiVersion", "kind", "metadata", "spec"), ""))
         self._constant(tree, parts, "apiVersion", "stigmer/v1")
@@ -187,7 +190,7 @@ class _Reader:
         self, parts: Mapping[str, tuple[Any, int]], key: str, allowed: Sequence[str], example: str
     ) -> Iterator[tuple[str, tuple[Any, int]]]:
         if key not in parts:
-            self.problems.append(f"file {self.shown}: {key} is missing, e.g. {example}")
+            self._missing(f"{key} is missing, e.g. {example}")
             return
         value, line = parts[key]
         if not isinstance(value, Mapping):
@@ -197,15 +200,15 @@ class _Reader:
 
     def _constant(self, tree: Any, parts: Mapping[str, tuple[Any, int]], key: str, wanted: str) -> None:
         if key not in parts:
-            self.problems.append(f"file {self.shown}: {key} is missing: {key}: {wanted}")
+            self._missing(f"{key} is missing: {key}: {wanted}")
         elif parts[key][0] != wanted:
             value, line = parts[key]
             self._fault(line, f"{key} {plain(value)!r} is not known to this version: {key}: {wanted}")
 
     def _name(self, metadata: Mapping[str, tuple[Any, int]], named: str) -> str:
         if "name" not in metadata:
-            if not any("metadata" in problem for problem in self.problems):
-                self.problems.append(f"file {self.shown}: metadata.name is missing, e.g. name: reviewer")
+            if not any(" metadata is " in problem for problem in self.problems):
+                self._missing("metadata.name is missing, e.g. metadata: {name: reviewer}")
             return ""
         value, line = metadata["name"]
         name = plain(value)
@@ -276,11 +279,14 @@ class _Reader:
                 said[key] = config.Said(raw, f"file {self.shown}:{line}")
         fault = own_words(config.Layer("agent", said)).fault
         if fault:
-            self.problems.append(fault)
+            self._found.append((_line_of(tree, "model"), fault))
         return values
 
     def _fault(self, line: int, text: str) -> None:
-        self.problems.append(f"file {self.shown}, line {line}: {text}")
+        self._found.append((line, f"file {self.shown}, line {line}: {text}"))
+
+    def _missing(self, text: str) -> None:
+        self._found.append((0, f"file {self.shown}: {text}"))
 
 
 def _line_of(tree: Any, key: object) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from stigmer.api.event_pb2 import Budget
 from stigmer.api.service_pb2 import CreateExecutionRequest, ProjectFile
-from stigmer.cli._terminal import Terminal
-from stigmer.config import find_project_file, llm_variables
+from stigmer.cli._project import Project, find_project
+from stigmer.cli._terminal import Terminal, harmless
+from stigmer.config import llm_variables, named_key_variables
 from stigmer.home import Home
 
 __all__ = ["build"]
@@ -26,8 +26,13 @@ def build(
     idempotency_key: str,
     home: Home,
     talk: Terminal,
+    project: Project | None = None,
 ) -> CreateExecutionRequest:
-    """The request for this task from here. Secrets travel in its `shell` layer, over the user's own socket only."""
+    """The request for this task from here. Secrets travel in its `shell` layer, over the user's own socket only.
+
+    `project` is what comes with the workspace's folder, and the agent; it is looked for where nobody has yet.
+    """
+    user_file = Path(os.environ.get("STIGMER_CONFIG") or home.config).expanduser()
     request = CreateExecutionRequest(
         task=task,
         workspace=str(workspace),
@@ -36,23 +41,18 @@ def build(
         idempotency_key=idempotency_key,
         caller="cli",
         flags=flags,
-        shell=llm_variables(os.environ, *_named_variables(home)),
+        shell=llm_variables(os.environ, *named_key_variables(user_file)),
     )
     if budget:
         request.budget.CopyFrom(Budget(**budget))  # type: ignore[arg-type]  # The options' types are the fields'.
-    found, notices = find_project_file(workspace, stigmer_home=home.path)
-    for notice in notices:
-        talk.say(f"note: {notice}")
-    if found is not None:
-        request.project_file.CopyFrom(ProjectFile(path=str(found), text=found.read_text(errors="replace")))
+    if project is None:
+        project = find_project(workspace, agent=None, home=home, talk=talk, asks=False)
+    for notice in project.notices:
+        talk.say(f"note: {harmless(notice)}")
+    if (file := project.config) is not None:
+        text = file.data.decode(errors="replace")
+        request.project_file.CopyFrom(ProjectFile(path=str(file.path), text=text, trusted=file.trusted))
+    if (agent := project.agent_record()) is not None:
+        request.agent = agent.name
+        request.agent_record.CopyFrom(agent)
     return request
-
-
-def _named_variables(home: Home) -> list[str]:
-    """The variables that the user's file names by `api_key_env`. Reading the file as YAML would cost 50 ms here."""
-    path = Path(os.environ.get("STIGMER_CONFIG") or home.config).expanduser()
-    try:
-        text = path.read_text(errors="replace")
-    except OSError:
-        return []  # None, or one that the daemon will complain of.
-    return re.findall(r"\bapi_key_env\s*:\s*[\"']?([A-Za-z_][A-Za-z0-9_]*)", text)

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,9 @@ from stigmer.cli._main import USAGE, asked, json_option
 from stigmer.cli._terminal import harmless, terminal
 from stigmer.errors import ConfigError, UsageError
 from stigmer.home import Address, Home
+
+if TYPE_CHECKING:
+    from stigmer.cli._project import Project
 
 __all__ = ["config"]
 
@@ -58,14 +61,15 @@ def config() -> None:
 
 @config.command()
 @_llm_flags
+@click.option("--agent", metavar="NAME|FILE", help="An agent of .stigmer/agents, or an agent file.")
 @json_option
-def show(**flags: Any) -> int:
+def show(agent: str | None, **flags: Any) -> int:
     """Show every setting as `stigmer run` would resolve it here: value, source, and what it hides.
 
     A running daemon is asked for its part; none is started. Exit code 2: there are problems.
     """
     given = {name: value for name, value in flags.items() if value not in (None, ())}
-    settings, notices, problems = _resolved(given)
+    settings, notices, problems = _resolved(given, agent)
     talk = terminal()
     if asked().json:
         shown = {"settings": settings, "notices": notices, "problems": problems}
@@ -200,35 +204,60 @@ def _resolution(layers: list[cascade.Layer]) -> cascade.LLMConfig:
         return error.config
 
 
-def _resolved(flags: Mapping[str, object]) -> tuple[dict[str, Any], list[str], list[str]]:
+def _resolved(
+    flags: Mapping[str, object], agent: str | None = None
+) -> tuple[dict[str, Any], list[str], list[str]]:
     """Settings, notices and problems: the daemon's word where one runs, else what one started here would say."""
+    from stigmer.cli._project import find_project
     from stigmer.daemon import find
 
     home = Home.find()
     address = find(home)
+    project = find_project(Path.cwd(), agent=agent, home=home, talk=terminal(), asks=False)
     if address is None:
-        return _as_from_here(flags, home)
-    settings, notices, problems = _asked_of_the_daemon(flags, home, address)
+        return _as_from_here(flags, home, project)
+    settings, notices, problems = _asked_of_the_daemon(flags, home, address, project)
     if problems:
         # A daemon that refuses says only why. Where the same is wrong here, its settings are those from here.
-        here = _as_from_here(flags, home)
+        here = _as_from_here(flags, home, project)
         if here[2] == problems:
             return here
     return settings, notices, problems
 
 
-def _as_from_here(flags: Mapping[str, object], home: Home) -> tuple[dict[str, Any], list[str], list[str]]:
-    project, notices = cascade.find_project_file(Path.cwd(), stigmer_home=home.path)
+def _as_from_here(
+    flags: Mapping[str, object], home: Home, project: Project
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    from stigmer.vault import Vault
+
     layers = [cascade.layer_from_flags(flags)]
-    if project is not None:
-        layers.append(cascade.layer_from_file(project, kind="project_file"))
-    user = _user_layer(_path())
-    found = _resolution([*layers, user] if user else layers)
-    return found.to_json()["settings"], [*notices, *found.notices], list(found.problems)
+    layers += [layer for layer in (Vault(home).layer(), _user_layer(_path())) if layer is not None]
+    found = _with_project(layers, project)
+    return found.to_json()["settings"], [*project.notices, *found.notices], list(found.problems)
+
+
+def _with_project(layers: list[cascade.Layer], project: Project) -> cascade.LLMConfig:
+    """The resolution with what comes with the folder, narrowed where the user does not trust it."""
+    agent = project.agent_record()
+    files: list[tuple[cascade.Layer, bool]] = []
+    if project.config is not None:
+        path, data, trusted = project.config
+        files.append((cascade.layer_from_file(path, data, "project_file"), trusted))
+    if agent is not None:
+        from stigmer.agents import from_record
+
+        files.append((from_record(agent), agent.trusted))
+    layers += [layer for layer, trusted in files if trusted]
+    doubtful = [layer for layer, trusted in files if not trusted]
+    if doubtful:
+        from stigmer.trust import without_widening
+
+        layers = without_widening(layers, doubtful, _resolution(layers))
+    return _resolution(layers)
 
 
 def _asked_of_the_daemon(
-    flags: Mapping[str, object], home: Home, address: Address
+    flags: Mapping[str, object], home: Home, address: Address, project: Project
 ) -> tuple[dict[str, Any], list[str], list[str]]:
     import asyncio
 
@@ -250,6 +279,7 @@ def _asked_of_the_daemon(
         idempotency_key="",
         home=home,
         talk=terminal(),
+        project=project._replace(notices=()),  # They are shown with the others.
     )
     request.workspace = ""
 
@@ -262,7 +292,7 @@ def _asked_of_the_daemon(
         if error.code != "config":
             raise
         return {}, [], list(error.problems) or [error.message]
-    return settings_json(found.config), list(found.config.notices), []
+    return settings_json(found.config), [*project.notices, *found.config.notices], []
 
 
 def _tell_what_hides(name: str, settings: dict[str, Any], shown: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +18,7 @@ from stigmer.home import Home
 
 if TYPE_CHECKING:
     from stigmer.api.service_pb2 import CreateExecutionRequest
+    from stigmer.cli._project import Project
     from stigmer.client import Client
 
 __all__ = ["run"]
@@ -25,6 +27,7 @@ __all__ = ["run"]
 @click.command()
 @click.argument("task", required=False)
 @llm_options
+@click.option("--agent", metavar="NAME|FILE", help="An agent of .stigmer/agents, or an agent file.")
 @click.option("--workspace", metavar="DIR", help="The folder that the tools see. Default: the current one.")
 @click.option("--yes", is_flag=True, help="Answer every question of a tool with yes.")
 @click.option("--detach", is_flag=True, help="Print the execution's id and leave it running.")
@@ -58,6 +61,17 @@ def run(task: str | None, **given: Any) -> int:
         "seconds": given["timeout"],
     }
 
+    def look() -> Project:
+        from stigmer.cli._project import find_project
+
+        here = sys.stdin.isatty() and terminal().err_is_terminal and not asked().json
+        return find_project(folder, agent=given["agent"], home=Home.find(), talk=terminal(), asks=here)
+
+    # What is wrong with an agent's file is told before a daemon is started for it.
+    project = look() if given["agent"] else None
+    if project is not None:
+        project.agent_record()
+
     async def work(client: Client) -> int | StigmerError:
         from stigmer.cli._request import build
 
@@ -71,6 +85,7 @@ def run(task: str | None, **given: Any) -> int:
             idempotency_key=given["idempotency_key"],
             home=Home.find(),
             talk=terminal(),
+            project=project or look(),
         )
         try:
             if given["dry_run"]:
