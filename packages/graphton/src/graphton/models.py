@@ -34,6 +34,7 @@ __all__ = [
     "ToolMode",
     "api_id",
     "cost",
+    "dialect_at",
     "find_provider",
     "implied_provider",
     "known_models",
@@ -117,6 +118,12 @@ def origin(url: str) -> str:
     host = parts.hostname or ""
     host = f"[{host}]" if ":" in host else host
     return f"{parts.scheme.lower()}://{host}:{port}"
+
+
+def dialect_at(row: Provider, base_url: str | None) -> str:
+    """What a provider speaks at an address: at its own origins its home dialect, else what its kind speaks anywhere."""
+    home = row.home_dialect and origin(base_url or row.base_url) in row.origins
+    return row.home_dialect if home else row.dialect
 
 
 def _local(

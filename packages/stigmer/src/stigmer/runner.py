@@ -134,6 +134,7 @@ def recorded_chat(model: pb.ResolvedModel, key: str | None) -> Chat:
         temperature=said("temperature"),
         context_window=said("context_window"),
         thinking=said("thinking"),
+        dialect=said("dialect"),
         base_url=model.base_url or None,
         api_key=key,
         timeouts=Timeouts(

@@ -17,7 +17,7 @@ from graphton.chat.base import (
     WaitChunk,
 )
 from graphton.errors import SettingError
-from graphton.models import ModelRef, ModelSettings, Provider, find_provider, origin
+from graphton.models import ModelRef, ModelSettings, Provider, dialect_at, find_provider
 
 if TYPE_CHECKING:
     from graphton.chat.anthropic import AnthropicChat
@@ -83,17 +83,16 @@ def create_chat(ref: ModelRef | str, settings: ModelSettings = _NOTHING_SET) -> 
 
 
 def _dialect(row: Provider, settings: ModelSettings) -> str:
-    """What somebody said, else what the provider speaks at its own origins, else what its kind speaks anywhere."""
+    """What somebody said, else what the provider speaks at this address."""
     if settings.dialect:
         return settings.dialect
     try:
-        home = row.home_dialect and origin(settings.base_url or row.base_url) in row.origins
+        return dialect_at(row, settings.base_url)
     except ValueError as error:  # a port that is none
         raise SettingError(
             f"the base URL of {row.name} is no address: {error}",
             hint="write it like https://api.example.com/v1",
         ) from error
-    return row.home_dialect if home else row.dialect
 
 
 def parse_model_string(text: str, **settings: Any) -> Chat:

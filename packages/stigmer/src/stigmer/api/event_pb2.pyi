@@ -296,6 +296,7 @@ class ResolvedModel(_message.Message):
     CONNECT_TIMEOUT_FIELD_NUMBER: _builtins.int
     FIRST_TOKEN_TIMEOUT_FIELD_NUMBER: _builtins.int
     IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
+    DIALECT_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     model: _builtins.str
     """The id that the provider knows."""
@@ -310,6 +311,8 @@ class ResolvedModel(_message.Message):
     """Seconds."""
     first_token_timeout: _builtins.float
     idle_timeout: _builtins.float
+    dialect: _builtins.str
+    """chat | responses, at a host of OpenAI's kind."""
     def __init__(
         self,
         *,
@@ -324,15 +327,18 @@ class ResolvedModel(_message.Message):
         connect_timeout: _builtins.float | None = ...,
         first_token_timeout: _builtins.float | None = ...,
         idle_timeout: _builtins.float | None = ...,
+        dialect: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_connect_timeout", b"_connect_timeout", "_context_window", b"_context_window", "_first_token_timeout", b"_first_token_timeout", "_idle_timeout", b"_idle_timeout", "_max_tokens", b"_max_tokens", "_temperature", b"_temperature", "_thinking", b"_thinking", "connect_timeout", b"connect_timeout", "context_window", b"context_window", "first_token_timeout", b"first_token_timeout", "idle_timeout", b"idle_timeout", "max_tokens", b"max_tokens", "temperature", b"temperature", "thinking", b"thinking"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_connect_timeout", b"_connect_timeout", "_context_window", b"_context_window", "_dialect", b"_dialect", "_first_token_timeout", b"_first_token_timeout", "_idle_timeout", b"_idle_timeout", "_max_tokens", b"_max_tokens", "_temperature", b"_temperature", "_thinking", b"_thinking", "connect_timeout", b"connect_timeout", "context_window", b"context_window", "dialect", b"dialect", "first_token_timeout", b"first_token_timeout", "idle_timeout", b"idle_timeout", "max_tokens", b"max_tokens", "temperature", b"temperature", "thinking", b"thinking"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_connect_timeout", b"_connect_timeout", "_context_window", b"_context_window", "_first_token_timeout", b"_first_token_timeout", "_idle_timeout", b"_idle_timeout", "_max_tokens", b"_max_tokens", "_temperature", b"_temperature", "_thinking", b"_thinking", "base_url", b"base_url", "connect_timeout", b"connect_timeout", "context_window", b"context_window", "first_token_timeout", b"first_token_timeout", "has_key", b"has_key", "idle_timeout", b"idle_timeout", "max_tokens", b"max_tokens", "model", b"model", "provider", b"provider", "temperature", b"temperature", "thinking", b"thinking"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_connect_timeout", b"_connect_timeout", "_context_window", b"_context_window", "_dialect", b"_dialect", "_first_token_timeout", b"_first_token_timeout", "_idle_timeout", b"_idle_timeout", "_max_tokens", b"_max_tokens", "_temperature", b"_temperature", "_thinking", b"_thinking", "base_url", b"base_url", "connect_timeout", b"connect_timeout", "context_window", b"context_window", "dialect", b"dialect", "first_token_timeout", b"first_token_timeout", "has_key", b"has_key", "idle_timeout", b"idle_timeout", "max_tokens", b"max_tokens", "model", b"model", "provider", b"provider", "temperature", b"temperature", "thinking", b"thinking"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__connect_timeout: _TypeAlias = _typing.Literal["connect_timeout"]  # noqa: Y015
     _WhichOneofArgType__connect_timeout: _TypeAlias = _typing.Literal["_connect_timeout", b"_connect_timeout"]  # noqa: Y015
     _WhichOneofReturnType__context_window: _TypeAlias = _typing.Literal["context_window"]  # noqa: Y015
     _WhichOneofArgType__context_window: _TypeAlias = _typing.Literal["_context_window", b"_context_window"]  # noqa: Y015
+    _WhichOneofReturnType__dialect: _TypeAlias = _typing.Literal["dialect"]  # noqa: Y015
+    _WhichOneofArgType__dialect: _TypeAlias = _typing.Literal["_dialect", b"_dialect"]  # noqa: Y015
     _WhichOneofReturnType__first_token_timeout: _TypeAlias = _typing.Literal["first_token_timeout"]  # noqa: Y015
     _WhichOneofArgType__first_token_timeout: _TypeAlias = _typing.Literal["_first_token_timeout", b"_first_token_timeout"]  # noqa: Y015
     _WhichOneofReturnType__idle_timeout: _TypeAlias = _typing.Literal["idle_timeout"]  # noqa: Y015
@@ -347,6 +353,8 @@ class ResolvedModel(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__connect_timeout) -> _WhichOneofReturnType__connect_timeout | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__context_window) -> _WhichOneofReturnType__context_window | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dialect) -> _WhichOneofReturnType__dialect | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__first_token_timeout) -> _WhichOneofReturnType__first_token_timeout | None: ...
     @_typing.overload

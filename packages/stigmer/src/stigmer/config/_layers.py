@@ -139,6 +139,8 @@ def layer_from_flags(
                 if row is None
                 else f"a key cannot be given by flag ({name!r}): set {PROVIDERS['anthropic'].key_variable} or "
                 "STIGMER_LLM_API_KEY in the environment"
+                if name.startswith("api_key")
+                else f"{name!r} cannot be given by flag: set {row.variables[0]}, or {row.key} in a file"
             )
             continue
         value = raw.strip(BLANKS) if isinstance(raw, str) else raw
@@ -293,7 +295,7 @@ def _file_fault(key: str, raw: object, kind: Kind, *, where: str) -> str:
             return f"{key!r} in {where} is no map of settings, e.g. {key.split('.')[-1]}: {{…}}"
         return f"unknown key {key.removeprefix('llm.')!r} in {where}{_meant(key, keys)}"
     if kind == "project_file" and row.name not in _PROJECT:
-        place = "in the environment, by a flag, or in ~/.stigmer/config.yaml"
+        place = f"in the environment{', by a flag,' if row.flag else ''} or in ~/.stigmer/config.yaml"
         return f"{row.name!r} in {where} may not stand in a project's file: set it {place}"
     return ""
 

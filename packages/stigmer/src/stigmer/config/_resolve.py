@@ -15,6 +15,7 @@ from graphton.models import (
     Provider,
     Timeouts,
     api_id,
+    dialect_at,
     implied_provider,
     lookup,
     origin,
@@ -92,7 +93,8 @@ class _Cascade:
         url = self._base_url(provider)
         key = self._api_key(provider, url)
         settings = self._numbers(provider, model)
-        settings = replace(settings, base_url=url.url if url else None, api_key=key)
+        dialect = self._dialect(provider, url)
+        settings = replace(settings, base_url=url.url if url else None, api_key=key, dialect=dialect)
         fallbacks = self._fallbacks(mode, provider, settings)
         self.problems += self.bindings.problems
         order = [name for name in SETTINGS if name in self.values]
@@ -443,6 +445,18 @@ class _Cascade:
             )
         return number
 
+    def _dialect(self, provider: Provider, url: Url | None) -> str | None:
+        """How a host of OpenAI's kind is asked; None for providers that have one way only."""
+        default = _dialect_at(provider, url)
+        said_one, said = self._plain_value("dialect", default, f"default for provider {provider.name}")
+        if provider.dialect != "openai" or (url is None and not provider.base_url):
+            if said is not None:
+                self.notices.append(
+                    f"dialect {said_one!r} from {said.source} is not used: {provider.name} is asked in one way only"
+                )
+            return None
+        return str(said_one)
+
     # -- fallbacks
 
     def _fallbacks(self, mode: str, provider: Provider, settings: ModelSettings) -> tuple[Fallback, ...]:
@@ -507,6 +521,8 @@ class _Cascade:
             thinking=None if said_thinking is None else str(said_thinking),
         )
         window = None if row.local else model.context_window
+        # A dialect that somebody set was meant for the provider that is asked first.
+        same = self._said("dialect") and row.name == self.values["provider"].value
         return Fallback(
             ref,
             ModelSettings(
@@ -516,9 +532,15 @@ class _Cascade:
                 thinking=thinking,
                 base_url=url.url or None,
                 api_key=bound[0].value if bound else None,
+                dialect=settings.dialect if same else None,
                 timeouts=Timeouts(*timeouts),
             ),
         )
+
+
+def _dialect_at(provider: Provider, url: Url | None) -> str:
+    spoken = dialect_at(provider, url.url if url and not url.fault else None)
+    return "chat" if spoken == "openai" else spoken
 
 
 def _fitting(

@@ -217,6 +217,14 @@ SETTINGS: dict[str, Setting] = {
             _one_of("off", "low", "medium", "high"),
         ),
         Setting(
+            "dialect",
+            "How a host of OpenAI's kind is asked: by chat completions, or by the Responses API.",
+            (_PREFIX + "DIALECT",),
+            "",
+            "llm.dialect",
+            _one_of("chat", "responses"),
+        ),
+        Setting(
             "timeouts.connect",
             "Seconds until the server must have answered the call.",
             (_PREFIX + "CONNECT_TIMEOUT",),

@@ -240,6 +240,7 @@ def _model(ref: ModelRef, settings: ModelSettings, *, window_said: bool) -> pb.R
         temperature=settings.temperature,
         context_window=settings.context_window if window_said else None,
         thinking=settings.thinking,
+        dialect=settings.dialect,
         connect_timeout=settings.timeouts.connect,
         first_token_timeout=settings.timeouts.first_token,
         idle_timeout=settings.timeouts.idle,
