@@ -37,7 +37,8 @@ _GOODBYE = 5.0
 
 
 _WAITS = {
-    "key": "the run waits for its API key, which is kept nowhere; any `stigmer run` from a shell that has it gives it",
+    "key": "the run waits for its API key; any `stigmer run` from a shell that has it gives it, and so does "
+    "`stigmer secret set NAME`, which keeps it",
     "pause": "the run is paused",
 }
 
@@ -140,6 +141,8 @@ class Follower:
         now = await self._client.get(self.execution)
         if now.state != "waiting" or self._interrupts:
             return True  # An old question, or we have just cancelled.
+        if event.waiting.reason == "approval" and not now.approvals:
+            return True  # Answered long ago: what it waits for now stands further down.
         if event.waiting.reason != "approval":
             self._view.talk(_WAITS.get(event.waiting.reason, f"the run waits: {event.waiting.reason}"))
             self._view.talk(f"to see it go on: stigmer attach {self.execution}")
