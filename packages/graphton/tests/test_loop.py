@@ -387,7 +387,7 @@ async def test_an_asking_tool_parks_the_run_and_a_decision_lets_it_go_on() -> No
     script = [calls(("asking", {"n": 1}), ("free", {"n": 2})), "done"]
     tools = (asking.tool, free.tool)
     result = await agent_of(ScriptedModel(script), *tools).run("go", journal=journal)
-    assert (result.outcome, result.waiting) == ("waiting", ("1.0",))
+    assert (result.outcome, [(q.path, q.call) for q in result.waiting]) == ("waiting", [("", "1.0")])
     assert (asking.seen, free.seen) == ([], [2])
     [asked] = events_of(journal, ApprovalRequested)
     journal.append(ApprovalDecided("", "1.0", asked.digest, "approved", "ann"))

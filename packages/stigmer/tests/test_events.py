@@ -78,8 +78,22 @@ EXAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "approval_requested": (
         pb.ApprovalRequested(call="1.0", name="t", arguments=b"{}", digest=b"\xab", expires_ms=1),
-        {"call": "1.0", "name": "t", "arguments": {}, "digest": "ab", "expires": "1970-01-01T00:00:00.001Z"},
+        {"call": "1.0", "name": "t", "arguments": {}, "digest": "ab", "expires": "1970-01-01T00:00:00.001Z",
+         "reason": "approval"},
     ),
+    "rule_matched": (
+        pb.RuleMatched(call="1.0", digest=b"\xab", verdict="allow", rule="allow run_command (command: git *)"),
+        {"call": "1.0", "verdict": "allow", "rule": "allow run_command (command: git *)"},
+    ),
+    "subagent_started": (
+        pb.SubagentStarted(call="1.0", name="r", budget=pb.Budget(steps=33)),
+        {
+            "call": "1.0", "name": "r",
+            "budget": {"steps": 33, "tokens": None, "usd": None, "seconds": None},
+        },
+    ),
+    "subagent_finished": (pb.SubagentFinished(call="1.0"), {"call": "1.0"}),
+    "loop_warned": (pb.LoopWarned(step=3, times=3), {"step": 3, "times": 3}),
     "approval_decided": (
         pb.ApprovalDecided(call="1.0", digest=b"\xab", decision="rejected", by="ann", reason="no"),
         {"call": "1.0", "digest": "ab", "decision": "rejected", "by": "ann", "reason": "no"},

@@ -21,6 +21,8 @@ __all__ = [
     "ModelRef",
     "ModelSettings",
     "Result",
+    "Rule",
+    "Subagent",
     "Tool",
     "ToolContext",
     "ToolError",
@@ -43,6 +45,8 @@ _HOME = {
     "ModelRef": "models",
     "ModelSettings": "models",
     "Result": "loop",
+    "Rule": "approval",
+    "Subagent": "toolsets.subagents",
     "Tool": "tools",
     "ToolContext": "tools",
     "ToolError": "errors",
@@ -55,7 +59,7 @@ _HOME = {
 
 if TYPE_CHECKING:
     from graphton.agent import Agent, create_deep_agent
-    from graphton.approval import Approval
+    from graphton.approval import Approval, Rule
     from graphton.budget import Budget
     from graphton.chat import create_chat, parse_model_string
     from graphton.chat.base import Chat
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
     from graphton.loop import Result
     from graphton.models import ModelRef, ModelSettings
     from graphton.tools import Effect, Tool, ToolContext, ToolOutput, tool
+    from graphton.toolsets.subagents import Subagent
 
 
 def __getattr__(name: str) -> Any:

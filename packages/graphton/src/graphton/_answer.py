@@ -1,7 +1,7 @@
 """The answers to one reply's tool calls: recorded ones are used, new ones are decided, dispatched, run.
 
 Write-ahead: ToolDispatched is durable before a tool starts. A call that a crash left without its answer is run
-again only if that is harmless; otherwise its outcome is unknown, and the model is told so.
+again only if that is harmless; otherwise its outcome is unknown, and the agent's `on_unknown` says what follows.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import orjson
 
-from graphton.approval import Answer
+from graphton.approval import Answer, Question, Ruling, Waits
+from graphton.budget import Exceeded, Tree
 from graphton.definition import Definition
-from graphton.errors import ToolError
+from graphton.errors import JournalError, OutcomeUnknown, ToolError
 from graphton.journal import (
     ApprovalDecided,
     ApprovalRequested,
@@ -23,6 +25,7 @@ from graphton.journal import (
     Journal,
     ProcessStarted,
     Progress,
+    RuleMatched,
     ToolDispatched,
     ToolFinished,
     ToolOutcomeUnknown,
@@ -37,14 +40,17 @@ UNKNOWN = (
     "It was not run again. Look at the current state before you go on."
 )
 REJECTED = "A person rejected this call; it was not run."
+LEFT = "A person looked into it and said not to run the call again."
+FORBIDDEN = "A rule forbids this call; it was not run. The rule: {rule}"
 CLIPPED = "\n[… {cut} characters left out …]\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """These calls wait for a decision; nothing else in the reply can go on."""
+    """Nothing in the reply can go on: people must answer `questions`, or a limit above is `exceeded`."""
 
-    calls: tuple[str, ...]
+    questions: tuple[Question, ...]
+    exceeded: Exceeded | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +69,27 @@ class _Ready:
     dispatched: bool
 
 
-_Plan = ToolFinished | _Refused | _Ready | None
+_Plan = ToolFinished | _Refused | _Ready | Question
 
 
 async def answer(
-    agent: Definition, message: AssistantMessage, *, journal: Journal, path: str
+    agent: Definition, message: AssistantMessage, *, tree: Tree, path: str
 ) -> ToolResults | Parked:
-    """Results for all calls of `message`, in call order, or which calls wait for a person."""
+    """Results for all calls of `message`, in call order, or what they wait for when no call can go on."""
+    journal = tree.journal
+    while True:
+        parked = await _go_on(agent, message, tree, path)
+        if parked is None:
+            return ToolResults(tuple(_result(call, journal, path) for call in message.calls))
+        await journal.commit()
+        decided = any(journal.decision(q.path, q.call, q.digest) for q in parked.questions)
+        if parked.exceeded or not decided:
+            return parked  # Else a person decided while other calls ran.
+
+
+async def _go_on(agent: Definition, message: AssistantMessage, tree: Tree, path: str) -> Parked | None:
+    """Bring every call as far as it goes; None: all have their results."""
+    journal = tree.journal
     plans = [await _plan(agent, call, journal, path) for call in message.calls]
     ready = [plan for plan in plans if isinstance(plan, _Ready)]
     for new in ready:
@@ -77,26 +97,37 @@ async def answer(
             journal.append(_dispatch(new, journal.execution, path))
     if ready:
         await journal.commit()
-    async with asyncio.TaskGroup() as group:
-        for able in ready:
-            group.create_task(_run(agent, able, journal, path))
-    planned = list(zip(message.calls, plans, strict=True))
-    for call, plan in planned:
+    waits = await _run_all(agent, ready, tree, path)
+    for call, plan in zip(message.calls, plans, strict=True):
         if isinstance(plan, _Refused):
             journal.append(ToolFinished(path, call.id, call.name, plan.text, True, 0.0))
-    parked = tuple(call.id for call, plan in planned if plan is None)
-    if parked:
-        await journal.commit()
-        return Parked(parked)
-    return ToolResults(tuple(_result(call, journal, path) for call in message.calls))
+    questions = [plan for plan in plans if isinstance(plan, Question)]
+    questions += [question for wait in waits for question in wait.questions]
+    exceeded = next((wait.exceeded for wait in waits if wait.exceeded), None)
+    return Parked(tuple(questions), exceeded) if questions or exceeded else None
+
+
+async def _run_all(agent: Definition, ready: Sequence[_Ready], tree: Tree, path: str) -> list[Waits]:
+    """Run these calls side by side; what those sub-agents wait for that could not finish.
+
+    Only what ends the whole run is raised, as it is: JournalError, OutcomeUnknown.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(_run(agent, plan, tree, path)) for plan in ready]
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [wait for task in running if (wait := task.result()) is not None]
 
 
 async def _plan(agent: Definition, call: ToolCall, journal: Journal, path: str) -> _Plan:
-    """What is to be done about one call; None: it waits for a decision."""
+    """What is to be done about one call; a Question: it waits for a decision."""
     if finished := journal.finished(path, call.id):
         return finished
-    if journal.outcome_unknown(path, call.id):
-        return _Refused(UNKNOWN)
+    dispatched = journal.dispatched(path, call.id)
+    lost = journal.outcome_unknown(path, call.id)
+    if dispatched and (lost or dispatched.effect == Effect.WRITE):
+        return await _lost(agent, call, dispatched, journal)
     tool = agent.tools.get(call.name)
     if tool is None:
         return _Refused(f"There is no tool {call.name!r}. Tools: {', '.join(agent.tools) or 'none'}.")
@@ -106,39 +137,81 @@ async def _plan(agent: Definition, call: ToolCall, journal: Journal, path: str) 
     if problems:
         return _Refused("The arguments do not fit: " + "; ".join(problems))
     good = replace(call, arguments=arguments)
-    dispatched = journal.dispatched(path, call.id)
-    if dispatched and tool.effect is Effect.WRITE:
-        journal.append(ToolOutcomeUnknown(path, call.id))
-        return _Refused(UNKNOWN)
-    if dispatched is None:
-        if arguments is not call.arguments and journal.approval(path, call.id) is None:
-            journal.append(ArgumentsRepaired(path, call.id, call.arguments, arguments))
-        match agent.approval.verdict(tool, good):
-            case "deny":
-                return _Refused("A rule forbids this call; it was not run.")
-            case "ask":
-                return await _asked(agent, good, tool, journal, path)
-    return _Ready(good, tool, dispatched is not None)
+    if dispatched:
+        return _Ready(good, tool, dispatched=True)
+    if arguments is not call.arguments and journal.approval(path, call.id) is None:
+        journal.append(ArgumentsRepaired(path, call.id, call.arguments, arguments))
+    match _ruling(agent, good, tool, journal, path):
+        case Ruling("deny", rule):
+            return _Refused(FORBIDDEN.format(rule=rule))
+        case Ruling("ask") if not agent.approval.approve_all:
+            return await _approved(agent, good, tool, journal, path)
+        case _:
+            return _Ready(good, tool, dispatched=False)
 
 
-async def _asked(agent: Definition, call: ToolCall, tool: Tool, journal: Journal, path: str) -> _Plan:
-    """What a person decided about this very call, asking first where nobody was asked."""
+def _ruling(agent: Definition, call: ToolCall, tool: Tool, journal: Journal, path: str) -> Ruling:
+    """What the rules say: what they said is recorded, and holds in later attempts."""
     digest = _digest(call)
-    decision = journal.decision(path, call.id)
-    asked = journal.approval(path, call.id)
-    if asked is None or asked.digest != digest:
-        asked = ApprovalRequested(path, call.id, call.name, call.arguments, digest)
-        journal.append(asked)
-        decision = None
-    if decision is None and agent.approval.ask is not None:
-        answered = await agent.approval.ask(asked)
-        decision = _decided(answered, asked)
-        journal.append(decision)
+    said = journal.rule(path, call.id)
+    if said is not None and said.digest == digest and said.verdict in ("allow", "ask", "deny"):
+        return Ruling(said.verdict, said.rule)  # type: ignore[arg-type]  # checked the line before
+    ruling = agent.approval.ruling(tool, call)
+    if ruling.rule:
+        journal.append(RuleMatched(path, call.id, digest, ruling.verdict, ruling.rule))
+    return ruling
+
+
+async def _approved(agent: Definition, call: ToolCall, tool: Tool, journal: Journal, path: str) -> _Plan:
+    """What a person decided about this very call."""
+    question = ApprovalRequested(path, call.id, call.name, call.arguments, _digest(call))
+    decision = await _decision(agent, question, journal)
     if decision is None:
-        return None
-    if decision.digest != digest or decision.decision != "approved":
+        return Question(path, call.id, question.reason, question.digest)
+    if decision.decision != "approved":
         return _Refused(f"{REJECTED} Reason: {decision.reason}" if decision.reason else REJECTED)
-    return _Ready(call, tool, False)
+    return _Ready(call, tool, dispatched=False)
+
+
+async def _lost(agent: Definition, call: ToolCall, dispatched: ToolDispatched, journal: Journal) -> _Plan:
+    """A write that was dispatched and never answered."""
+    path = dispatched.path
+    if not journal.outcome_unknown(path, call.id):
+        journal.append(ToolOutcomeUnknown(path, call.id))
+    if agent.on_unknown == "stop":
+        await journal.commit()
+        raise OutcomeUnknown(
+            f"{call.name} (call {call.id}) was running when the program stopped: it is not known whether it did its work",
+            hint='look, then run again with on_unknown "tell" or "ask", or start anew',
+        )
+    tool = agent.tools.get(call.name)
+    if agent.on_unknown == "tell" or tool is None:
+        return _Refused(UNKNOWN)
+    times = journal.outcome_unknown(path, call.id)
+    digest = _digest_of([dispatched.digest, "outcome", times])
+    question = ApprovalRequested(path, call.id, call.name, dispatched.arguments, digest, reason="outcome")
+    decision = await _decision(agent, question, journal)
+    if decision is None:
+        return Question(path, call.id, question.reason, digest)
+    if decision.decision != "approved":
+        return _Refused(" ".join(part for part in (UNKNOWN, LEFT, decision.reason) if part))
+    return _Ready(replace(call, arguments=dispatched.arguments), tool, dispatched=False)
+
+
+async def _decision(
+    agent: Definition, question: ApprovalRequested, journal: Journal
+) -> ApprovalDecided | None:
+    """The decision about exactly this question, asking first where nobody was asked."""
+    asked = journal.approval(question.path, question.call)
+    if asked is None or asked.digest != question.digest:
+        journal.append(question)
+    elif decision := journal.decision(question.path, question.call, question.digest):
+        return decision
+    if agent.approval.ask is None:
+        return None
+    decision = _decided(await agent.approval.ask(question), question)
+    journal.append(decision)
+    return decision
 
 
 def _decided(answered: Answer, asked: ApprovalRequested) -> ApprovalDecided:
@@ -147,7 +220,11 @@ def _decided(answered: Answer, asked: ApprovalRequested) -> ApprovalDecided:
 
 
 def _digest(call: ToolCall) -> str:
-    return hashlib.sha256(orjson.dumps([call.name, call.arguments], option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return _digest_of([call.name, call.arguments])
+
+
+def _digest_of(parts: list[object]) -> str:
+    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _key(execution: str, path: str, call: str) -> str:
@@ -167,26 +244,34 @@ def _dispatch(plan: _Ready, execution: str, path: str) -> ToolDispatched:
     )
 
 
-async def _run(agent: Definition, plan: _Ready, journal: Journal, path: str) -> None:
+async def _run(agent: Definition, plan: _Ready, tree: Tree, path: str) -> Waits | None:
     """Run one tool and record its answer; what it raises is an answer too."""
-    call = plan.call
+    call, journal = plan.call, tree.journal
     context = ToolContext(
         call=call.id,
         path=path,
         idempotency_key=_key(journal.execution, path, call.id),
         progress=lambda text: journal.live(Progress(path, "tool", 0, 0, "", text)),
         started=lambda pid, at: journal.append(ProcessStarted(path, call.id, pid, at)),
+        tree=tree,
     )
     begun = time.monotonic()
     output = await _output(plan.tool, call, context)
+    if isinstance(output, Waits):
+        return output
     text = _clip(output.text, agent.max_result_chars)
     seconds = time.monotonic() - begun
     journal.append(ToolFinished(path, call.id, call.name, text, output.is_error, seconds))
+    return None
 
 
-async def _output(tool: Tool, call: ToolCall, context: ToolContext) -> ToolOutput:
+async def _output(tool: Tool, call: ToolCall, context: ToolContext) -> ToolOutput | Waits:
     try:
         output = await tool.run(call.arguments, context)
+    except Waits as waits:
+        return waits
+    except (JournalError, OutcomeUnknown):
+        raise  # A sub-agent's: these end the whole run.
     except ToolError as error:
         return ToolOutput(str(error), is_error=True)
     except (

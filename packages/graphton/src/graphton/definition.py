@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from graphton._retry import Retry
 from graphton.approval import Approval
@@ -12,7 +12,10 @@ from graphton.budget import Budget
 from graphton.chat.base import Chat, ToolSpec
 from graphton.tools import Tool
 
-__all__ = ["Definition"]
+__all__ = ["Definition", "OnUnknown"]
+
+OnUnknown = Literal["ask", "tell", "stop"]
+"""What follows when a crash cut off a write: a person is asked whether to run it again, the model is told, the run ends."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class Definition:
     approval: Approval = Approval()
     budget: Budget = Budget()
     retry: Retry = Retry()
+    on_unknown: OnUnknown = "tell"
+    children: tuple[Definition, ...] = ()
+    """The sub-agents that its task tool may start."""
     max_result_chars: int = 60_000
     """A longer tool result is shown to the model without its middle."""
     tool_specs: tuple[ToolSpec, ...] = field(init=False, repr=False)

@@ -6,6 +6,7 @@ GraphtonError
 ├── ToolDefinitionError a Python function that cannot become a tool
 ├── ToolError           a tool failed in a way the model should read
 ├── DownloadError       a model file could not be fetched, or there is no room for it
+├── OutcomeUnknown      a write was cut off by a crash, and the agent says to stop then
 ├── JournalError        the journal refused an append: this attempt must stop
 │   └── Fenced          another attempt owns the execution now
 └── ProviderError       a model server refused, failed, or could not be reached
@@ -30,6 +31,7 @@ __all__ = [
     "JournalError",
     "ModelMissing",
     "ModelNameError",
+    "OutcomeUnknown",
     "PromptTooLong",
     "ProtocolError",
     "ProviderError",
@@ -87,6 +89,12 @@ class DownloadError(GraphtonError):
     """A model file could not be fetched from any source, or there is no room for it."""
 
     code = "download"
+
+
+class OutcomeUnknown(GraphtonError):
+    """A write was running when the process died, and `on_unknown` is "stop": the whole run ends."""
+
+    code = "outcome_unknown"
 
 
 class JournalError(GraphtonError):

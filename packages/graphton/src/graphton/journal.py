@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from graphton import models
 from graphton.messages import AssistantMessage, Usage
 
 __all__ = [
@@ -20,19 +21,26 @@ __all__ = [
     "HistoryChanged",
     "Journal",
     "Live",
+    "LoopWarned",
     "MemoryJournal",
     "ModelReplied",
     "ModelRequested",
     "Notice",
     "ProcessStarted",
     "Progress",
+    "Record",
     "Retrying",
+    "RuleMatched",
+    "Spent",
     "StreamReset",
+    "SubagentFinished",
+    "SubagentStarted",
     "TextDelta",
     "ThinkingDelta",
     "ToolDispatched",
     "ToolFinished",
     "ToolOutcomeUnknown",
+    "scopes",
 ]
 
 
@@ -102,7 +110,7 @@ class ToolFinished:
 
 @dataclass(frozen=True, slots=True)
 class ToolOutcomeUnknown:
-    """A write was dispatched and its answer was lost in a crash: never guessed, never run again."""
+    """A write was dispatched and its answer was lost in a crash: never guessed, and run again only if a person says so."""
 
     path: str
     call: str
@@ -117,6 +125,8 @@ class ApprovalRequested:
     name: str
     arguments: dict[str, Any]
     digest: str
+    reason: str = "approval"
+    """Why a person is asked: approval | outcome (whether a lost call is to be run again; `digest` is then its own)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +139,48 @@ class ApprovalDecided:
     decision: str
     by: str
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleMatched:
+    """A rule decided about this call: allow | ask | deny. Bound to the call's argument digest, like a decision."""
+
+    path: str
+    call: str
+    digest: str
+    verdict: str
+    rule: str
+    """The rule as people read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubagentStarted:
+    """A call of the task tool started a child; its limits are its share of what its parent had left. None is no limit."""
+
+    path: str
+    """The parent's; the child's is `<path>/<name>@<call>`."""
+    call: str
+    name: str
+    steps: int | None = None
+    tokens: int | None = None
+    usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SubagentFinished:
+    """The child of this call has ended, well or not: the call's result says which."""
+
+    path: str
+    call: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoopWarned:
+    """The model was told that it made the same calls with the same results `times` turns in a row."""
+
+    path: str
+    step: int
+    times: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +243,10 @@ Event = (
     | ToolOutcomeUnknown
     | ApprovalRequested
     | ApprovalDecided
+    | RuleMatched
+    | SubagentStarted
+    | SubagentFinished
+    | LoopWarned
     | Retrying
     | Fallback
     | ArgumentsRepaired
@@ -245,6 +301,27 @@ class Progress:
 Live = TextDelta | ThinkingDelta | StreamReset | Progress
 
 
+@dataclass(slots=True)
+class Spent:
+    """What a path and everything below it has used. `unpriced` counts replies whose price nobody knows."""
+
+    steps: int = 0
+    """Turns that the model has answered."""
+    asking: int = 0
+    """Turns it was asked for and has not answered: under way, or lost."""
+    usage: Usage = Usage()
+    lost: int = 0
+    """Estimated prompt tokens of requests without a reply."""
+    usd: float | None = None
+    unpriced: int = 0
+
+
+def scopes(path: str) -> list[str]:
+    """The path and all paths above it, the topmost first: `/a@1.0/b@2.0` gives "", `/a@1.0` and itself."""
+    parts = path.split("/")
+    return ["/".join(parts[: n + 1]) for n in range(len(parts))]
+
+
 class Journal(Protocol):
     """The record of one execution, for one attempt.
 
@@ -267,9 +344,20 @@ class Journal(Protocol):
     def reply(self, path: str, step: int, purpose: str = "turn") -> ModelReplied | None: ...
     def dispatched(self, path: str, call: str) -> ToolDispatched | None: ...
     def finished(self, path: str, call: str) -> ToolFinished | None: ...
-    def outcome_unknown(self, path: str, call: str) -> bool: ...
+    def open_calls(self, path: str, name: str) -> list[str]:
+        """Calls of this tool that were dispatched and have no result."""
+        ...
+
+    def outcome_unknown(self, path: str, call: str) -> int:
+        """How often this call's outcome was lost; 0 when it is known, or the call was dispatched again since."""
+        ...
+
     def approval(self, path: str, call: str) -> ApprovalRequested | None: ...
-    def decision(self, path: str, call: str) -> ApprovalDecided | None: ...
+    def decision(self, path: str, call: str, digest: str) -> ApprovalDecided | None: ...
+    def rule(self, path: str, call: str) -> RuleMatched | None: ...
+    def subagent(self, path: str, call: str) -> SubagentStarted | None: ...
+    def subagent_finished(self, path: str, call: str) -> bool: ...
+    def loop_warned(self, path: str, step: int) -> LoopWarned | None: ...
     def history_changed(self, path: str, step: int) -> bool: ...
     def fallback(self, path: str) -> Fallback | None:
         """The last change of model on this path."""
@@ -277,6 +365,10 @@ class Journal(Protocol):
 
     def lost(self, path: str) -> Usage:
         """What replies under this path that never came back are counted at: their estimates."""
+        ...
+
+    def spent(self, path: str) -> Spent:
+        """What this path and everything below it has used so far."""
         ...
 
 
@@ -288,41 +380,86 @@ class Record:
     replies: dict[tuple[str, int, str], ModelReplied] = field(default_factory=dict)
     dispatches: dict[tuple[str, str], ToolDispatched] = field(default_factory=dict)
     results: dict[tuple[str, str], ToolFinished] = field(default_factory=dict)
+    unanswered: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By path: call id and tool name of the calls that were dispatched and have no result."""
     unknown: set[tuple[str, str]] = field(default_factory=set)
+    losses: dict[tuple[str, str], int] = field(default_factory=dict)
     approvals: dict[tuple[str, str], ApprovalRequested] = field(default_factory=dict)
-    decisions: dict[tuple[str, str], ApprovalDecided] = field(default_factory=dict)
+    decisions: dict[tuple[str, str, str], ApprovalDecided] = field(default_factory=dict)
+    """By path, call and digest: a call may be asked about twice, once before it runs and once when its outcome is lost."""
+    rules: dict[tuple[str, str], RuleMatched] = field(default_factory=dict)
+    subagents: dict[tuple[str, str], SubagentStarted] = field(default_factory=dict)
+    subagents_finished: set[tuple[str, str]] = field(default_factory=set)
+    loop_warnings: dict[tuple[str, int], LoopWarned] = field(default_factory=dict)
+    totals: dict[str, Spent] = field(default_factory=dict)
     changed: set[tuple[str, int]] = field(default_factory=set)
     fallbacks: dict[str, Fallback] = field(default_factory=dict)
-    open_requests: dict[tuple[str, int, str], int] = field(default_factory=dict)
 
     def add(self, event: Event) -> None:
         """Enter one event."""
         match event:
             case ModelRequested():
-                key = (event.path, event.step, event.purpose)
-                self.requests[key] = event
-                self.open_requests[key] = self.open_requests.get(key, 0) + event.prompt_tokens_estimate
+                self._requested(event)
             case ModelReplied():
-                key = (event.path, event.step, event.purpose)
-                self.replies[key] = event
-                last = self.requests.get(key)
-                self.open_requests[key] -= last.prompt_tokens_estimate if last else 0
+                self._replied(event)
             case ToolDispatched():
                 self.dispatches[event.path, event.call] = event
+                self.unanswered.setdefault(event.path, {})[event.call] = event.name
+                self.unknown.discard((event.path, event.call))
             case ToolFinished():
                 self.results[event.path, event.call] = event
+                self.unanswered.get(event.path, {}).pop(event.call, None)
             case ToolOutcomeUnknown():
-                self.unknown.add((event.path, event.call))
+                lost = (event.path, event.call)
+                self.unknown.add(lost)
+                self.losses[lost] = self.losses.get(lost, 0) + 1
             case ApprovalRequested():
                 self.approvals[event.path, event.call] = event
             case ApprovalDecided():
-                self.decisions[event.path, event.call] = event
+                self.decisions[event.path, event.call, event.digest] = event
+            case RuleMatched():
+                self.rules[event.path, event.call] = event
+            case SubagentStarted():
+                self.subagents[event.path, event.call] = event
+            case SubagentFinished():
+                self.subagents_finished.add((event.path, event.call))
+            case LoopWarned():
+                self.loop_warnings[event.path, event.step] = event
             case HistoryChanged():
                 self.changed.add((event.path, event.step))
             case Fallback():
                 self.fallbacks[event.path] = event
             case _:
                 pass
+
+    def _requested(self, event: ModelRequested) -> None:
+        key = (event.path, event.step, event.purpose)
+        first = key not in self.requests
+        self.requests[key] = event
+        for total in self._totals(event.path):
+            total.lost += event.prompt_tokens_estimate
+            total.asking += first and event.purpose == "turn"
+
+    def _replied(self, event: ModelReplied) -> None:
+        key = (event.path, event.step, event.purpose)
+        asked = self.requests.get(key)
+        estimate = asked.prompt_tokens_estimate if asked else 0
+        self.replies[key] = event
+        usage = event.message.usage
+        usd = _cost(asked.model, usage) if asked else None
+        turn = event.purpose == "turn"
+        for total in self._totals(event.path):
+            total.steps += turn
+            total.asking -= turn and asked is not None
+            total.lost -= estimate
+            total.usage = total.usage + usage
+            if usd is None:
+                total.unpriced += 1
+            else:
+                total.usd = (total.usd or 0.0) + usd
+
+    def _totals(self, path: str) -> list[Spent]:
+        return [self.totals.setdefault(scope, Spent()) for scope in scopes(path)]
 
     def requested(self, path: str, step: int, purpose: str = "turn") -> ModelRequested | None:
         return self.requests.get((path, step, purpose))
@@ -336,14 +473,29 @@ class Record:
     def finished(self, path: str, call: str) -> ToolFinished | None:
         return self.results.get((path, call))
 
-    def outcome_unknown(self, path: str, call: str) -> bool:
-        return (path, call) in self.unknown
+    def open_calls(self, path: str, name: str) -> list[str]:
+        return [call for call, tool in self.unanswered.get(path, {}).items() if tool == name]
+
+    def outcome_unknown(self, path: str, call: str) -> int:
+        return self.losses[path, call] if (path, call) in self.unknown else 0
 
     def approval(self, path: str, call: str) -> ApprovalRequested | None:
         return self.approvals.get((path, call))
 
-    def decision(self, path: str, call: str) -> ApprovalDecided | None:
-        return self.decisions.get((path, call))
+    def decision(self, path: str, call: str, digest: str) -> ApprovalDecided | None:
+        return self.decisions.get((path, call, digest))
+
+    def rule(self, path: str, call: str) -> RuleMatched | None:
+        return self.rules.get((path, call))
+
+    def subagent(self, path: str, call: str) -> SubagentStarted | None:
+        return self.subagents.get((path, call))
+
+    def subagent_finished(self, path: str, call: str) -> bool:
+        return (path, call) in self.subagents_finished
+
+    def loop_warned(self, path: str, step: int) -> LoopWarned | None:
+        return self.loop_warnings.get((path, step))
 
     def history_changed(self, path: str, step: int) -> bool:
         return (path, step) in self.changed
@@ -352,12 +504,16 @@ class Record:
         return self.fallbacks.get(path)
 
     def lost(self, path: str) -> Usage:
-        below = path + "/"
-        return Usage(
-            input_tokens=sum(
-                tokens for (p, _, _), tokens in self.open_requests.items() if p == path or p.startswith(below)
-            )
-        )
+        return Usage(input_tokens=self.spent(path).lost)
+
+    def spent(self, path: str) -> Spent:
+        return self.totals.get(path) or Spent()
+
+
+def _cost(model: str, usage: Usage) -> float | None:
+    """US dollars of a reply, by the model that gave it; None where nobody knows the price."""
+    provider, _, name = model.partition(":")
+    return models.cost(models.ModelRef(provider, name), usage)
 
 
 class MemoryJournal(Record):

@@ -9,28 +9,29 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
-from graphton import models
 from graphton._answer import Parked, answer
 from graphton._ask import ask
-from graphton.budget import Meter
+from graphton.approval import Question
+from graphton.budget import REPEATS_END, REPEATS_TOLD, Exceeded, Repeats, Tree
 from graphton.definition import Definition
 from graphton.errors import GraphtonError
 from graphton.history import History
-from graphton.journal import HistoryChanged, Journal, Notice
+from graphton.journal import HistoryChanged, Journal, LoopWarned, Notice
 from graphton.messages import AssistantMessage, StopReason, ToolResult, ToolResults, Usage, UserMessage
 
 __all__ = ["ReplyError", "Result", "run"]
 
 CUT = "Your reply was cut at the limit of {limit} output tokens, so this call was not run. Make it shorter."
+REPEATED = "\n\n[You made the same call with the same result {times} times in a row. Do something else, or answer now.]"
 EMPTY = "Your last reply was empty. Answer the task, or call a tool."
 PATIENCE = 2
 """How often in a row a reply may be useless (empty, or cut inside a call) before the run fails."""
 
 
 class ReplyError(GraphtonError):
-    """The model answered, but with nothing that a run can go on from; `code` says how: refused, context, length, empty."""
+    """The model answered, but with nothing that a run can go on from; `code` says how: refused, context, length, empty, loop."""
 
     def __init__(self, message: str, *, code: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -39,7 +40,11 @@ class ReplyError(GraphtonError):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a run ended. `waiting` holds the ids of calls that need a decision; `limit` the budget that stopped it."""
+    """How a run ended; what it used counts all sub-agents.
+
+    `waiting` holds the calls that need a decision, wherever in the tree they are; `limit` and `value` the budget that
+    stopped it, `limit_path` the agent whose budget that is.
+    """
 
     outcome: Literal["completed", "waiting", "budget_exceeded"]
     text: str = ""
@@ -47,45 +52,53 @@ class Result:
     usd: float | None = None
     unpriced_calls: int = 0
     steps: int = 0
-    waiting: tuple[str, ...] = ()
+    waiting: tuple[Question, ...] = ()
     limit: str = ""
     value: float = 0.0
+    limit_path: str = ""
 
 
 async def run(
-    agent: Definition, task: str, *, journal: Journal, path: str = "", spent_seconds: float = 0.0
+    agent: Definition,
+    task: str,
+    *,
+    journal: Journal,
+    path: str = "",
+    spent_seconds: float = 0.0,
+    tree: Tree | None = None,
 ) -> Result:
     """Run `agent` on `task` until it is done, must wait, or has used its budget.
 
-    `spent_seconds` is the running time of earlier attempts. Raises ProviderError when the model server fails for
-    good, ReplyError when the model's reply leads nowhere, Fenced when another attempt took over. Cancelling the
-    task stops the model stream and every running tool before it returns.
+    `spent_seconds` is the running time of earlier attempts; `tree` is given to sub-agents, whose limits stand in it.
+    Raises ProviderError when the model server fails for good, ReplyError when the model's reply leads nowhere, Fenced
+    when another attempt took over, OutcomeUnknown where the agent says to stop then. Cancelling the task stops the
+    model stream, every running tool and every sub-agent before it returns.
     """
-    meter = Meter()
-    seconds = agent.budget.seconds
+    tree = tree or Tree(journal)
+    seconds = tree.limits.setdefault(path, agent.budget).seconds
     try:
         async with asyncio.timeout(None if seconds is None else max(0.0, seconds - spent_seconds)) as clock:
-            return await _turns(agent, task, journal=journal, path=path, meter=meter)
+            return await _turns(agent, task, tree=tree, path=path)
     except TimeoutError:
         if not clock.expired():
             raise
         await journal.commit()
-        return _result("budget_exceeded", meter, limit="seconds", value=seconds or 0.0)
+        return _stopped(journal, path, Exceeded("seconds", seconds or 0.0, path))
 
 
-async def _turns(agent: Definition, task: str, *, journal: Journal, path: str, meter: Meter) -> Result:
+async def _turns(agent: Definition, task: str, *, tree: Tree, path: str) -> Result:
+    journal = tree.journal
     history = History(system=agent.system, tools=agent.tool_schemas, model=str(agent.chat.ref))
     history.add(UserMessage(task))
-    useless = 0
+    useless, repeats = 0, Repeats()
     for step in count(1):
         recorded = journal.reply(path, step)
         if recorded is not None:
             _note_change(journal, path, step, history.digest)
-        elif exceeded := meter.over(agent.budget, journal.lost(path)):
-            return _result("budget_exceeded", meter, limit=exceeded.limit, value=exceeded.value)
+        elif exceeded := tree.over(path, step):
+            return _stopped(journal, path, exceeded)
         reply = recorded or await ask(agent, history, journal=journal, path=path, step=step)
         message = reply.message
-        meter.add(message.usage, _cost(journal, path, step, message.usage))
         history.add(message)
         match message.stop:
             case StopReason.LENGTH if message.calls:
@@ -95,10 +108,13 @@ async def _turns(agent: Definition, task: str, *, journal: Journal, path: str, m
                 continue
             case _ if message.calls and message.stop in (StopReason.TOOLS, StopReason.END):
                 useless = 0
-                results = await answer(agent, message, journal=journal, path=path)
+                results = await answer(agent, message, tree=tree, path=path)
+                if isinstance(results, Parked) and results.exceeded:
+                    return _stopped(journal, path, results.exceeded)
                 if isinstance(results, Parked):
-                    return _result("waiting", meter, waiting=results.calls)
-                history.add(results)
+                    return _result("waiting", journal, path, waiting=results.questions)
+                warned = _warning(journal, path, step, repeats.count(message, results))
+                history.add(_with_note(results, warned) if warned else results)
             case StopReason.END | StopReason.TOOLS if not message.text.strip():
                 useless += 1
                 history.add(UserMessage(EMPTY))
@@ -107,23 +123,38 @@ async def _turns(agent: Definition, task: str, *, journal: Journal, path: str, m
                 if message.stop is StopReason.LENGTH and recorded is None:
                     journal.append(Notice(path, "answer_cut", "the answer was cut by max_tokens"))
                 await journal.commit()
-                return _result("completed", meter, text=message.text)
+                return _result("completed", journal, path, text=message.text)
         if useless > PATIENCE:
             raise _useless(message, agent)
     raise AssertionError("count() never ends")
-
-
-def _cost(journal: Journal, path: str, step: int, usage: Usage) -> float | None:
-    """US dollars of a reply, by the model that gave it; None where nobody knows the price."""
-    asked = journal.requested(path, step)
-    provider, _, model = (asked.model if asked else "").partition(":")
-    return models.cost(models.ModelRef(provider, model), usage)
 
 
 def _note_change(journal: Journal, path: str, step: int, digest: str) -> None:
     asked = journal.requested(path, step)
     if asked is not None and asked.digest != digest and not journal.history_changed(path, step):
         journal.append(HistoryChanged(path, step))
+
+
+def _warning(journal: Journal, path: str, step: int, times: int) -> LoopWarned | None:
+    """What the model is told of turns that repeat themselves; ReplyError when it was told and went on."""
+    warned = journal.loop_warned(path, step)
+    asked = journal.requested(path, step)
+    if warned or times < REPEATS_TOLD or journal.requested(path, step + 1):
+        return warned  # Decided already, whatever the limits were then.
+    if times >= REPEATS_END:
+        raise ReplyError(
+            f"{asked.model if asked else 'the model'} made the same call with the same result {times} times in a row",
+            code="loop",
+            hint="say in the task what to do when that does not help, or try another model with --model",
+        )
+    warned = LoopWarned(path, step, times)
+    journal.append(warned)
+    return warned
+
+
+def _with_note(results: ToolResults, warned: LoopWarned) -> ToolResults:
+    *rest, last = results.results
+    return ToolResults((*rest, replace(last, text=last.text + REPEATED.format(times=warned.times))))
 
 
 def _cut(message: AssistantMessage, limit: int | None) -> ToolResults:
@@ -167,8 +198,14 @@ def _useless(message: AssistantMessage, agent: Definition) -> ReplyError:
     )
 
 
+def _stopped(journal: Journal, path: str, by: Exceeded) -> Result:
+    return _result("budget_exceeded", journal, path, limit=by.limit, value=by.value, limit_path=by.path)
+
+
 def _result(
-    outcome: Literal["completed", "waiting", "budget_exceeded"], meter: Meter, **more: object
+    outcome: Literal["completed", "waiting", "budget_exceeded"], journal: Journal, path: str, **more: Any
 ) -> Result:
-    base = Result(outcome, usage=meter.usage, usd=meter.usd, unpriced_calls=meter.unpriced, steps=meter.steps)
-    return replace(base, **more)  # type: ignore[arg-type]  # replace() cannot know the fields' types
+    spent = journal.spent(path)
+    return Result(
+        outcome, usage=spent.usage, usd=spent.usd, unpriced_calls=spent.unpriced, steps=spent.steps, **more
+    )

@@ -51,6 +51,8 @@ class ToolContext:
     """Shows a short line to the people who watch; never stored."""
     started: Callable[[int, float], None] = lambda pid, start_time: None
     """To be called with pid and start time (seconds since the epoch) of a process that the tool started."""
+    tree: object = None
+    """What all agents of the run share (`graphton.budget.Tree`); for the task tool, which starts one more."""
 
 
 @dataclass(frozen=True, slots=True)

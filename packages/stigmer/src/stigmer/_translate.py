@@ -68,12 +68,28 @@ def to_record(event: g.Event, *, expires_ms: int = 0) -> pb.Event:
             record.approval_requested.arguments = _json(event.arguments)
             record.approval_requested.digest = bytes.fromhex(event.digest)
             record.approval_requested.expires_ms = expires_ms
+            record.approval_requested.reason = _clean(event.reason)
         case g.ApprovalDecided():
             record.approval_decided.call = event.call
             record.approval_decided.digest = bytes.fromhex(event.digest)
             record.approval_decided.decision = event.decision
             record.approval_decided.by = _clean(event.by)
             record.approval_decided.reason = _clean(event.reason)
+        case g.RuleMatched():
+            record.rule_matched.call = event.call
+            record.rule_matched.digest = bytes.fromhex(event.digest)
+            record.rule_matched.verdict = event.verdict
+            record.rule_matched.rule = _clean(event.rule)
+        case g.SubagentStarted():
+            record.subagent_started.call = event.call
+            record.subagent_started.name = _clean(event.name)
+            share = pb.Budget(steps=event.steps, tokens=event.tokens, usd=event.usd)
+            record.subagent_started.budget.CopyFrom(share)
+        case g.SubagentFinished():
+            record.subagent_finished.call = event.call
+        case g.LoopWarned():
+            record.loop_warned.step = event.step
+            record.loop_warned.times = event.times
         case g.Retrying():
             record.retrying.step = event.step
             _set_try(record.retrying, event.try_)
@@ -219,7 +235,20 @@ def _read_dispatched(path: str, r: pb.ToolDispatched) -> g.Event:
 
 
 def _read_asked(path: str, r: pb.ApprovalRequested) -> g.Event:
-    return g.ApprovalRequested(path, r.call, r.name, json.loads(r.arguments), r.digest.hex())
+    reason = r.reason or "approval"
+    return g.ApprovalRequested(path, r.call, r.name, json.loads(r.arguments), r.digest.hex(), reason)
+
+
+def _read_child(path: str, r: pb.SubagentStarted) -> g.Event:
+    b = r.budget
+    return g.SubagentStarted(
+        path,
+        r.call,
+        r.name,
+        steps=b.steps if b.HasField("steps") else None,
+        tokens=b.tokens if b.HasField("tokens") else None,
+        usd=b.usd if b.HasField("usd") else None,
+    )
 
 
 def _read_decided(path: str, r: pb.ApprovalDecided) -> g.Event:
@@ -235,6 +264,10 @@ _READ: dict[str, Callable[[str, Any], g.Event]] = {
     "tool_outcome_unknown": lambda path, r: g.ToolOutcomeUnknown(path, r.call),
     "approval_requested": _read_asked,
     "approval_decided": _read_decided,
+    "rule_matched": lambda path, r: g.RuleMatched(path, r.call, r.digest.hex(), r.verdict, r.rule),
+    "subagent_started": _read_child,
+    "subagent_finished": lambda path, r: g.SubagentFinished(path, r.call),
+    "loop_warned": lambda path, r: g.LoopWarned(path, r.step, r.times),
     "retrying": lambda path, r: g.Retrying(path, r.step, _try(r), r.status, r.in_seconds, r.reason),
     "fallback": lambda path, r: g.Fallback(path, r.step, getattr(r, "from"), r.to, r.reason),
     "arguments_repaired": lambda path, r: g.ArgumentsRepaired(

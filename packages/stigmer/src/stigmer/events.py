@@ -119,6 +119,7 @@ def _asked(e: pb.ApprovalRequested) -> dict[str, Any]:
         "arguments": _object(e.arguments),
         "digest": e.digest.hex(),
         "expires": time_text(e.expires_ms),
+        "reason": e.reason or "approval",
     }
 
 
@@ -185,6 +186,10 @@ _FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
     },
     "approval_requested": _asked,
     "approval_decided": _decided,
+    "rule_matched": lambda e: {"call": e.call, "verdict": e.verdict, "rule": e.rule},
+    "subagent_started": lambda e: {"call": e.call, "name": e.name, "budget": _budget(e.budget)},
+    "subagent_finished": lambda e: {"call": e.call},
+    "loop_warned": lambda e: {"step": e.step, "times": e.times},
     "waiting": _waiting,
     "resumed": lambda e: {"by": e.by},
     "retrying": lambda e: {

@@ -10,6 +10,7 @@ from typing import TypeVar
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from graphton import journal as g
+from graphton.approval import Question
 
 from stigmer import redact
 from stigmer._translate import from_record, to_live, to_record
@@ -78,12 +79,12 @@ class StoreJournal(g.Record):
         if isinstance(event, g.ApprovalRequested):
             self._expires[event.path, event.call] = record.approval_requested.expires_ms
 
-    def waiting(self, calls: Sequence[str]) -> pb.Waiting:
-        """The record of waiting for these calls' approvals, until the first of them expires."""
-        expires = [self._expires[key] for key in self.approvals if key[1] in calls and key in self._expires]
-        return pb.Waiting(
-            reason="approval", call=calls[0] if calls else "", expires_ms=min(expires, default=0)
-        )
+    def waiting(self, questions: Sequence[Question]) -> pb.Event:
+        """The record of waiting for these calls, under the path of the first, until the first of them expires."""
+        first = questions[0]
+        expires = [self._expires[q.path, q.call] for q in questions if (q.path, q.call) in self._expires]
+        waiting = pb.Waiting(reason=first.reason, call=first.call, expires_ms=min(expires, default=0))
+        return pb.Event(path=first.path, waiting=waiting)
 
     # What the loop writes
 

@@ -267,4 +267,4 @@ def _outcome(result: Result, journal: StoreJournal) -> list[pb.Event]:
             finished = pb.Finished(outcome="budget_exceeded", text=result.text)
             return [pb.Event(budget_exceeded=exceeded), pb.Event(finished=finished)]
         case "waiting":
-            return [pb.Event(waiting=journal.waiting(result.waiting))]
+            return [journal.waiting(result.waiting)]

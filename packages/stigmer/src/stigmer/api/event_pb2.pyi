@@ -51,6 +51,10 @@ class Event(_message.Message):
     FINISHED_FIELD_NUMBER: _builtins.int
     ARGUMENTS_REPAIRED_FIELD_NUMBER: _builtins.int
     FALLBACK_FIELD_NUMBER: _builtins.int
+    RULE_MATCHED_FIELD_NUMBER: _builtins.int
+    SUBAGENT_STARTED_FIELD_NUMBER: _builtins.int
+    SUBAGENT_FINISHED_FIELD_NUMBER: _builtins.int
+    LOOP_WARNED_FIELD_NUMBER: _builtins.int
     TEXT_DELTA_FIELD_NUMBER: _builtins.int
     THINKING_DELTA_FIELD_NUMBER: _builtins.int
     STREAM_RESET_FIELD_NUMBER: _builtins.int
@@ -106,6 +110,14 @@ class Event(_message.Message):
     @_builtins.property
     def fallback(self) -> Global___Fallback: ...
     @_builtins.property
+    def rule_matched(self) -> Global___RuleMatched: ...
+    @_builtins.property
+    def subagent_started(self) -> Global___SubagentStarted: ...
+    @_builtins.property
+    def subagent_finished(self) -> Global___SubagentFinished: ...
+    @_builtins.property
+    def loop_warned(self) -> Global___LoopWarned: ...
+    @_builtins.property
     def text_delta(self) -> Global___TextDelta:
         """Live only: 60 and above."""
 
@@ -143,16 +155,20 @@ class Event(_message.Message):
         finished: Global___Finished | None = ...,
         arguments_repaired: Global___ArgumentsRepaired | None = ...,
         fallback: Global___Fallback | None = ...,
+        rule_matched: Global___RuleMatched | None = ...,
+        subagent_started: Global___SubagentStarted | None = ...,
+        subagent_finished: Global___SubagentFinished | None = ...,
+        loop_warned: Global___LoopWarned | None = ...,
         text_delta: Global___TextDelta | None = ...,
         thinking_delta: Global___ThinkingDelta | None = ...,
         stream_reset: Global___StreamReset | None = ...,
         progress: Global___Progress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "config_resolved", b"config_resolved", "created", b"created", "fallback", b"fallback", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "stream_reset", b"stream_reset", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "config_resolved", b"config_resolved", "created", b"created", "fallback", b"fallback", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "loop_warned", b"loop_warned", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "rule_matched", b"rule_matched", "stream_reset", b"stream_reset", "subagent_finished", b"subagent_finished", "subagent_started", b"subagent_started", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "config_resolved", b"config_resolved", "created", b"created", "fallback", b"fallback", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "path", b"path", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "seq", b"seq", "stream_reset", b"stream_reset", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "time_ms", b"time_ms", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "config_resolved", b"config_resolved", "created", b"created", "fallback", b"fallback", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "loop_warned", b"loop_warned", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "path", b"path", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "rule_matched", b"rule_matched", "seq", b"seq", "stream_reset", b"stream_reset", "subagent_finished", b"subagent_finished", "subagent_started", b"subagent_started", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "time_ms", b"time_ms", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["created", "config_resolved", "attempt_started", "attempt_ended", "model_requested", "model_replied", "tool_dispatched", "process_started", "tool_finished", "tool_outcome_unknown", "approval_requested", "approval_decided", "waiting", "resumed", "retrying", "history_changed", "budget_exceeded", "cancel_requested", "notice", "finished", "arguments_repaired", "fallback", "text_delta", "thinking_delta", "stream_reset", "progress"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["created", "config_resolved", "attempt_started", "attempt_ended", "model_requested", "model_replied", "tool_dispatched", "process_started", "tool_finished", "tool_outcome_unknown", "approval_requested", "approval_decided", "waiting", "resumed", "retrying", "history_changed", "budget_exceeded", "cancel_requested", "notice", "finished", "arguments_repaired", "fallback", "rule_matched", "subagent_started", "subagent_finished", "loop_warned", "text_delta", "thinking_delta", "stream_reset", "progress"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -822,6 +838,7 @@ class ApprovalRequested(_message.Message):
     ARGUMENTS_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     EXPIRES_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     call: _builtins.str
     name: _builtins.str
     arguments: _builtins.bytes
@@ -829,6 +846,8 @@ class ApprovalRequested(_message.Message):
     digest: _builtins.bytes
     expires_ms: _builtins.int
     """Milliseconds since the epoch."""
+    reason: _builtins.str
+    """approval: whether it may run. outcome: a crash cut it off, whether it is to run again."""
     def __init__(
         self,
         *,
@@ -837,10 +856,11 @@ class ApprovalRequested(_message.Message):
         arguments: _builtins.bytes = ...,
         digest: _builtins.bytes = ...,
         expires_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "call", b"call", "digest", b"digest", "expires_ms", b"expires_ms", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "call", b"call", "digest", b"digest", "expires_ms", b"expires_ms", "name", b"name", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -877,6 +897,112 @@ class ApprovalDecided(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ApprovalDecided: _TypeAlias = ApprovalDecided  # noqa: Y015
+
+@_typing.final
+class RuleMatched(_message.Message):
+    """A rule decided about this call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    call: _builtins.str
+    digest: _builtins.bytes
+    verdict: _builtins.str
+    """allow | ask | deny"""
+    rule: _builtins.str
+    """The rule as people read it."""
+    def __init__(
+        self,
+        *,
+        call: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
+        verdict: _builtins.str = ...,
+        rule: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "digest", b"digest", "rule", b"rule", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RuleMatched: _TypeAlias = RuleMatched  # noqa: Y015
+
+@_typing.final
+class SubagentStarted(_message.Message):
+    """A call of the task tool started a sub-agent; its path is this event's path + "/" + name + "@" + call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    call: _builtins.str
+    name: _builtins.str
+    @_builtins.property
+    def budget(self) -> Global___Budget:
+        """Its share of what its parent had left, for itself and all below it."""
+
+    def __init__(
+        self,
+        *,
+        call: _builtins.str = ...,
+        name: _builtins.str = ...,
+        budget: Global___Budget | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "call", b"call", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubagentStarted: _TypeAlias = SubagentStarted  # noqa: Y015
+
+@_typing.final
+class SubagentFinished(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_FIELD_NUMBER: _builtins.int
+    call: _builtins.str
+    def __init__(
+        self,
+        *,
+        call: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubagentFinished: _TypeAlias = SubagentFinished  # noqa: Y015
+
+@_typing.final
+class LoopWarned(_message.Message):
+    """The model was told that it repeats itself without getting any further."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    TIMES_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    times: _builtins.int
+    """So many turns in a row made the same calls and got the same results."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        times: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step", "times", b"times"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoopWarned: _TypeAlias = LoopWarned  # noqa: Y015
 
 @_typing.final
 class Waiting(_message.Message):

@@ -66,6 +66,10 @@ class TextView:
             "tool_outcome_unknown": self._tool_outcome_unknown,
             "arguments_repaired": self._arguments_repaired,
             "approval_decided": self._approval_decided,
+            "rule_matched": self._rule_matched,
+            "subagent_started": self._subagent_started,
+            "subagent_finished": self._subagent_finished,
+            "loop_warned": self._loop_warned,
             "attempt_started": self._attempt_started,
             "retrying": self._retrying,
             "fallback": self._fallback,
@@ -193,6 +197,29 @@ class TextView:
     def _approval_decided(self, event: Event, decided: Any) -> None:
         because = f": {decided.reason}" if decided.reason else ""
         self._line(event, f"  call {decided.call} {decided.decision} by {decided.by}{because}", style="dim")
+
+    def _rule_matched(self, event: Event, matched: Any) -> None:
+        if matched.verdict == "deny" or self._verbose:
+            self._line(event, f"  call {matched.call}: the rule says {matched.rule}", style="dim")
+
+    def _subagent_started(self, event: Event, started: Any) -> None:
+        limits = [
+            f"{getattr(started.budget, name):g} {name}"
+            for name in ("steps", "tokens", "usd")
+            if started.budget.HasField(name)
+        ]
+        given = f" with at most {', '.join(limits)}" if limits else ""
+        self._line(event, f"  agent {started.name} starts ({started.call}){given}", style="dim")
+
+    def _subagent_finished(self, event: Event, finished: Any) -> None:
+        if self._verbose:
+            self._line(event, f"  the agent of call {finished.call} has ended", style="dim")
+
+    def _loop_warned(self, event: Event, warned: Any) -> None:
+        text = (
+            f"the model made the same call with the same result {warned.times} times in a row; it was told so"
+        )
+        self._line(event, text, style="yellow")
 
     # ---- what goes wrong, and what takes long ----
 
