@@ -25,6 +25,7 @@ from graphton.errors import (
 )
 from graphton.messages import (
     AssistantMessage,
+    Message,
     Opaque,
     StopReason,
     Text,
@@ -132,7 +133,7 @@ async def test_the_body_holds_model_tools_messages_and_settings_in_one_stable_or
 
 async def test_a_conversation_goes_out_as_items(fake: FakeProviders) -> None:
     fake.reply("Done.")
-    history = [
+    history: list[Message] = [
         UserMessage("Read both."),
         AssistantMessage(
             (
@@ -239,17 +240,8 @@ async def test_the_phase_of_a_message_goes_back_with_it(fake: FakeProviders) -> 
 
 async def test_items_of_kinds_that_we_do_not_know_go_back_unchanged(fake: FakeProviders) -> None:
     search = {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"n": 1}}
-    fake.add(
-        Reply(
-            body=sse(
-                created(),
-                closed(0, **{"kind": "web_search_call", **{k: v for k, v in search.items() if k != "type"}}),
-                said(1, "Found."),
-                ended(),
-            )
-        ),
-        Reply(text="ok"),
-    )
+    done = {"type": "response.output_item.done", "output_index": 0, "item": search}
+    fake.add(Reply(body=sse(created(), done, said(1, "Found."), ended())), Reply(text="ok"))
     _, message = await ask(chat(fake))
     await ask(chat(fake), Request("", [UserMessage("go"), message, UserMessage("more")]))
     assert fake.chats[1].json["input"][1] == search
@@ -266,7 +258,7 @@ async def test_what_chat_completions_kept_for_itself_is_no_item(fake: FakeProvid
 async def test_names_and_ids_of_other_models_calls_are_made_fit(fake: FakeProviders) -> None:
     fake.reply("ok")
     long = "chatcmpl-tool-" + "0" * 64
-    history = [
+    history: list[Message] = [
         UserMessage("go"),
         AssistantMessage((ToolCall("read file!", {}, id="1.0", wire_id=long), ToolCall("", {}, id="1.1"))),
         ToolResults((ToolResult("1.0", long, "read file!", "no"), ToolResult("1.1", "", "", "no"))),
@@ -281,7 +273,7 @@ async def test_names_and_ids_of_other_models_calls_are_made_fit(fake: FakeProvid
 
 async def test_text_that_is_no_unicode_and_huge_numbers_still_go_out(fake: FakeProviders) -> None:
     fake.reply("Hi.")
-    history = [
+    history: list[Message] = [
         UserMessage("bad \udcff byte"),
         AssistantMessage((ToolCall("f", {"n": 2**80}, id="1.0", wire_id="c"),), stop=StopReason.TOOLS),
         ToolResults((ToolResult("1.0", "c", "f", "ok"),)),
@@ -370,6 +362,15 @@ async def test_a_setting_that_is_not_sent_is_announced(
     await ask(one)
     assert absent not in fake.chats[0].json
     assert one.notices == (notice,)
+
+
+async def test_nothing_is_sent_or_announced_that_nobody_set(fake: FakeProviders) -> None:
+    fake.reply("Hi.")
+    one = chat(fake)
+    await ask(one)
+    ours = {"model", "instructions", "input", "max_output_tokens", "include", "store", "stream"}
+    assert set(fake.chats[0].json) == ours
+    assert one.notices == ()
 
 
 async def test_an_unknown_thinking_level_is_refused_with_the_known_ones(fake: FakeProviders) -> None:

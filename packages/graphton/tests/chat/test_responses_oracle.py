@@ -13,6 +13,7 @@ from graphton.chat import create_chat
 from graphton.chat.base import Done, Request, ToolSpec
 from graphton.messages import (
     AssistantMessage,
+    Message,
     Opaque,
     StopReason,
     Text,
@@ -323,7 +324,7 @@ async def test_any_stream_gives_the_same_reply(
 
 READ = ToolSpec("read_file", "Reads.", {"type": "object", "properties": {"path": {"type": "string"}}})
 REASONING = b'{"id":"rs_1","type":"reasoning","summary":[],"encrypted_content":"gAAA"}'
-CONVERSATION = [
+CONVERSATION: list[Message] = [
     UserMessage("Read a."),
     AssistantMessage(
         (

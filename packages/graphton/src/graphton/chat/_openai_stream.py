@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,7 +54,7 @@ class _Call:
     """A host's own addition (Gemini's thought signature), which it wants back."""
 
 
-class Gathering:
+class Gathering(ABC):
     """One reply while its events arrive, in either of OpenAI's dialects. `began` is set by its first token."""
 
     def __init__(self, provider: str, *, prompt_bytes: int) -> None:
@@ -67,13 +68,13 @@ class Gathering:
         self._understood = False
 
     @property
+    @abstractmethod
     def finished(self) -> bool:
         """Whether the reply is whole."""
-        raise NotImplementedError
 
+    @abstractmethod
     def message(self) -> AssistantMessage:
         """The whole reply."""
-        raise NotImplementedError
 
     def feed(self, data: bytes, peer: Peer) -> Iterable[Chunk]:
         """The chunks in one event of the stream, or in a whole reply of a host that does not stream."""
@@ -88,8 +89,9 @@ class Gathering:
         self._understood = True
         return chunks
 
+    @abstractmethod
     def _event(self, event: dict[str, Any], data: bytes, peer: Peer) -> Iterable[Chunk]:
-        raise NotImplementedError
+        """Enter one event; raises KeyError and the like where it is none of the dialect."""
 
     def _estimated(self, made: Iterable[str]) -> Usage:
         """Tokens where the host counts nothing: about four bytes to one."""
