@@ -35,6 +35,7 @@ from stigmer.api.service_pb2 import (
     ListExecutionsRequest,
     ListExecutionsResponse,
     PreviewExecutionResponse,
+    ResolveConfigResponse,
     ShutdownRequest,
     Status,
     WakeExecutionsRequest,
@@ -50,11 +51,14 @@ OPTIONS = (
     ("grpc.enable_http_proxy", 0),  # No proxy stands between us and a socket of our own.
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
     ("grpc.default_authority", "localhost"),
+    ("grpc.use_local_subchannel_pool", 1),  # A new channel must not wait out the failures of the one before.
 )
 _LIMIT = 30.0
 """Seconds for an answer that needs no model."""
 _REVIVALS, _REVIVAL_SECONDS = 3, 60.0
 """A stream that broke so often within so many seconds is given up: what it shows may be what kills the server."""
+_BREATH = 0.2
+"""Seconds: the socket of a process that was just killed still answers for a moment."""
 
 _stubs: Any = service_pb2_grpc  # The generated stubs carry no types.
 Answer = TypeVar("Answer")
@@ -123,6 +127,7 @@ class Client:
     def _connect(self) -> None:
         self._channel = grpc.aio.insecure_channel(self.address.target, options=OPTIONS)
         self._executions: Any = _stubs.ExecutionServiceStub(self._channel)
+        self._config: Any = _stubs.ConfigServiceStub(self._channel)
         self._system: Any = _stubs.SystemServiceStub(self._channel)
 
     async def __aenter__(self) -> Client:
@@ -160,6 +165,9 @@ class Client:
             raise ServerGone(old, lost)
         await self._channel.close(None)
         self.address = await asyncio.to_thread(self._again)
+        if self.address.pid == old.pid:
+            await asyncio.sleep(_BREATH)
+            self.address = await asyncio.to_thread(self._again)
         self._connect()
         if self.address.pid != old.pid:
             self._notice(f"the daemon (pid {old.pid}) was gone; going on with pid {self.address.pid}")
@@ -172,6 +180,10 @@ class Client:
     async def preview(self, request: CreateExecutionRequest) -> PreviewExecutionResponse:
         """The exact provider request that this execution would begin with; nothing is stored or sent."""
         return await self._ask(PreviewExecutionResponse, "PreviewExecution", request)
+
+    async def resolve(self, request: CreateExecutionRequest) -> ResolveConfigResponse:
+        """What a run of this request would use, every value with its source, and why it would be refused."""
+        return await self._ask(ResolveConfigResponse, "ResolveConfig", request)
 
     async def get(self, execution: str) -> Execution:
         return await self._ask(Execution, "GetExecution", GetExecutionRequest(execution=execution))
@@ -235,7 +247,8 @@ class Client:
         return answer
 
     async def _call(self, method: str, request: Any, limit: float) -> Any:
-        stub = self._system if hasattr(self._system, method) else self._executions
+        services = (self._executions, self._config, self._system)
+        stub = next(service for service in services if hasattr(service, method))
         try:
             return await getattr(stub, method)(request, timeout=limit, metadata=credentials(self.address))
         except grpc.aio.AioRpcError as error:

@@ -40,6 +40,10 @@ class DaemonError(StigmerError):
     code = "daemon"
 
 
+class _Killed(DaemonError):
+    """A signal ended the daemon before it was ready."""
+
+
 def find(home: Home) -> Address | None:
     """The daemon that serves this home just now, or None. Asks the socket, not the files that may be left over."""
     try:
@@ -92,7 +96,11 @@ def start(
         found = find(home)  # The command that we waited for may have started it.
         if found is not None and not _made_way(home, found, fits=not flags and found.stays >= stays, say=say):
             return found
-        return _spawn(home, stays=stays, flags=dict(flags or {}), meanwhile=meanwhile, limit=limit)
+        given = dict(flags or {})
+        try:
+            return _spawn(home, stays=stays, flags=given, meanwhile=meanwhile, limit=limit)
+        except _Killed:  # By somebody from outside; that says nothing about the next try.
+            return _spawn(home, stays=stays, flags=given, meanwhile=meanwhile, limit=limit)
 
 
 def stop(home: Home, *, limit: float = START_LIMIT) -> bool:
@@ -257,7 +265,7 @@ def _ready(
     if words.startswith("error: "):
         message, _, hint = words.removeprefix("error: ").partition("\nhint: ")
         raise DaemonError(f"the daemon did not start: {message}", hint=hint or f"its log is {home.log}")
-    raise DaemonError(
+    raise (_Killed if status < 0 else DaemonError)(
         f"the daemon ended while it started (status {status}): {words or 'it said nothing'}",
         hint=f"its log is {home.log}",
     )
