@@ -48,6 +48,10 @@ EVENTS: list[g.Event] = [
     g.ToolOutcomeUnknown("", "1.0"),
     g.ApprovalRequested("", "1.0", "run_command", {"command": "ls"}, DIGEST),
     g.ApprovalDecided("", "1.0", DIGEST, "rejected", "ann", "no"),
+    g.RuleMatched("", "1.0", DIGEST, "allow", "allow run_command (command: ls *)"),
+    g.SubagentStarted("", "2.0", "researcher", steps=33, usd=0.5),
+    g.SubagentFinished("", "2.0"),
+    g.LoopWarned("", 3, 3),
     g.Retrying("", 1, 2, 529, 0.5, "overloaded"),
     g.ArgumentsRepaired("", "1.0", {"n": "5"}, {"n": 5}),
     g.Fallback("", 3, "openai:gpt-4.1", "ollama:qwen3:8b", "down"),
@@ -127,10 +131,10 @@ async def test_what_was_appended_answers_the_next_attempt(store: Store) -> None:
     for event in EVENTS:
         journal.append(event)
     await journal.commit()
-    again = StoreJournal(store, no=row.no, execution=row.id, epoch=2, records=store.replay(row.no))
+    again = StoreJournal(store, no=row.no, execution=row.id, epoch=2, records=(await store.replay(row.no)))
     assert again.reply("", 1) == EVENTS[1]
     assert again.finished("", "1.0") == EVENTS[4]
-    assert again.decision("", "1.0") == EVENTS[7]
+    assert again.decision("", "1.0", DIGEST) == EVENTS[7]
     assert again.outcome_unknown("", "1.0")
     assert again.lost("") == journal.lost("")
 
@@ -140,10 +144,10 @@ async def test_appends_of_one_tick_are_one_commit_and_commit_waits_for_it(store:
     before = store.commits
     for event in EVENTS:
         journal.append(event)
-    assert len(store.events(row.no, 1)) == 2
+    assert len(await store.events(row.no, 1)) == 2
     await journal.commit()
     assert store.commits == before + 1
-    assert len(store.events(row.no, 1)) == 2 + len(EVENTS)
+    assert len(await store.events(row.no, 1)) == 2 + len(EVENTS)
 
 
 async def test_a_fenced_attempt_hears_of_it_and_writes_nothing(store: Store) -> None:
@@ -158,7 +162,7 @@ async def test_a_fenced_attempt_hears_of_it_and_writes_nothing(store: Store) -> 
     with pytest.raises(Fenced):
         await journal.commit()
     assert len(failures) == 1
-    assert len(store.events(row.no, 1)) == 3
+    assert len(await store.events(row.no, 1)) == 3
 
 
 async def test_live_events_never_overtake_appended_ones(store: Store) -> None:
@@ -220,7 +224,7 @@ async def test_a_watcher_that_does_not_keep_up_costs_no_memory_and_is_told_to_re
         await journal.commit()
     assert watcher.behind
     assert watcher.size <= 1 << 20
-    assert len(store.events(row.no, 3)) <= 40
+    assert len(await store.events(row.no, 3)) <= 40
 
 
 SECRET = "s3cret-value-of-the-test-0001"
@@ -248,7 +252,7 @@ async def test_a_secret_is_masked_in_a_stream_wherever_it_is_cut(store: Store, s
     assert [d.offset for d in deltas] == [
         len("".join(d.text for d in deltas[:i])) for i in range(len(deltas))
     ]
-    replied = store.replay(row.no)[-1].model_replied
+    replied = (await store.replay(row.no))[-1].model_replied
     assert replied.blocks[0].text == told
 
 

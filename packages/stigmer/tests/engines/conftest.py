@@ -75,18 +75,18 @@ class House:
             self.engine.submit(row.id)
         return row
 
-    def records(self, row: Row) -> list[pb.Event]:
-        return self.store.replay(row.no)
+    async def records(self, row: Row) -> list[pb.Event]:
+        return await self.store.replay(row.no)
 
-    def kinds(self, row: Row) -> list[str]:
-        return [kind(record) for record in self.records(row)]
+    async def kinds(self, row: Row) -> list[str]:
+        return [kind(record) for record in await self.records(row)]
 
     async def until(self, row: Row, wanted: Callable[[pb.Event], bool]) -> pb.Event:
         """The first record, stored or live, of which `wanted` is true."""
         watcher = self.store.feed.join(row.no)
         try:
             async with asyncio.timeout(DEADLINE):
-                for record in self.records(row):
+                for record in await self.records(row):
                     if wanted(record):
                         return record
                 while True:
@@ -111,10 +111,10 @@ class House:
         async with asyncio.timeout(DEADLINE):
             while tasks := [t for t in asyncio.all_tasks() if t.get_name() == f"execution {row.id}"]:
                 await asyncio.wait(tasks)
-        return [r for r in self.records(row) if r.HasField("waiting")][-1].waiting
+        return [r for r in await self.records(row) if r.HasField("waiting")][-1].waiting
 
     async def decide(self, row: Row, decision: str = "approved", *, reason: str = "") -> None:
-        asked = [r for r in self.records(row) if r.HasField("approval_requested")][-1]
+        asked = [r for r in await self.records(row) if r.HasField("approval_requested")][-1]
         decided = pb.ApprovalDecided(
             call=asked.approval_requested.call,
             digest=asked.approval_requested.digest,

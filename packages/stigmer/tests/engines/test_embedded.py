@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sqlite3
+import time
 from typing import Any
 
 import psutil
@@ -29,13 +30,13 @@ async def test_a_run_takes_the_whole_way(house: Any, fake: FakeProviders) -> Non
     assert finished.usage.usd > 0
     assert finished.usage.unpriced_calls == 0
     assert finished.seconds > 0
-    assert house.kinds(row) == [
+    assert (await house.kinds(row)) == [
         "created", "config_resolved", "attempt_started", "model_requested", "model_replied", "tool_dispatched",
         "tool_finished", "model_requested", "model_replied", "attempt_ended", "finished",
     ]  # fmt: skip
-    assert [r.seq for r in house.records(row)] == list(range(1, 12))
-    assert "the answer is 42" in house.records(row)[6].tool_finished.result
-    found = house.store.get(row.id)
+    assert [r.seq for r in (await house.records(row))] == list(range(1, 12))
+    assert "the answer is 42" in (await house.records(row))[6].tool_finished.result
+    found = await house.store.get(row.id)
     assert found.state == "completed"
 
 
@@ -52,7 +53,7 @@ async def test_text_is_shown_as_it_comes_and_never_stored(house: Any, fake: Fake
     assert {d.attempt for d in deltas} == {1}
     kinds = [e.WhichOneof("kind") for e in shown]
     assert kinds.index("model_requested") < kinds.index("text_delta") < kinds.index("model_replied")
-    assert "text_delta" not in house.kinds(row)
+    assert "text_delta" not in (await house.kinds(row))
 
 
 async def test_a_known_failure_ends_the_run_with_its_own_words(house: Any, fake: FakeProviders) -> None:
@@ -85,7 +86,7 @@ async def test_a_budget_ends_the_run(house: Any, fake: FakeProviders) -> None:
     row = await house.accept("Loop.", budget=pb.Budget(steps=3))
     finished = await house.finished(row)
     assert finished.outcome == "budget_exceeded"
-    exceeded = next(r.budget_exceeded for r in house.records(row) if r.HasField("budget_exceeded"))
+    exceeded = next(r.budget_exceeded for r in (await house.records(row)) if r.HasField("budget_exceeded"))
     assert (exceeded.limit, exceeded.value) == ("steps", 3)
     assert len(fake.chats) == 3
 
@@ -97,7 +98,7 @@ async def test_cancel_stops_the_model_stream(house: Any, fake: FakeProviders) ->
     assert await house.engine.cancel(row.id, by="ann")
     finished = await house.finished(row)
     assert finished.outcome == "cancelled"
-    assert house.kinds(row)[-3:] == ["cancel_requested", "attempt_ended", "finished"]
+    assert (await house.kinds(row))[-3:] == ["cancel_requested", "attempt_ended", "finished"]
     await asyncio.wait_for(request.disconnected.wait(), DEADLINE)
     assert house.engine.running == 0
     assert not await house.engine.cancel(row.id, by="ann")
@@ -124,7 +125,7 @@ async def test_waiting_for_an_approval_holds_nothing_and_goes_on_when_it_comes(
     waiting = await house.waiting(row)
     assert (waiting.reason, waiting.call) == ("approval", "1.0")
     assert waiting.expires_ms > house.store.now_ms + 6 * 24 * 3600 * 1000
-    assert house.store.get(row.id).state == "waiting"
+    assert (await house.store.get(row.id)).state == "waiting"
     assert not (house.workspace / "out.txt").exists()
     await house.decide(row)
     assert (await house.finished(row)).outcome == "completed"
@@ -147,11 +148,11 @@ async def test_a_waiting_execution_survives_restarts(house: Any, fake: FakeProvi
     fake.reply("Done.")
     row = await house.accept("Write.")
     await house.waiting(row)
-    before = house.kinds(row)
+    before = await house.kinds(row)
     await house.restart()
     await house.restart()
     assert house.engine.running == 0
-    assert house.kinds(row) == before
+    assert (await house.kinds(row)) == before
     await house.decide(row)
     assert (await house.finished(row)).text == "Done."
     assert len(fake.chats) == 2
@@ -177,7 +178,7 @@ async def test_cancel_of_a_waiting_execution_closes_its_questions(house: Any, fa
     row = await house.accept("Write.")
     await house.waiting(row)
     assert await house.engine.cancel(row.id, by="ann")
-    decided = next(r.approval_decided for r in house.records(row) if r.HasField("approval_decided"))
+    decided = next(r.approval_decided for r in (await house.records(row)) if r.HasField("approval_decided"))
     assert (decided.decision, decided.by) == ("cancelled", "ann")
     finished = await house.finished(row)
     assert finished.outcome == "cancelled"
@@ -193,11 +194,10 @@ async def test_a_question_expires_and_the_model_is_told(house: Any, fake: FakePr
     await house.close()
     house.lease = 0.3
     house.open()
-    real = house.store._clock
-    house.store._clock = lambda: real() + 8 * 24 * 3600
+    house.store._dialect._clock = lambda: time.time() + 8 * 24 * 3600
     await house.engine.start()
     assert (await house.finished(row)).text == "Nobody answered."
-    decided = next(r.approval_decided for r in house.records(row) if r.HasField("approval_decided"))
+    decided = next(r.approval_decided for r in (await house.records(row)) if r.HasField("approval_decided"))
     assert (decided.decision, decided.by) == ("expired", "stigmer")
     assert not (house.workspace / "out.txt").exists()
 
@@ -214,12 +214,12 @@ async def test_a_run_that_is_handed_back_at_shutdown_goes_on_with_the_next_serve
     await house.restart()
     finished = await house.finished(row)
     assert finished.text == "It is 42."
-    ends = [r.attempt_ended.outcome for r in house.records(row) if r.HasField("attempt_ended")]
+    ends = [r.attempt_ended.outcome for r in (await house.records(row)) if r.HasField("attempt_ended")]
     assert ends == ["shutdown", "done"]
     assert len(fake.chats) == 3
-    assert [r.seq for r in house.records(row)] == list(range(1, len(house.records(row)) + 1))
-    lost = [r for r in house.records(row) if r.HasField("model_requested")][1].model_requested
-    answered = sum(r.model_replied.usage.input_tokens for r in house.records(row))
+    assert [r.seq for r in (await house.records(row))] == list(range(1, len(await house.records(row)) + 1))
+    lost = [r for r in (await house.records(row)) if r.HasField("model_requested")][1].model_requested
+    answered = sum(r.model_replied.usage.input_tokens for r in (await house.records(row)))
     assert finished.usage.input_tokens == answered + lost.prompt_tokens_estimate
 
 
@@ -296,7 +296,7 @@ async def test_left_over_processes_of_a_dead_server_are_ended_before_an_outcome_
     assert innocent.returncode is None
     os.kill(innocent.pid, signal.SIGKILL)
     await innocent.wait()
-    kinds = house.kinds(row)
+    kinds = await house.kinds(row)
     assert kinds.index("attempt_ended") < kinds.index("tool_outcome_unknown")
 
 
@@ -306,10 +306,10 @@ async def test_a_decision_during_a_run_does_not_hide_that_it_runs(house: Any, fa
     row = await house.accept("Go.", submit=False)
     await house.store.claim(row.no, worker="dead", lease=600)
     await house.store.control(row.no, [pb.Event(resumed=pb.Resumed(by="ann"))])
-    assert house.store.get(row.id).state == "running"
+    assert (await house.store.get(row.id)).state == "running"
     await house.restart()
     assert (await house.finished(row)).text == "Done."
-    ends = [r.attempt_ended.outcome for r in house.records(row) if r.HasField("attempt_ended")]
+    ends = [r.attempt_ended.outcome for r in (await house.records(row)) if r.HasField("attempt_ended")]
     assert ends == ["lost", "done"]
 
 
@@ -338,7 +338,7 @@ async def test_one_broken_execution_does_not_keep_the_others_from_going_on(
     house.open()
     await house.engine.start()
     assert (await house.finished(good)).text == "Done."
-    assert house.store.get(broken.id).state == "failed"
+    assert (await house.store.get(broken.id)).state == "failed"
     assert [file for file in (house.home / "reports").iterdir() if broken.id in file.name]
 
 
@@ -356,7 +356,9 @@ async def test_many_runs_at_once_share_commits(house: Any, fake: FakeProviders) 
     assert {end.outcome for end in ends} == {"completed"}
     assert len(fake.chats) == 80
     for row in rows:
-        assert [r.seq for r in house.records(row)] == list(range(1, len(house.records(row)) + 1))
+        assert [r.seq for r in (await house.records(row))] == list(
+            range(1, len(await house.records(row)) + 1)
+        )
 
 
 async def test_a_full_disk_pauses_a_run_and_does_not_lose_it(house: Any, fake: FakeProviders) -> None:
@@ -366,8 +368,8 @@ async def test_a_full_disk_pauses_a_run_and_does_not_lose_it(house: Any, fake: F
     house.open()
     await house.engine.start()
     row = await house.accept("Go.", submit=False)
-    house.store._writer.execute("PRAGMA busy_timeout = 1")
-    blocker = sqlite3.connect(house.store.path, isolation_level=None, check_same_thread=False)
+    house.store._dialect.writer.execute("PRAGMA busy_timeout = 1")
+    blocker = sqlite3.connect(house.store._dialect.path, isolation_level=None, check_same_thread=False)
     blocker.execute("BEGIN IMMEDIATE")
     house.engine.submit(row.id)
     await asyncio.sleep(0.05)
@@ -392,10 +394,10 @@ async def test_a_cancel_at_any_moment_ends_the_run_once(house: Any, fake: FakePr
     await house.until(row, lambda r: r.WhichOneof("kind") == wanted[moment])
     answers = await asyncio.gather(*(house.engine.cancel(row.id, by=who) for who in ("ann", "bob")))
     assert any(answers)
-    kinds = house.kinds(row)
+    kinds = await house.kinds(row)
     assert kinds.count("finished") == 1
     assert kinds[-1] == "finished"
-    assert house.records(row)[-1].finished.outcome == "cancelled"
+    assert (await house.records(row))[-1].finished.outcome == "cancelled"
     requests = len(fake.chats)
     await asyncio.sleep(0.05)
     assert len(fake.chats) == requests

@@ -34,8 +34,8 @@ async def accept(store: Store, key: str = "") -> Row:
     return row
 
 
-def seqs(store: Store, row: Row) -> list[int]:
-    return [seq for seq, _ in store.events(row.no, 1)]
+async def seqs(store: Store, row: Row) -> list[int]:
+    return [seq for seq, _ in await store.events(row.no, 1)]
 
 
 @pytest.fixture
@@ -48,9 +48,9 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 async def test_an_accepted_execution_has_its_record_at_once(store: Store) -> None:
     row = await accept(store)
     assert (row.state, row.seq, row.epoch) == ("queued", 1, 0)
-    assert store.get(row.id) == row
-    assert store.get("exec_unknown") is None
-    (event,) = store.replay(row.no)
+    assert (await store.get(row.id)) == row
+    assert (await store.get("exec_unknown")) is None
+    (event,) = await store.replay(row.no)
     assert event.seq == 1
     assert event.created.task == "t"
     assert event.time_ms == row.created_ms
@@ -71,7 +71,7 @@ async def test_the_same_idempotency_key_gives_the_first_execution(store: Store) 
 
 async def test_the_database_is_readable_by_its_owner_alone(store: Store) -> None:
     await accept(store)
-    for file in store.path.parent.iterdir():
+    for file in store._dialect.path.parent.iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
 
 
@@ -84,7 +84,7 @@ async def test_sequence_numbers_rise_by_one_whoever_appends(store: Store) -> Non
         store.control(row.no, [notice("c")]),
         store.append(row.no, 1, batch=2, events=[notice("d")]),
     )
-    events = store.replay(row.no)
+    events = await store.replay(row.no)
     assert [e.seq for e in events] == [1, 2, 3, 4, 5, 6]
     assert [e.notice.text for e in events[2:]] == ["a", "b", "c", "d"]
 
@@ -95,7 +95,7 @@ async def test_an_old_epoch_is_fenced_off(store: Store) -> None:
     assert await store.claim(row.no, worker="heir", lease=10) == 2
     with pytest.raises(Fenced, match="attempt 2 owns the execution now"):
         await store.append(row.no, 1, batch=1, events=[notice("late")])
-    assert [e.WhichOneof("kind") for e in store.replay(row.no)] == [
+    assert [e.WhichOneof("kind") for e in (await store.replay(row.no))] == [
         "created", "attempt_started", "attempt_started",
     ]  # fmt: skip
 
@@ -122,7 +122,7 @@ async def test_a_repeated_batch_gets_the_first_answer_and_changes_nothing(store:
     first = await store.append(row.no, 1, batch=1, events=[notice("a"), notice("b")])
     again = await store.append(row.no, 1, batch=1, events=[notice("a"), notice("b")])
     assert first == again == 3
-    assert seqs(store, row) == [1, 2, 3, 4]
+    assert await seqs(store, row) == [1, 2, 3, 4]
     with pytest.raises(StoreError, match="batch 3 of attempt 1 is out of order: the last one was 1"):
         await store.append(row.no, 1, batch=3, events=[notice("gap")])
 
@@ -138,11 +138,11 @@ async def test_finished_is_final(store: Store) -> None:
         with pytest.raises(Fenced, match="the execution has finished"):
             await late
     assert await store.claim(row.no, worker="w", lease=10) is None
-    found = store.get(row.id)
+    found = await store.get(row.id)
     assert found is not None
     assert found.state == "completed"
     assert found.finished_ms is not None
-    assert seqs(store, row) == [1, 2, 3]
+    assert await seqs(store, row) == [1, 2, 3]
 
 
 async def test_a_refused_append_does_not_disturb_the_others_of_its_group(store: Store) -> None:
@@ -160,7 +160,7 @@ async def test_what_is_asked_in_one_tick_is_one_commit(store: Store) -> None:
     before = store.commits
     await asyncio.gather(*(store.control(row.no, [notice("x")]) for row in rows for _ in range(5)))
     assert store.commits == before + 1
-    assert seqs(store, rows[0]) == [1, 2, 3, 4, 5, 6]
+    assert await seqs(store, rows[0]) == [1, 2, 3, 4, 5, 6]
 
 
 async def test_writes_wait_for_a_durable_commit_and_join_the_next(store: Store) -> None:
@@ -181,7 +181,7 @@ async def test_events_are_published_after_the_commit_with_the_stored_bytes(store
     pending = store.control(row.no, [notice("a"), dispatched("write")])
     assert watcher.take() == []
     await pending
-    assert watcher.take() == store.events(row.no, 2)
+    assert watcher.take() == (await store.events(row.no, 2))
 
 
 async def test_an_event_above_the_limit_is_sent_cut_and_replayed_whole(store: Store) -> None:
@@ -190,41 +190,41 @@ async def test_an_event_above_the_limit_is_sent_cut_and_replayed_whole(store: St
     call = pb.ToolCall(call="1.0", name="write_file", arguments=b'{"text": "' + b"x" * 400_000 + b'"}')
     reply = pb.ModelReplied(step=1, blocks=[pb.Block(text=huge), pb.Block(tool_call=call)])
     await store.control(row.no, [pb.Event(model_replied=reply)])
-    ((_, body),) = store.events(row.no, 2)
+    ((_, body),) = await store.events(row.no, 2)
     assert len(body) <= 256 * 1024
     sent = pb.Event.FromString(body).model_replied
     assert "[cut: 400000 characters in all]" in sent.blocks[0].text
     assert sent.blocks[1].tool_call.arguments == b'{"cut": "400012 bytes"}'
-    assert store.replay(row.no)[1].model_replied == reply
+    assert (await store.replay(row.no))[1].model_replied == reply
 
 
 async def test_an_event_of_many_small_parts_is_cut_too(store: Store) -> None:
     row = await accept(store)
     reply = pb.ModelReplied(step=1, blocks=[pb.Block(text="y" * 100)] * 5000)
     await store.control(row.no, [pb.Event(model_replied=reply)])
-    ((_, body),) = store.events(row.no, 2)
+    ((_, body),) = await store.events(row.no, 2)
     assert len(body) <= 256 * 1024
-    assert store.replay(row.no)[1].model_replied == reply
+    assert (await store.replay(row.no))[1].model_replied == reply
 
 
 async def test_pages_are_bounded_and_lose_nothing(store: Store) -> None:
     row = await accept(store)
     await store.control(row.no, [notice("x" * 1000) for _ in range(99)])
-    first = store.events(row.no, 1, limit=40)
+    first = await store.events(row.no, 1, limit=40)
     assert [seq for seq, _ in first] == list(range(1, 41))
-    assert [seq for seq, _ in store.events(row.no, 41, room=5000)] == [41, 42, 43, 44, 45]
-    assert [seq for seq, _ in store.events(row.no, 99, room=1)] == [99]
+    assert [seq for seq, _ in (await store.events(row.no, 41, room=5000))] == [41, 42, 43, 44, 45]
+    assert [seq for seq, _ in (await store.events(row.no, 99, room=1))] == [99]
 
 
 async def test_executions_are_listed_newest_first_in_pages(store: Store) -> None:
     rows = [await accept(store) for _ in range(5)]
     await store.control(rows[2].no, [finished("failed")])
-    page = store.page(limit=2)
+    page = await store.page(limit=2)
     assert [r.id for r in page] == [rows[4].id, rows[3].id]
-    assert [r.id for r in store.page(limit=9, before=page[-1].no)] == [rows[i].id for i in (2, 1, 0)]
-    assert [r.id for r in store.page(limit=9, state="failed")] == [rows[2].id]
-    assert store.count("queued") == 4
-    assert len(store.unfinished()) == 4
+    assert [r.id for r in (await store.page(limit=9, before=page[-1].no))] == [rows[i].id for i in (2, 1, 0)]
+    assert [r.id for r in (await store.page(limit=9, state="failed"))] == [rows[2].id]
+    assert (await store.count("queued")) == 4
+    assert len(await store.unfinished()) == 4
 
 
 async def test_a_waiting_execution_is_due_when_its_time_has_come(tmp_path: Path) -> None:
@@ -232,9 +232,9 @@ async def test_a_waiting_execution_is_due_when_its_time_has_come(tmp_path: Path)
     store = Store(tmp_path / "s.db", clock=lambda: now)
     row = await accept(store)
     await store.control(row.no, [pb.Event(waiting=pb.Waiting(reason="approval", expires_ms=1_005_000))])
-    assert store.due() == []
+    assert (await store.due()) == []
     now = 1006.0
-    assert [r.id for r in store.due()] == [row.id]
+    assert [r.id for r in (await store.due())] == [row.id]
     await store.close()
 
 
@@ -257,8 +257,8 @@ async def test_a_file_that_is_no_database_is_a_clear_error(tmp_path: Path) -> No
 
 async def test_a_refused_write_is_an_error_for_all_and_leaves_nothing(store: Store) -> None:
     row = await accept(store)
-    blocker = sqlite3.connect(store.path, isolation_level=None)
-    store._writer.execute("PRAGMA busy_timeout = 1")
+    blocker = sqlite3.connect(store._dialect.path, isolation_level=None)
+    store._dialect.writer.execute("PRAGMA busy_timeout = 1")
     blocker.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreError, match="refused a write: database is locked"):
         await store.control(row.no, [notice("x")])
@@ -271,7 +271,7 @@ async def test_the_wal_file_is_emptied_at_rest(store: Store) -> None:
     row = await accept(store)
     await store.control(row.no, [notice("x" * 1000) for _ in range(500)])
     await store.rest()
-    assert (store.path.parent / "stigmer.db-wal").stat().st_size == 0
+    assert (store._dialect.path.parent / "stigmer.db-wal").stat().st_size == 0
 
 
 async def test_bytes_per_event_are_constant(store: Store) -> None:
@@ -280,7 +280,7 @@ async def test_bytes_per_event_are_constant(store: Store) -> None:
     for _ in range(3):
         await store.control(row.no, [notice("x" * 1000) for _ in range(400)])
         await store.rest()
-        sizes.append(store.path.stat().st_size)
+        sizes.append(store._dialect.path.stat().st_size)
     assert sizes[1] - sizes[0] == pytest.approx(sizes[2] - sizes[1], rel=0.02)
     assert (sizes[2] - sizes[1]) / 400 < 1400
 
@@ -325,9 +325,9 @@ async def test_a_killed_process_loses_nothing_it_was_told_is_written(
     process.kill()
     await process.communicate()
     store = Store(path)
-    row = store.get(last[0])
+    row = await store.get(last[0])
     assert row is not None
-    events = store.replay(row.no)
+    events = await store.replay(row.no)
     assert [e.seq for e in events] == list(range(1, row.seq + 1))
     assert row.seq >= int(last[2]) + 1
     calls = [int(e.tool_dispatched.call) for e in events if e.WhichOneof("kind") == "tool_dispatched"]

@@ -10,18 +10,19 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from graphton.errors import Fenced, JournalError
 
+from stigmer._translate import from_record
 from stigmer.api import event_pb2 as pb
 from stigmer.engines._leftovers import end_leftovers
 from stigmer.journal import StoreJournal, open_questions
 from stigmer.runner import complete
-from stigmer.store import Row, Store
+from stigmer.store import Moved, Row, Store
 
 __all__ = ["EmbeddedEngine", "Runs"]
 
@@ -29,6 +30,10 @@ log = logging.getLogger("stigmer.engine")
 
 LEASE_SECONDS = 10.0
 STOP_SECONDS = 10.0
+SWEEP_SECONDS = 1.0
+"""So often a server looks for what another one has left, where several share a store."""
+LOOK_SECONDS = 0.2
+"""So often a cancel looks whether another server has ended the run."""
 LOST_LIMIT = 5
 """So many attempts lost in a row, none of which got anywhere, and the execution ends: it kills its server."""
 
@@ -60,7 +65,14 @@ class Runs(Protocol):
 class _Running:
     """An execution that has a task."""
 
-    row: Row
+    id: str
+    row: Row | None = None
+    epoch: int = 0
+    """Its attempt here."""
+    seen: int = 0
+    """The last event that this attempt knows, of those that others may have appended."""
+    woken: bool = False
+    """Something happened while no loop was there to hear it: look again before it is let go."""
     task: asyncio.Task[None] | None = None
     work: asyncio.Task[list[pb.Event]] | None = None
     journal: StoreJournal | None = None
@@ -83,12 +95,13 @@ class _Running:
 
 
 class EmbeddedEngine:
-    """Drives the executions of one store. Only one may run per store: the daemon holds its home's lock."""
+    """Drives the executions of one store. Servers that share a store tell by its leases who drives what."""
 
     def __init__(self, store: Store, runner: Runs, *, lease: float = LEASE_SECONDS) -> None:
         self._store, self._runner, self._lease = store, runner, lease
         self._running: dict[str, _Running] = {}
         self._keeper: asyncio.Task[None] | None = None
+        self._errands: set[asyncio.Task[None]] = set()
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._stopping = False
         self._rested = True
@@ -99,13 +112,11 @@ class EmbeddedEngine:
         return len(self._running)
 
     async def start(self) -> None:
-        for row in self._store.unfinished():
-            try:
-                await self._take_back(row)
-            except JournalError:
-                raise
-            except Exception as error:  # One broken execution must not keep the server from starting.
-                await self._broken(row, error)
+        self._store.listen(self._heard)
+        rows = await self._store.unfinished()
+        if not self._store.alone:  # What others drive is theirs, until its lease runs out.
+            rows = [row for row in rows if row.state == "waiting"]
+        await self._take_all_back(rows, expired=not self._store.alone)
         self._keeper = asyncio.create_task(self._keep(), name="engine keeper")
 
     async def stop(self) -> None:
@@ -114,6 +125,7 @@ class EmbeddedEngine:
             self._keeper.cancel()
             with suppress(asyncio.CancelledError):
                 await self._keeper
+        await asyncio.gather(*self._errands)
         tasks = [running.task for running in self._running.values() if running.task is not None]
         for running in list(self._running.values()):
             running.interrupt("shutdown")
@@ -129,26 +141,15 @@ class EmbeddedEngine:
     def submit(self, id: str) -> None:
         if id in self._running or self._stopping:
             return
-        row = self._store.get(id)
-        if row is None or row.finished_ms is not None:
-            return
-        running = self._running[id] = _Running(row)
+        running = self._running[id] = _Running(id)
         running.task = asyncio.create_task(self._drive(running), name=f"execution {id}")
 
     def wake(self, id: str) -> None:
         running = self._running.get(id)
-        row = self._store.get(id)
-        if running is None and row is not None and row.state == "waiting":
-            if self._may_go_on(row, self._store.replay(row.no)):
-                self.submit(id)
-        elif running is None:
-            self.submit(id)
-        elif running.journal is not None:
-            for decision in self._unseen_decisions(running.row, running.journal):
-                running.journal.record(decision)
+        self._errand(self._wake(id) if running is None else self._look(running))
 
     async def cancel(self, id: str, *, by: str) -> bool:
-        row = self._store.get(id)
+        row = await self._store.get(id)
         if row is None or row.finished_ms is not None:
             return False
         try:
@@ -159,47 +160,104 @@ class EmbeddedEngine:
         if running is not None and running.task is not None:
             running.interrupt("cancel", by=by)
             await asyncio.wait([running.task])
+        elif not self._store.alone:
+            await self._ended_elsewhere(id)
         await self._close(row, by=by)
         return True
+
+    async def _ended_elsewhere(self, id: str) -> None:
+        """Until no other server drives it: the one that does has heard of the cancel, or its lease runs out."""
+        while (found := await self._store.get(id)) is not None and found.state == "running":
+            if await self._store.lose(found):
+                return
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _errand(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does it soon; `stop` waits for it."""
+
+        async def done() -> None:
+            try:
+                await work
+            except JournalError as error:
+                log.error("the store failed reason=%r", error.message)
+
+        task = asyncio.create_task(done(), name="engine errand")
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+    async def _wake(self, id: str) -> None:
+        row = await self._store.get(id)
+        if row is None or row.finished_ms is not None:
+            return
+        if row.state != "waiting" or self._may_go_on(row, await self._store.replay(row.no)):
+            self.submit(id)
+
+    def _heard(self, nos: Sequence[int] | None) -> None:
+        """Other servers have appended to these executions; None: maybe to any."""
+        for running in self._running.values():
+            if running.row is not None and (nos is None or running.row.no in nos):
+                self._errand(self._look(running))
+
+    async def _look(self, running: _Running) -> None:
+        """What others appended to an execution that runs here: a cancel stops it, a decision reaches its loop."""
+        row, journal = running.row, running.journal
+        if row is None or journal is None:
+            running.woken = True
+            return
+        while page := await self._store.events(row.no, running.seen + 1):
+            for seq, body in page:
+                running.seen = max(running.seen, seq)
+                record = pb.Event.FromString(body)
+                if record.HasField("cancel_requested") and running.why != "cancel":
+                    running.interrupt("cancel", by=record.cancel_requested.by)
+                elif record.HasField("approval_decided") and _unseen(record, journal):
+                    journal.record(record)
+                    running.woken = running.woken or running.journal is not journal
 
     # One execution
 
     async def _drive(self, running: _Running) -> None:
         """Attempt after attempt, until the execution has finished, waits, or is handed over."""
-        row = running.row
+        id = running.id
         try:
             while not running.stop.is_set():
+                running.woken = False
                 try:
-                    if not await self._attempt(running):
+                    if not await self._attempt(running) and not running.woken:
                         return
                 except Fenced as error:
-                    log.warning("attempt given up execution=%s reason=%r", row.id, error.message)
+                    log.warning("attempt given up execution=%s reason=%r", id, error.message)
                     return
                 except JournalError as error:
-                    log.error("the store failed execution=%s reason=%r", row.id, error.message)
+                    log.error("the store failed execution=%s reason=%r", id, error.message)
                     await self._pause(running)
         except Exception as error:
-            await self._broken(row, error)
+            await self._broken(id, error, epoch=running.epoch)
         finally:
-            del self._running[row.id]
+            del self._running[id]
             self._rested = False
-            found = self._store.get(row.id)
-            if found is not None and found.finished_ms is not None:
-                self._runner.forget(row.id)
+            with suppress(JournalError):
+                found = await self._store.get(id)
+                if found is not None and found.finished_ms is not None:
+                    self._runner.forget(id)
 
     async def _attempt(self, running: _Running) -> bool:
         """One attempt; whether another is to follow at once."""
-        row = running.row
+        row = running.row = await self._store.get(running.id)
+        if row is None or row.finished_ms is not None:
+            return False
         epoch = await self._store.claim(row.no, worker=self._worker, lease=self._lease)
         if epoch is None:
-            # It has finished; or, against all rules, somebody holds its lease: that runs out.
-            found = self._store.get(row.id)
-            if found is not None and found.finished_ms is None:
+            # It has finished, or another server drives it; or, against all rules, nobody does: the lease runs out.
+            found = await self._store.get(row.id)
+            if self._store.alone and found is not None and found.finished_ms is None:
                 log.warning("the lease is held execution=%s state=%s", row.id, found.state)
                 await self._pause(running)
                 return True
             return False
-        records = self._store.replay(row.no)
+        running.epoch = epoch
+        records = await self._store.replay(row.no)
+        running.seen = records[-1].seq
         journal = StoreJournal(
             self._store,
             no=row.no,
@@ -216,7 +274,7 @@ class EmbeddedEngine:
         try:
             await asyncio.wait([running.work])
             await journal.commit()
-            last = self._last_records(running, epoch)
+            last = await self._last_records(running, row, epoch)
             journal.write(last)
             await journal.commit()
         finally:
@@ -225,9 +283,9 @@ class EmbeddedEngine:
             last[-1].finished.outcome if last[-1].HasField("finished") else last[-1].attempt_ended.outcome
         )
         log.info("attempt ended execution=%s attempt=%d outcome=%s", row.id, epoch, outcome)
-        return outcome == "waiting" and bool(self._unseen_decisions(row, journal))
+        return outcome == "waiting" and await self._decided_meanwhile(row, journal)
 
-    def _last_records(self, running: _Running, epoch: int) -> list[pb.Event]:
+    async def _last_records(self, running: _Running, row: Row, epoch: int) -> list[pb.Event]:
         """How this attempt ends, as the records of its last commit."""
         work = running.work
         assert work is not None
@@ -235,9 +293,9 @@ class EmbeddedEngine:
             *before, last = work.result()
             if last.HasField("waiting"):
                 return [*before, last, _ended(epoch, "waiting")]
-            return [*before, _ended(epoch, "done"), self._finished(running.row, last.finished)]
+            return [*before, _ended(epoch, "done"), await self._finished(row, last.finished)]
         if running.why == "cancel":
-            closing = self._closing(running.row, by=running.by)
+            closing = await self._closing(row, by=running.by)
             return [*closing[:-1], _ended(epoch, "done"), closing[-1]]
         return [_ended(epoch, "shutdown")]
 
@@ -245,60 +303,76 @@ class EmbeddedEngine:
         """After a failed write: wait a little, give the lost attempt up, and try again."""
         with suppress(TimeoutError):
             await asyncio.wait_for(running.stop.wait(), self._lease)
-        found = self._store.get(running.row.id)
-        if found is not None and found.state == "running":
-            with suppress(JournalError):
-                await self._store.control(found.no, [_ended(found.epoch, "lost")])
-
-    async def _broken(self, row: Row, error: Exception) -> None:
-        """The way out for our own defects: the accepted execution has an end all the same."""
-        told = self._runner.explain(error, row)
-        log.error("a defect ended the execution execution=%s reason=%r", row.id, told.hint)
-        end = pb.Finished(outcome="failed", error=told)
         with suppress(JournalError):
-            await self._store.control(row.no, [_ended(row.epoch, "lost"), pb.Event(finished=end)])
+            found = await self._store.get(running.id)
+            mine = found is not None and (self._store.alone or found.epoch == running.epoch)
+            if found is not None and mine and found.state == "running":
+                await self._store.lose(found, expired=False)
+
+    async def _broken(self, id: str, error: Exception, *, epoch: int) -> None:
+        """The way out for our own defects: the accepted execution has an end all the same."""
+        row = await self._store.get(id)
+        if row is None:
+            return
+        told = self._runner.explain(error, row)
+        log.error("a defect ended the execution execution=%s reason=%r", id, told.hint)
+        if row.epoch == epoch:  # Else it is another server's by now.
+            end = pb.Finished(outcome="failed", error=told)
+            with suppress(JournalError):
+                await self._store.control(row.no, [_ended(epoch, "lost"), pb.Event(finished=end)])
 
     async def _close(self, row: Row, *, by: str) -> None:
         """Ends an execution that has no task: open questions are closed with it."""
-        found = self._store.get(row.id)
+        found = await self._store.get(row.id)
         if found is not None and found.finished_ms is None:
             with suppress(Fenced):
-                await self._store.control(row.no, self._closing(row, by=by))
+                await self._store.control(row.no, await self._closing(row, by=by))
             self._runner.forget(row.id)
 
-    def _closing(self, row: Row, *, by: str) -> list[pb.Event]:
+    async def _closing(self, row: Row, *, by: str) -> list[pb.Event]:
         """The records that end a cancelled execution; the last one is `finished`."""
-        closed = [_decided(q, "cancelled", by=by) for q in open_questions(self._store.replay(row.no))]
-        return [*closed, self._finished(row, pb.Finished(outcome="cancelled"))]
+        questions = open_questions(await self._store.replay(row.no))
+        closed = [_decided(question, "cancelled", by=by) for question in questions]
+        return [*closed, await self._finished(row, pb.Finished(outcome="cancelled"))]
 
-    def _finished(self, row: Row, end: pb.Finished) -> pb.Event:
-        records = self._store.replay(row.no)
+    async def _finished(self, row: Row, end: pb.Finished) -> pb.Event:
+        records = await self._store.replay(row.no)
         return pb.Event(finished=complete(end, records, now_ms=self._store.now_ms))
 
-    def _unseen_decisions(self, row: Row, journal: StoreJournal) -> list[pb.Event]:
-        return [
-            record
-            for record in self._store.replay(row.no)
-            if record.HasField("approval_decided")
-            and (record.path, record.approval_decided.call) not in journal.decisions
-        ]
+    async def _decided_meanwhile(self, row: Row, journal: StoreJournal) -> bool:
+        """Whether a decision came that the attempt did not hear of."""
+        return any(_unseen(record, journal) for record in await self._store.replay(row.no))
 
     # All executions
 
-    async def _take_back(self, row: Row) -> None:
-        """What a dead process left of one execution: its processes end, its attempt is lost, the next one begins."""
-        records = self._store.replay(row.no)
+    async def _take_all_back(self, rows: Sequence[Row], *, expired: bool) -> None:
+        for row in rows:
+            try:
+                await self._take_back(row, expired=expired)
+            except JournalError:
+                raise
+            except Exception as error:  # One broken execution must not keep the server from starting.
+                await self._broken(row.id, error, epoch=row.epoch)
+
+    async def _take_back(self, row: Row, *, expired: bool) -> None:
+        """What a dead process left of one execution: its attempt is lost, its processes end, the next one begins.
+
+        With `expired`, another server may still live: only an attempt whose lease has run out is lost.
+        """
+        records = await self._store.replay(row.no)
         cancelled = next((r for r in records if r.HasField("cancel_requested")), None)
         if row.state == "running" or _is_open(records):
-            ended = end_leftovers(records)
+            if not await self._store.lose(row, expired=expired):
+                return  # It lives after all, or another server was faster.
+            ended = end_leftovers(records if self._store.alone else _of_this_machine(records))
             log.warning("taken back execution=%s attempt=%d ended_processes=%s", row.id, row.epoch, ended)
-            await self._store.control(row.no, [_ended(row.epoch, "lost")])
-            records = self._store.replay(row.no)
+            records = await self._store.replay(row.no)
         if cancelled is not None:
             await self._close(row, by=cancelled.cancel_requested.by)
         elif _hopeless(records):
             end = pb.Finished(outcome="failed", error=_CRASHES)
-            await self._store.control(row.no, [self._finished(row, end)])
+            with suppress(Fenced):
+                await self._store.control(row.no, [await self._finished(row, end)])
         elif row.state != "waiting" or self._may_go_on(row, records):
             self.submit(row.id)
 
@@ -309,13 +383,15 @@ class EmbeddedEngine:
         return not open_questions(records)
 
     async def _keep(self) -> None:
-        """Every third of a lease: leases are renewed, expired questions answered, the WAL emptied when all is quiet."""
+        """Leases are renewed, expired questions answered, what nobody drives is taken back, the store is let rest."""
         while True:
-            await asyncio.sleep(self._lease / 3)
+            await asyncio.sleep(self._lease / 3 if self._store.alone else min(self._lease / 3, SWEEP_SECONDS))
             try:
                 await self._renew()
-                for row in self._store.due():
+                for row in await self._store.due():
                     await self._expire(row)
+                left = await self._store.abandoned(idle=self._lease)
+                await self._take_all_back([row for row in left if row.id not in self._running], expired=True)
                 if not self._running and not self._rested:
                     self._rested = True
                     await self._store.rest()
@@ -324,24 +400,25 @@ class EmbeddedEngine:
 
     async def _renew(self) -> None:
         held = [
-            (r.row.no, r.journal.epoch) for r in self._running.values() if r.journal is not None and r.work
+            (running.row.no, running.journal.epoch)
+            for running in self._running.values()
+            if running.row is not None and running.journal is not None and running.work is not None
         ]
         lost = await self._store.renew(held, lease=self._lease) if held else []
         for running in self._running.values():
-            if running.row.no in lost:
+            if running.row is not None and running.row.no in lost:
                 running.drop()
 
     async def _expire(self, row: Row) -> None:
         now = self._store.now_ms
-        late = [
-            q for q in open_questions(self._store.replay(row.no)) if q.approval_requested.expires_ms <= now
-        ]
+        records = await self._store.replay(row.no)
+        late = [q for q in open_questions(records) if q.approval_requested.expires_ms <= now]
         if late:
             decided = [_decided(question, "expired", by="stigmer") for question in late]
             resumed = pb.Event(resumed=pb.Resumed(by="stigmer"))
-            with suppress(Fenced):
-                await self._store.control(row.no, [*decided, resumed])
-            self.wake(row.id)
+            with suppress(Fenced, Moved):  # Somebody decided meanwhile, or another server saw it too.
+                await self._store.control(row.no, [*decided, resumed], seen=records[-1].seq)
+                self.wake(row.id)
 
 
 _CRASHES = pb.Error(
@@ -359,6 +436,21 @@ def _decided(question: pb.Event, decision: str, *, by: str) -> pb.Event:
     asked = question.approval_requested
     decided = pb.ApprovalDecided(call=asked.call, digest=asked.digest, decision=decision, by=by)
     return pb.Event(path=question.path, approval_decided=decided)
+
+
+def _unseen(record: pb.Event, journal: StoreJournal) -> bool:
+    """Whether this is a decision that the attempt does not know."""
+    return record.HasField("approval_decided") and from_record(record) not in journal.decisions.values()
+
+
+def _of_this_machine(records: Iterable[pb.Event]) -> Iterator[pb.Event]:
+    """The records of processes that were started here: elsewhere their numbers mean other processes."""
+    here = False
+    for record in records:
+        if record.HasField("attempt_started"):
+            here = record.attempt_started.worker.rpartition(":")[0] == socket.gethostname()
+        if here or not record.HasField("process_started"):
+            yield record
 
 
 def _hopeless(records: Sequence[pb.Event]) -> bool:

@@ -9,9 +9,13 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from stigmer.errors import StigmerError
 from stigmer.home import Home
+
+if TYPE_CHECKING:
+    from stigmer.store import Store
 
 __all__ = ["serve"]
 
@@ -54,38 +58,44 @@ async def serve(
     """
     from graphton._process import make_undumpable
 
+    from stigmer.server._database import database_of
     from stigmer.server._logs import scrubbed_logs
+    from stigmer.store import Store
 
     make_undumpable()
     # gRPC's fork handlers would meet the processes that our tools start.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     with scrubbed_logs():
-        server = _Server(home, address=address, stays=stays, flags=dict(flags or {}))
+        home.create()
+        store = await Store.open(database_of(home))
         try:
-            await server.start()
-            on_ready()
-            log.info("ready address=%s pid=%d", address, os.getpid())
-            await server.until_the_end(idle_seconds=None if stays else idle_seconds)
+            server = _Server(home, store, address=address, stays=stays, flags=dict(flags or {}))
+            try:
+                await server.start()
+                on_ready()
+                log.info("ready address=%s pid=%d database=%s", address, os.getpid(), store.name)
+                await server.until_the_end(idle_seconds=None if stays else idle_seconds)
+            finally:
+                await server.stop()
         finally:
-            await server.stop()
+            await store.close()
+            log.info("ended pid=%d", os.getpid())
 
 
 class _Server:
     """The parts of a running server, in the order in which they start; they stop in the reverse order."""
 
-    def __init__(self, home: Home, *, address: str, stays: bool, flags: dict[str, str]) -> None:
+    def __init__(self, home: Home, store: Store, *, address: str, stays: bool, flags: dict[str, str]) -> None:
         from stigmer.engines.embedded import EmbeddedEngine
         from stigmer.runner import Runner
         from stigmer.secrets import Keys
         from stigmer.server._activity import Activity
         from stigmer.server._resolve import Resolver
-        from stigmer.store import Store
 
-        home.create()
         self._home, self._address, self._stays = home, address, stays
         self._end = asyncio.Event()
         self._activity = Activity()
-        self._store = Store(home.database)
+        self._store = store
         self._resolver = Resolver(home, flags=flags)
         self._keys = Keys(otherwise=self._resolver.key_for)
         self._engine = EmbeddedEngine(self._store, Runner(home.path, self._keys))
@@ -97,6 +107,7 @@ class _Server:
 
         from stigmer.api import service_pb2_grpc
         from stigmer.server.auth import TokenCheck, token_of
+        from stigmer.server.configuration import ConfigService
         from stigmer.server.executions import ExecutionService
         from stigmer.server.system import SystemService
 
@@ -119,8 +130,10 @@ class _Server:
             stays=self._stays,
             end=self._end,
         )
+        configuration = ConfigService(home=self._home, activity=self._activity, resolver=self._resolver)
         rpc: Any = service_pb2_grpc  # The generated stubs carry no types.
         rpc.add_ExecutionServiceServicer_to_server(executions, self._grpc)
+        rpc.add_ConfigServiceServicer_to_server(configuration, self._grpc)
         rpc.add_SystemServiceServicer_to_server(system, self._grpc)
         before = os.umask(0o077)  # The socket is its owner's alone from its first moment.
         try:
@@ -129,7 +142,7 @@ class _Server:
             os.umask(before)
         await self._grpc.start()
         await self._engine.start()
-        self._warming = asyncio.create_task(_warm(), name="warm up")
+        self._warming = asyncio.create_task(self._warm_up(), name="warm up")
 
     async def until_the_end(self, *, idle_seconds: float | None) -> None:
         """Returns when Shutdown was called, the home is gone, or nothing was to be done for `idle_seconds`."""
@@ -139,7 +152,7 @@ class _Server:
                 await asyncio.wait_for(self._end.wait(), every)
                 log.info("ending reason=asked")
                 return
-            if not self._home.database.exists():
+            if not (self._home.database if self._store.alone else self._home.token).exists():
                 log.warning("ending reason='the home is gone'")
                 return
             if self._engine.running:
@@ -149,7 +162,7 @@ class _Server:
                 return
 
     async def stop(self) -> None:
-        """Runs are handed back first, so that watchers see it; then calls end, children, the database."""
+        """Runs are handed back first, so that watchers see it; then calls end, and children."""
         if self._warming is not None:
             self._warming.cancel()
             await asyncio.gather(self._warming, return_exceptions=True)
@@ -159,11 +172,13 @@ class _Server:
         llamacpp = sys.modules.get("graphton.chat.llamacpp")
         if llamacpp is not None:
             await llamacpp.close_all()
-        await self._store.close()
-        log.info("ended pid=%d", os.getpid())
 
-
-async def _warm() -> None:
-    for module in _WARM:
-        await asyncio.sleep(0)  # A caller who is waiting comes first.
-        import_module(module)
+    async def _warm_up(self) -> None:
+        """What the first run needs, then a word in the log on what this process's own settings come to."""
+        for module in _WARM:
+            await asyncio.sleep(0)  # A caller who is waiting comes first.
+            import_module(module)
+        try:
+            await self._resolver.log()
+        except (OSError, StigmerError) as error:  # Who runs something hears of it too.
+            log.warning("setting problem=%r", str(error))

@@ -24,7 +24,7 @@ from stigmer.server._activity import Activity
 from stigmer.server._resolve import Resolved, check_model_file
 from stigmer.server.auth import by_unix_socket
 from stigmer.server.status import Refused, abort
-from stigmer.store import Row, Store, new_id
+from stigmer.store import Moved, Row, Store, Watcher, new_id
 
 __all__ = ["ExecutionService"]
 
@@ -149,11 +149,11 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         self, request: api.CreateExecutionRequest, *, local: bool
     ) -> api.CreateExecutionResponse:
         row, created = await self._accept(request, local=local)
-        return api.CreateExecutionResponse(execution=self._execution(row), created=created)
+        return api.CreateExecutionResponse(execution=await self._execution(row), created=created)
 
     async def _accept(self, request: api.CreateExecutionRequest, *, local: bool) -> tuple[Row, bool]:
         if request.idempotency_key:
-            known = self._store.by_idempotency_key(request.idempotency_key)
+            known = await self._store.by_idempotency_key(request.idempotency_key)
             if known is not None:
                 return known, False
         _check(request, home=self._home.path)
@@ -180,29 +180,29 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         log.info("execution accepted id=%s provider=%s model=%s", row.id, resolved.provider, resolved.model)
         self._engine.submit(row.id)
         if resolved.key is not None:
-            self._wake_those_without_a_key()
+            await self._wake_those_without_a_key()
         return row, True
 
     async def _wake(self) -> api.WakeExecutionsResponse:
-        return api.WakeExecutionsResponse(woken=self._wake_those_without_a_key())
+        return api.WakeExecutionsResponse(woken=await self._wake_those_without_a_key())
 
-    def _wake_those_without_a_key(self) -> int:
+    async def _wake_those_without_a_key(self) -> int:
         """Wakes the executions whose key is at hand now, and says how many those are."""
         woken, before = 0, None
-        while page := self._store.page(limit=PAGE_LIMIT, before=before, state="waiting"):
+        while page := await self._store.page(limit=PAGE_LIMIT, before=before, state="waiting"):
             before = page[-1].no
             for row in page:
-                if self._lacked_its_key(row):
+                if await self._lacked_its_key(row):
                     self._engine.wake(row.id)
                     woken += 1
         return woken
 
-    def _lacked_its_key(self, row: Row) -> bool:
+    async def _lacked_its_key(self, row: Row) -> bool:
         """Whether an execution waits for a key that is there by now."""
-        (_, last), *_ = self._store.events(row.no, row.seq - 1)
+        (_, last), *_ = await self._store.events(row.no, row.seq - 1)
         if pb.Event.FromString(last).waiting.reason != "key":
             return False
-        model = self._execution(row).config.models[0]
+        model = (await self._execution(row)).config.models[0]
         return self._keys.find(row.id, provider=model.provider, base_url=model.base_url) is not None
 
     async def _preview(
@@ -239,40 +239,45 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         next_seq = max(1, from_seq)
         try:
             while True:
-                while page := self._store.events(row.no, next_seq):
+                watcher.take()  # It is stored: it is read now, with whatever other servers appended.
+                while page := await self._store.events(row.no, next_seq):
                     next_seq = page[-1][0] + 1
                     yield api.Frame(execution=row.id, events=[body for _, body in page])
-                # Nothing is awaited from the empty page to here: what comes now is queued, what was is stored.
-                watcher.take()
-                found = self._store.get(row.id)
+                found = await self._store.get(row.id)
                 if found is None or (found.finished_ms is not None and next_seq > found.seq):
                     return
-                if partial := feed.partial(row.no):
-                    yield api.Frame(execution=row.id, events=partial)
+                if watcher.behind or (found.seq >= next_seq and not watcher.queue):
+                    continue
+                # Nothing is awaited here: what was committed meanwhile, then the text so far as it is now.
+                fresh, next_seq, whole = _news(watcher, next_seq, live=False)
+                if not whole:
+                    continue
+                if shown := [*fresh, *feed.partial(row.no)]:
+                    yield api.Frame(execution=row.id, events=shown)
                 while not watcher.behind:
+                    if watcher.ended and not watcher.queue:
+                        return
                     await watcher.news()
                     if watcher.behind:
                         break
-                    taken = watcher.take()
-                    fresh = [body for seq, body in taken if seq == 0 or seq >= next_seq]
-                    next_seq = max([next_seq, *(seq + 1 for seq, _ in taken)])
+                    fresh, next_seq, whole = _news(watcher, next_seq, live=True)
                     if fresh:
                         yield api.Frame(execution=row.id, events=fresh)
-                    if watcher.ended and not watcher.queue and not watcher.behind:
-                        return
+                    if not whole:
+                        break
         finally:
             feed.leave(row.no, watcher)
 
     # Asking and telling
 
     async def _known(self, id: str) -> Row:
-        row = self._store.get(id)
+        row = await self._store.get(id)
         if row is None:
             raise Refused(f"there is no execution {id!r}", code="not_found", hint="stigmer list execution")
         return row
 
     async def _get(self, request: api.GetExecutionRequest) -> api.Execution:
-        return self._execution(await self._known(request.execution))
+        return await self._execution(await self._known(request.execution))
 
     async def _list(self, request: api.ListExecutionsRequest) -> api.ListExecutionsResponse:
         before: int | None = None
@@ -282,24 +287,31 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             before = int(request.page_token)
         limit = min(request.limit or 20, PAGE_LIMIT)
         answer = api.ListExecutionsResponse()
-        for row in self._store.page(limit=limit + 1, before=before, state=request.state):
+        for row in await self._store.page(limit=limit + 1, before=before, state=request.state):
             if len(answer.executions) == limit or answer.ByteSize() > PAGE_ROOM:
                 answer.next_page_token = str(before)
                 break
             before = row.no
-            answer.executions.append(_brief(self._execution(row)))
+            answer.executions.append(_brief(await self._execution(row)))
         return answer
 
     async def _cancel(self, request: api.CancelExecutionRequest) -> api.CancelExecutionResponse:
         row = await self._known(request.execution)
         stopped = await self._engine.cancel(row.id, by=request.by or "somebody")
         row = await self._known(row.id)
-        return api.CancelExecutionResponse(execution=self._execution(row), already_finished=not stopped)
+        return api.CancelExecutionResponse(execution=await self._execution(row), already_finished=not stopped)
 
     async def _decide(self, request: api.DecideApprovalRequest) -> api.DecideApprovalResponse:
         row = await self._known(request.execution)
+        while not await self._decided(row, request):
+            pass  # It has grown while we looked: look again.
+        self._engine.wake(row.id)
+        return api.DecideApprovalResponse(execution=await self._execution(await self._known(row.id)))
+
+    async def _decided(self, row: Row, request: api.DecideApprovalRequest) -> bool:
+        """Appends the decision; False when the execution has grown between the look and the append."""
         async with self._deciding:
-            records = self._store.replay(row.no)
+            records = await self._store.replay(row.no)
             question = _question(records, request)
             decided = pb.ApprovalDecided(
                 call=request.call,
@@ -312,13 +324,14 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             if (await self._known(row.id)).state == "waiting":
                 events.append(pb.Event(resumed=pb.Resumed(by=decided.by)))
             try:
-                await self._store.control(row.no, [masked(event) for event in events])
+                await self._store.control(row.no, [masked(event) for event in events], seen=records[-1].seq)
+            except Moved:
+                return False
             except Fenced:
                 raise _already(records, request, f"execution {row.id} has finished") from None
-        self._engine.wake(row.id)
-        return api.DecideApprovalResponse(execution=self._execution(await self._known(row.id)))
+            return True
 
-    def _execution(self, row: Row) -> api.Execution:
+    async def _execution(self, row: Row) -> api.Execution:
         request = api.CreateExecutionRequest.FromString(row.request)
         shown = api.Execution(
             id=row.id,
@@ -332,18 +345,35 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             attempt=row.epoch,
             last_seq=row.seq,
         )
-        for _, body in self._store.events(row.no, 1, limit=2):
+        for _, body in await self._store.events(row.no, 1, limit=2):
             event = pb.Event.FromString(body)
             if event.HasField("config_resolved"):
                 shown.config.CopyFrom(event.config_resolved)
         if row.finished_ms is not None:
             with suppress(ValueError):
-                ((_, body),) = self._store.events(row.no, row.seq, limit=1)
+                ((_, body),) = await self._store.events(row.no, row.seq, limit=1)
                 shown.finished.CopyFrom(pb.Event.FromString(body).finished)
         elif row.state == "waiting":
-            questions = open_questions(self._store.replay(row.no))
+            questions = open_questions(await self._store.replay(row.no))
             shown.approvals.extend(question.approval_requested for question in questions)
         return shown
+
+
+def _news(watcher: Watcher, next_seq: int, *, live: bool) -> tuple[list[bytes], int, bool]:
+    """What the watcher has not shown yet, the seq it wants next, and whether nothing was left out.
+
+    Another server's events are not pushed here: where a number is missing, the store must be read.
+    """
+    fresh: list[bytes] = []
+    for seq, body in watcher.take():
+        if seq > next_seq:
+            return fresh, next_seq, False
+        if seq == next_seq:
+            next_seq += 1
+            fresh.append(body)
+        elif seq == 0 and live:
+            fresh.append(body)
+    return fresh, next_seq, True
 
 
 def _check(request: api.CreateExecutionRequest, *, home: Path) -> None:

@@ -46,7 +46,7 @@ class SystemService(service_pb2_grpc.SystemServiceServicer):
             engine="embedded",
             home=str(self._home.path),
             running=self._engine.running,
-            waiting=self._store.count("waiting"),
+            waiting=await self._store.count("waiting"),
             started_ms=self._started_ms,
             stays=self._stays,
             models=_served(),

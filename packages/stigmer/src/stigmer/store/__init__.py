@@ -1,8 +1,9 @@
-"""The store: executions and their events, each query once. SQLite today; a second dialect plugs in beside `_sqlite`."""
+"""The store: executions and their events, each query once, on SQLite (`_sqlite`) or PostgreSQL (`_postgres`)."""
 
 from __future__ import annotations
 
+from stigmer.store._dialect import StoreError
 from stigmer.store._feed import Feed, Watcher
-from stigmer.store._store import Row, Store, StoreError, new_id
+from stigmer.store._store import Moved, Row, Store, new_id
 
-__all__ = ["Feed", "Row", "Store", "StoreError", "Watcher", "new_id"]
+__all__ = ["Feed", "Moved", "Row", "Store", "StoreError", "Watcher", "new_id"]

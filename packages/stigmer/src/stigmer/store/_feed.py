@@ -46,6 +46,11 @@ class Watcher:
         self._news.clear()
         return taken
 
+    def fall_behind(self) -> None:
+        """There is more in the store than was pushed here."""
+        self.behind = True
+        self._news.set()
+
     async def news(self) -> None:
         """Waits until there is something to take."""
         await self._news.wait()
@@ -81,6 +86,12 @@ class Feed:
     @property
     def watchers(self) -> int:
         return sum(len(watchers) for watchers in self._watchers.values())
+
+    def stale(self, nos: Iterable[int] | None) -> None:
+        """These executions, or all, may have grown elsewhere: their watchers read the store again."""
+        for no in list(self._watchers) if nos is None else nos:
+            for watcher in self._watchers.get(no, ()):
+                watcher.fall_behind()
 
     def publish(self, no: int, committed: Iterable[tuple[int, pb.Event, bytes]]) -> None:
         """Committed events, in order."""

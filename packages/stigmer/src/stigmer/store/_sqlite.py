@@ -4,35 +4,92 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from functools import cache
-from importlib.resources import files
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
-__all__ = ["VERSION", "connect", "migrate", "query", "set_durable"]
+from stigmer.store._dialect import Found, Session, StoreError, Values, migrations, newer, query
 
+__all__ = ["SQLite", "query"]
 
-@cache
-def query(name: str) -> str:
-    """The SQL of queries/<name>.sql."""
-    return (files("stigmer.store") / "queries" / f"{name}.sql").read_text(encoding="utf-8")
-
-
-def _migrations() -> list[str]:
-    folder = files("stigmer.store") / "migrations"
-    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
-    return [(folder / name).read_text(encoding="utf-8") for name in names]
+Answer = TypeVar("Answer")
 
 
-@cache
-def _version() -> int:
-    return len(_migrations())
+class SQLite:
+    """One file, one writer, called in the event loop. The home's lock makes this process the only one."""
+
+    alone = True
+    direct = True
+    error: type[Exception] = sqlite3.Error
+    unreadable = "stigmer down; if it stays so, move the file away: a new one is made at the next start"
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self.path, self.name = path, str(path)
+        self.refused = f"see whether there is room on the disk: df -h {os.path.dirname(path)}"
+        self._clock = clock
+        try:
+            self.writer = _connect(path)
+            found = _migrate(self.writer)
+            if found > len(migrations()):
+                self.writer.close()
+                raise newer(self.name, found)
+            self._reader = _connect(path)
+            self._reader.execute("PRAGMA query_only = ON")
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"the database {self.name!r} cannot be opened: {error}",
+                hint="if the file is damaged, move it away; a new one is made at the next start",
+            ) from error
+
+    @property
+    def now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    def run(self, name: str, values: Values, /) -> Found:
+        return self.writer.execute(query(name), values)
+
+    def run_many(self, name: str, values: Sequence[Values], /) -> None:
+        self.writer.executemany(query(name), values)
+
+    def commit(self, work: Callable[[Session], Answer], *, durable: bool) -> Answer:
+        db = self.writer
+        try:
+            if durable:
+                _set_durable(db, True)
+            db.execute("BEGIN IMMEDIATE")
+            answer = work(self)
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+        finally:
+            if durable:
+                _set_durable(db, False)
+        return answer
+
+    def read(
+        self, name: str, values: Values, pick: Callable[[Iterable[tuple[object, ...]]], Answer]
+    ) -> Answer:
+        with closing(self._reader.execute(query(name), values)) as rows:
+            return pick(rows)
+
+    def rest(self) -> None:
+        """Empties the WAL file into the database."""
+        self.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def hurry(self) -> None:
+        """There is nothing to wait for."""
+
+    def close(self) -> None:
+        """Both connections end, which also removes the WAL file."""
+        self._reader.close()
+        self.writer.close()
 
 
-VERSION = _version()
-"""The schema this program writes: how many migrations there are."""
-
-
-def connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path) -> sqlite3.Connection:
     """A connection in autocommit, used by one thread at a time; the file is made for its owner alone."""
     if not path.exists():
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
@@ -48,15 +105,15 @@ def connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-def set_durable(db: sqlite3.Connection, durable: bool) -> None:
+def _set_durable(db: sqlite3.Connection, durable: bool) -> None:
     """FULL survives a power cut; NORMAL survives a killed process and costs a tenth. Never inside a transaction."""
     db.execute("PRAGMA synchronous = FULL" if durable else "PRAGMA synchronous = NORMAL")
 
 
-def migrate(db: sqlite3.Connection) -> int:
-    """Brings the schema up to VERSION and gives the version found; a newer one is left untouched."""
+def _migrate(db: sqlite3.Connection) -> int:
+    """Brings the schema up to date and gives the version found; a newer one is left untouched."""
     (found,) = db.execute("PRAGMA user_version").fetchone()
-    for number, script in enumerate(_migrations(), start=1):
+    for number, script in enumerate(migrations(), start=1):
         if number > found:
             db.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")
     return int(found)

@@ -1,42 +1,49 @@
 """Store: what happened, kept. One writer, group commit per loop tick, a fence in every commit, publish after it.
 
 Appends are called from the event loop and return futures. Everything that is asked for in one tick of the loop goes
-into one transaction. A transaction that must survive a power cut (it dispatches a write, holds a decision or finishes
-an execution) is committed with synchronous FULL in the store's one thread; what is asked for meanwhile waits and joins
-the next transaction.
+into one transaction. SQLite commits in the loop, but for a transaction that must survive a power cut (it dispatches a
+write, holds a decision or finishes an execution): that one goes with synchronous FULL into the store's one thread, and
+so does every commit of PostgreSQL. What is asked for meanwhile waits and joins the next transaction.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
-import sqlite3
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from graphton.errors import Fenced, JournalError
 
 from stigmer.api import event_pb2 as pb
 from stigmer.store._cut import EVENT_LIMIT, cut
+from stigmer.store._dialect import Dialect, Session, StoreError
 from stigmer.store._feed import Feed
-from stigmer.store._sqlite import VERSION, connect, migrate, query, set_durable
+from stigmer.store._sqlite import SQLite
 
-__all__ = ["Row", "Store", "StoreError", "new_id"]
+if TYPE_CHECKING:
+    from stigmer.store._news import Teller
+
+__all__ = ["Moved", "Row", "Store", "StoreError", "new_id"]
+
+Answer = TypeVar("Answer")
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _SEQ_BITS = 24
+_NEVER = 1 << 62
+"""Later than every time, above every number."""
+_LOST = -1
+"""The batch of an attempt that was given up; see lose.sql."""
 
 
-class StoreError(JournalError):
-    """The database cannot be used, or refused a write; `code` says which."""
+class Moved(StoreError):
+    """The execution has grown since the caller looked at it."""
 
-    code = "store"
+    code = "moved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,7 @@ class _Done:
 
 @dataclass(slots=True)
 class _Op:
-    work: Callable[[sqlite3.Connection], _Done]
+    work: Callable[[Session], _Done]
     durable: bool
     future: asyncio.Future[Any]
 
@@ -81,42 +88,52 @@ def new_id(now: float | None = None) -> str:
 
 
 class Store:
-    """Opened once per process on one file. Reads are answered at once, from what is committed."""
+    """Opened once per process. Reads are answered from what is committed; SQLite answers without giving way."""
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
-        self.path = path
+    def __init__(self, where: Path | str, *, clock: Callable[[], float] = time.time) -> None:
+        """Opens the database: a file (its clock may be given, for tests), or a `postgresql://` address.
+
+        Raises StoreError. An address is connected to here and now; `open` does not block the event loop.
+        """
         self.feed = Feed()
         self.commits = 0
-        self._clock = clock
         self._queue: list[_Op] = []
         self._scheduled = False
         self._writing: asyncio.Future[list[_Done]] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="stigmer-store")
-        try:
-            self._writer = connect(path)
-            self._check_version()
-            self._reader = connect(path)
-            self._reader.execute("PRAGMA query_only = ON")
-        except sqlite3.Error as error:
-            raise StoreError(
-                f"the database {str(path)!r} cannot be opened: {error}",
-                hint="if the file is damaged, move it away; a new one is made at the next start",
-            ) from error
+        self._dialect: Dialect
+        self._teller: Teller | None = None
+        self._hearing: asyncio.Task[None] | None = None
+        self._readers: ThreadPoolExecutor | None = None
+        if isinstance(where, Path):
+            self._dialect = SQLite(where, clock=clock)
+        else:
+            from stigmer.store._news import Teller
+            from stigmer.store._postgres import READERS, Postgres
 
-    def _check_version(self) -> None:
-        found = migrate(self._writer)
-        if found > VERSION:
-            self._writer.close()
-            raise StoreError(
-                f"the database {str(self.path)!r} was written by a newer stigmer"
-                f" (schema {found}, this program knows {VERSION})",
-                hint="upgrade: pip install --upgrade stigmer",
-            )
+            self._dialect = database = Postgres(where)
+            self._teller = Teller(lambda nos: self._thread.submit(database.notify, nos))
+            self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="stigmer-store-read")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="stigmer-store")
+
+    @classmethod
+    async def open(cls, where: Path | str) -> Store:
+        """The store at a path or an address."""
+        return cls(where) if isinstance(where, Path) else await asyncio.to_thread(cls, where)
+
+    @property
+    def name(self) -> str:
+        """What people may be shown of where it is."""
+        return self._dialect.name
+
+    @property
+    def alone(self) -> bool:
+        """No other server works on it: what is not running here is not running at all."""
+        return self._dialect.alone
 
     @property
     def now_ms(self) -> int:
         """The store's clock: leases and event times are read from it and no other."""
-        return int(self._clock() * 1000)
+        return self._dialect.now_ms
 
     # Writing
 
@@ -125,19 +142,23 @@ class Store:
     ) -> asyncio.Future[tuple[Row, bool]]:
         """Stores a new execution with its first events; False when the idempotency key named an older one."""
 
-        def work(db: sqlite3.Connection) -> _Done:
+        if "\0" in idempotency_key:
+            raise StoreError("the idempotency key holds a zero byte", hint="use letters and digits")
+
+        def work(db: Session) -> _Done:
             key = {"idempotency_key": idempotency_key or None}
-            known = idempotency_key and db.execute(query("by_idempotency_key"), key).fetchone()
+            known = idempotency_key and db.run("by_idempotency_key", key).fetchone()
             if known:
                 return _Done((Row(*known), False))
-            now = self.now_ms
+            now = db.now_ms
             for event in events:
                 event.time_ms = now
-            values = {"id": id, "request": request, "now": now, **key}
-            (no,) = db.execute(query("accept"), values).fetchone()
-            committed = self._control(db, no, events)
-            row = Row(*db.execute(query("get"), {"id": id}).fetchone())
-            return _Done((row, True), no, committed)
+            made = db.run("accept", {"id": id, "request": request, "now": now, **key}).fetchone()
+            if made is None:
+                return _Done((Row(*db.run("by_idempotency_key", key).fetchone()), False))
+            committed = self._control(db, made[0], events)
+            row = Row(*db.run("get", {"id": id}).fetchone())
+            return _Done((row, True), made[0], committed)
 
         return self._submit(work)
 
@@ -148,9 +169,9 @@ class Store:
         changes nothing. Raises Fenced when another attempt owns the execution or it has finished.
         """
 
-        def work(db: sqlite3.Connection) -> _Done:
-            values = {"no": no, "epoch": epoch, "batch": batch, **self._effects(events)}
-            row = db.execute(query("append"), values).fetchone()
+        def work(db: Session) -> _Done:
+            values = {"no": no, "epoch": epoch, "batch": batch, **_effects(events, db.now_ms)}
+            row = db.run("append", values).fetchone()
             if row is None:
                 return self._refused(db, no, epoch, batch)
             committed = self._insert(db, no, row[0] - len(events) + 1, events)
@@ -158,11 +179,14 @@ class Store:
 
         return self._submit(work, durable=any(map(_durable, events)))
 
-    def control(self, no: int, events: Sequence[pb.Event]) -> asyncio.Future[int]:
-        """Appends events that belong to no attempt: cancel requests, decisions, what the sweep finds."""
+    def control(self, no: int, events: Sequence[pb.Event], *, seen: int = 0) -> asyncio.Future[int]:
+        """Appends events that belong to no attempt: cancel requests, decisions, what the sweep finds.
 
-        def work(db: sqlite3.Connection) -> _Done:
-            committed = self._control(db, no, events)
+        With `seen`, the last seq that the caller knew, it raises Moved when the execution has grown since.
+        """
+
+        def work(db: Session) -> _Done:
+            committed = self._control(db, no, events, seen=seen)
             return _Done(committed[0][0], no, committed)
 
         return self._submit(work, durable=any(map(_durable, events)))
@@ -170,10 +194,10 @@ class Store:
     def claim(self, no: int, *, worker: str, lease: float) -> asyncio.Future[int | None]:
         """Begins the next attempt and gives its epoch; None when it has finished or somebody holds its lease."""
 
-        def work(db: sqlite3.Connection) -> _Done:
-            now = self.now_ms
+        def work(db: Session) -> _Done:
+            now = db.now_ms
             values = {"no": no, "now": now, "lease_until_ms": now + int(lease * 1000)}
-            row = db.execute(query("claim"), values).fetchone()
+            row = db.run("claim", values).fetchone()
             if row is None:
                 return _Done(None)
             started = pb.Event(attempt_started=pb.AttemptStarted(attempt=row[0], worker=worker))
@@ -184,25 +208,46 @@ class Store:
     def renew(self, held: Sequence[tuple[int, int]], *, lease: float) -> asyncio.Future[list[int]]:
         """Keeps the leases of (no, epoch) alive; the answer names those that were lost."""
 
-        def work(db: sqlite3.Connection) -> _Done:
-            until = self.now_ms + int(lease * 1000)
+        def work(db: Session) -> _Done:
+            until = db.now_ms + int(lease * 1000)
             lost = []
-            for no, epoch in held:
+            for no, epoch in sorted(held):  # Always in one order: two servers then never wait for each other.
                 values = {"no": no, "epoch": epoch, "lease_until_ms": until}
-                if db.execute(query("renew"), values).fetchone() is None:
+                if db.run("renew", values).fetchone() is None:
                     lost.append(no)
             return _Done(lost)
 
         return self._submit(work)
 
-    def _control(self, db: sqlite3.Connection, no: int, events: Sequence[pb.Event]) -> _Committed:
-        row = db.execute(query("append_control"), {"no": no, **self._effects(events)}).fetchone()
+    def lose(self, row: Row, *, expired: bool = True) -> asyncio.Future[bool]:
+        """Gives up an attempt that never ended: it can append nothing more, and the next one may be claimed.
+
+        False when the execution is not as `row` says any more, or (unless `expired` is False) its lease is held.
+        """
+
+        def work(db: Session) -> _Done:
+            now = db.now_ms
+            until = now if expired else _NEVER
+            values = {"no": row.no, "epoch": row.epoch, "seen": row.seq, "now": now, "until": until}
+            found = db.run("lose", values).fetchone()
+            if found is None:
+                return _Done(False)
+            ended = pb.Event(attempt_ended=pb.AttemptEnded(attempt=row.epoch, outcome="lost"))
+            return _Done(True, row.no, self._insert(db, row.no, found[0], [ended]))
+
+        return self._submit(work)
+
+    def _control(self, db: Session, no: int, events: Sequence[pb.Event], *, seen: int = 0) -> _Committed:
+        values = {"no": no, "seen": seen, **_effects(events, db.now_ms)}
+        row = db.run("append_control", values).fetchone()
         if row is None:
+            if seen and (found := db.run("fence", {"no": no}).fetchone()) and found[3] is None:
+                raise Moved(f"execution number {no} has grown since event {seen}; look at it again")
             raise Fenced("the execution has finished; nothing can be added to it")
         return self._insert(db, no, row[0] - len(events) + 1, events)
 
-    def _refused(self, db: sqlite3.Connection, no: int, epoch: int, batch: int) -> _Done:
-        found = db.execute(query("fence"), {"no": no}).fetchone()
+    def _refused(self, db: Session, no: int, epoch: int, batch: int) -> _Done:
+        found = db.run("fence", {"no": no}).fetchone()
         if found is None:
             raise StoreError(f"there is no execution number {no}")
         current, last, first_seq, finished_ms = found
@@ -212,50 +257,25 @@ class Store:
             raise Fenced("the execution has finished; nothing can be added to it")
         if current != epoch:
             raise Fenced(f"attempt {epoch} is over: attempt {current} owns the execution now")
+        if last == _LOST:
+            raise Fenced(f"attempt {epoch} is over: it was given up as lost")
         raise StoreError(f"batch {batch} of attempt {epoch} is out of order: the last one was {last}")
 
-    def _effects(self, events: Sequence[pb.Event]) -> dict[str, Any]:
-        """What a batch of events does to its execution's row."""
-        values: dict[str, Any] = {
-            "count": len(events), "state": None, "wake_ms": None, "release": 0, "finished_ms": None,
-        }  # fmt: skip
-        for event in events:
-            match event.WhichOneof("kind"):
-                case "attempt_started":
-                    values["state"] = "running"
-                case "waiting":
-                    values["state"] = "waiting"
-                    values["wake_ms"] = event.waiting.expires_ms or None
-                case "resumed":
-                    values["state"] = "queued"
-                case "attempt_ended":
-                    values["release"] = 1
-                    if event.attempt_ended.outcome in ("lost", "shutdown"):
-                        values["state"] = "queued"
-                case "finished":
-                    values.update(state=event.finished.outcome, finished_ms=self.now_ms, wake_ms=None)
-                case _:
-                    pass
-        return values
-
-    def _insert(self, db: sqlite3.Connection, no: int, first: int, events: Sequence[pb.Event]) -> _Committed:
+    def _insert(self, db: Session, no: int, first: int, events: Sequence[pb.Event]) -> _Committed:
         committed: _Committed = []
-        now = self.now_ms
+        now = db.now_ms
         for seq, event in enumerate(events, start=first):
             event.seq = seq
             event.time_ms = event.time_ms or now
             body = event.SerializeToString()
-            key = no << _SEQ_BITS | seq
             if len(body) > EVENT_LIMIT:
-                db.execute(query("insert_original"), {"key": key, "body": body})
+                db.run("insert_original", {"key": _key(no, seq), "body": body})
                 body = cut(event).SerializeToString()
-            db.execute(query("insert_event"), {"key": key, "body": body})
             committed.append((seq, event, body))
+        db.run_many("insert_event", [{"key": _key(no, seq), "body": body} for seq, _, body in committed])
         return committed
 
-    def _submit(
-        self, work: Callable[[sqlite3.Connection], _Done], *, durable: bool = False
-    ) -> asyncio.Future[Any]:
+    def _submit(self, work: Callable[[Session], _Done], *, durable: bool = False) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._queue.append(_Op(work, durable, future))
@@ -269,11 +289,12 @@ class Store:
         ops, self._queue = self._queue, []
         if not ops:
             return
-        if not any(op.durable for op in ops):
+        durable = any(op.durable for op in ops)
+        if self._dialect.direct and not durable:
             self._settle(ops, self._commit(ops, False))
             return
         loop = asyncio.get_running_loop()
-        self._writing = loop.run_in_executor(self._thread, self._commit, ops, True)
+        self._writing = loop.run_in_executor(self._thread, self._commit, ops, durable)
         self._writing.add_done_callback(lambda written: self._written(ops, written))
 
     def _written(self, ops: list[_Op], written: asyncio.Future[list[_Done]]) -> None:
@@ -284,27 +305,16 @@ class Store:
 
     def _commit(self, ops: list[_Op], durable: bool) -> list[_Done]:
         """All operations in one transaction. One that is refused changes nothing and does not disturb the others."""
-        db = self._writer
         try:
-            if durable:
-                set_durable(db, True)
-            db.execute("BEGIN IMMEDIATE")
-            done = [_attempt(op.work, db) for op in ops]
-            db.execute("COMMIT")
+            done = self._dialect.commit(lambda db: [_attempt(op.work, db) for op in ops], durable=durable)
         except (
             Exception
         ) as error:  # A full disk, or a bug in one operation: nothing of the group may stay half done.
-            if db.in_transaction:
-                db.execute("ROLLBACK")
             failure = StoreError(
-                f"the database {str(self.path)!r} refused a write: {error}",
-                hint=f"see whether there is room on the disk: df -h {os.path.dirname(self.path)}",
+                f"the database {self.name!r} refused a write: {_words(error)}", hint=self._dialect.refused
             )
             failure.__cause__ = error
             return [_Done(error=failure) for _ in ops]
-        finally:
-            if durable:
-                set_durable(db, False)
         self.commits += 1
         return done
 
@@ -313,6 +323,8 @@ class Store:
         for op, result in zip(ops, done, strict=True):
             if result.events:
                 self.feed.publish(result.no, result.events)
+                if self._teller is not None:
+                    self._teller.grown(result.no)
             if op.future.done():  # The one who asked was cancelled; the write stands.
                 continue
             if result.error is not None:
@@ -322,62 +334,93 @@ class Store:
 
     # Reading
 
-    def get(self, id: str) -> Row | None:
-        return next(iter(self._rows("get", {"id": id})), None)
+    async def get(self, id: str) -> Row | None:
+        return next(iter(await self._rows("get", {"id": id})), None)
 
-    def by_idempotency_key(self, key: str) -> Row | None:
-        return next(iter(self._rows("by_idempotency_key", {"idempotency_key": key})), None)
+    async def by_idempotency_key(self, key: str) -> Row | None:
+        return next(iter(await self._rows("by_idempotency_key", {"idempotency_key": key})), None)
 
-    def page(self, *, limit: int, before: int | None = None, state: str = "") -> list[Row]:
+    async def page(self, *, limit: int, before: int | None = None, state: str = "") -> list[Row]:
         """The newest first, those with a number below `before`."""
-        return self._rows("list", {"before": before or 1 << 62, "state": state, "limit": limit})
+        return await self._rows("list", {"before": before or _NEVER, "state": state, "limit": limit})
 
-    def unfinished(self) -> list[Row]:
-        return self._rows("unfinished", {})
+    async def unfinished(self) -> list[Row]:
+        return await self._rows("unfinished", {})
 
-    def due(self) -> list[Row]:
+    async def abandoned(self, *, idle: float) -> list[Row]:
+        """Those that nobody seems to drive: their lease has run out, or they were queued for `idle` seconds."""
+        now = self.now_ms
+        return await self._rows("abandoned", {"now": now, "idle": now - int(idle * 1000)})
+
+    async def due(self) -> list[Row]:
         """Waiting executions whose time has come."""
-        return self._rows("due", {"now": self.now_ms})
+        return await self._rows("due", {"now": self.now_ms})
 
-    def count(self, state: str) -> int:
-        ((number,),) = self._read("count", {"state": state})
+    async def count(self, state: str) -> int:
+        ((number,),) = await self._read("count", {"state": state}, list)
         return int(number)
 
-    def events(
+    async def events(
         self, no: int, first: int, *, limit: int = 500, room: int = 1 << 20
     ) -> list[tuple[int, bytes]]:
         """(seq, body) from `first` on: at most `limit` of them and about `room` bytes, but one at least if there is one."""
-        values = {"first": _key(no, first), "end": _key(no + 1, 0), "limit": limit}
-        page: list[tuple[int, bytes]] = []
-        with closing(self._read("events", values)) as rows:
+        values = {"first": _key(no, first), "end": _key(no + 1, 0), "limit": limit, "room": room}
+
+        def pick(rows: Iterable[Any]) -> list[tuple[int, bytes]]:
+            page: list[tuple[int, bytes]] = []
+            left = room
             for key, body in rows:
                 page.append((key & (1 << _SEQ_BITS) - 1, body))
-                room -= len(body)
-                if room <= 0:
+                left -= len(body)
+                if left <= 0:
                     break
-        return page
+            return page
 
-    def replay(self, no: int) -> list[pb.Event]:
+        return await self._read("events", values, pick)
+
+    async def replay(self, no: int) -> list[pb.Event]:
         """All events, whole even where watchers get them cut."""
         values = {"first": _key(no, 0), "end": _key(no + 1, 0)}
-        return [pb.Event.FromString(body) for (body,) in self._read("replay", values)]
+        return await self._read(
+            "replay", values, lambda rows: [pb.Event.FromString(body) for (body,) in rows]
+        )
 
-    def _rows(self, name: str, values: dict[str, Any]) -> list[Row]:
-        return [Row(*row) for row in self._read(name, values)]
+    async def _rows(self, name: str, values: dict[str, Any]) -> list[Row]:
+        return await self._read(name, values, lambda rows: [Row(*row) for row in rows])
 
-    def _read(self, name: str, values: dict[str, Any]) -> Generator[tuple[Any, ...], None, None]:
-        cursor = None
+    async def _read(
+        self, name: str, values: dict[str, Any], pick: Callable[[Iterable[Any]], Answer]
+    ) -> Answer:
         try:
-            cursor = self._reader.execute(query(name), values)
-            yield from cursor
-        except sqlite3.Error as error:
+            if self._readers is None:
+                return self._dialect.read(name, values, pick)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._readers, self._dialect.read, name, values, pick)
+        except self._dialect.error as error:
             raise StoreError(
-                f"the database {str(self.path)!r} cannot be read: {error}",
-                hint="stigmer down; if it stays so, move the file away: a new one is made at the next start",
+                f"the database {self.name!r} cannot be read: {_words(error)}", hint=self._dialect.unreadable
             ) from error
-        finally:
-            if cursor is not None:
-                cursor.close()
+
+    # Other servers
+
+    def listen(self, heard: Callable[[Sequence[int] | None], None]) -> None:
+        """From now on `heard` is called with the numbers of executions that grew elsewhere; None means any may have.
+
+        Watchers here see those events too. A store that is alone never calls it.
+        """
+        database = self._dialect
+        if database.alone or self._hearing is not None:
+            return
+        from stigmer.store._news import hear
+        from stigmer.store._postgres import Postgres
+
+        assert isinstance(database, Postgres)
+
+        def both(nos: Sequence[int] | None) -> None:
+            self.feed.stale(nos)
+            heard(nos)
+
+        self._hearing = asyncio.create_task(hear(database, both), name="store news")
 
     # Rest and end
 
@@ -389,10 +432,10 @@ class Store:
             await asyncio.sleep(0)
 
     async def rest(self) -> None:
-        """Nothing runs: empties the WAL file into the database."""
+        """Nothing runs: the database gives back what is not needed (SQLite's WAL file is emptied into it)."""
         await self.settled()
         if self._writing is None and not self._queue:
-            await self._alone(lambda: self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+            await self._alone(self._dialect.rest)
 
     async def _alone(self, work: Callable[[], Any]) -> None:
         """Runs in the store's thread as if it were a commit of nothing, so that no other write meets it."""
@@ -407,18 +450,50 @@ class Store:
         await asyncio.wait([writing])
 
     async def close(self) -> None:
-        """Everything asked for is written; then both connections end, which also removes the WAL file."""
+        """Everything asked for is written, if the database is there; then all connections end."""
+        self._dialect.hurry()
         await self.settled()
-        self._thread.shutdown()
-        self._reader.close()
-        self._writer.close()
+        if self._teller is not None:
+            self._teller.flush()
+        if self._hearing is not None:
+            self._hearing.cancel()
+            await asyncio.gather(self._hearing, return_exceptions=True)
+        for threads in (self._thread, self._readers):
+            if threads is not None:
+                await asyncio.get_running_loop().run_in_executor(None, threads.shutdown)
+        self._dialect.close()
 
 
-def _attempt(work: Callable[[sqlite3.Connection], _Done], db: sqlite3.Connection) -> _Done:
+def _attempt(work: Callable[[Session], _Done], db: Session) -> _Done:
     try:
         return work(db)
     except JournalError as refusal:
         return _Done(error=refusal)
+
+
+def _effects(events: Sequence[pb.Event], now_ms: int) -> dict[str, Any]:
+    """What a batch of events does to its execution's row."""
+    values: dict[str, Any] = {
+        "count": len(events), "state": None, "wake_ms": None, "release": 0, "finished_ms": None,
+    }  # fmt: skip
+    for event in events:
+        match event.WhichOneof("kind"):
+            case "attempt_started":
+                values["state"] = "running"
+            case "waiting":
+                values["state"] = "waiting"
+                values["wake_ms"] = event.waiting.expires_ms or None
+            case "resumed":
+                values["state"] = "queued"
+            case "attempt_ended":
+                values["release"] = 1
+                if event.attempt_ended.outcome in ("lost", "shutdown"):
+                    values["state"] = "queued"
+            case "finished":
+                values.update(state=event.finished.outcome, finished_ms=now_ms, wake_ms=None)
+            case _:
+                pass
+    return values
 
 
 def _key(no: int, seq: int) -> int:
@@ -434,3 +509,7 @@ def _durable(event: pb.Event) -> bool:
             return True
         case _:
             return False
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,118 @@
+"""What a database must be able to do for the Store, and the SQL files: one text for both dialects wherever one will do.
+
+`queries/append.sql` serves SQLite and PostgreSQL; where a text must differ, `append.postgres.sql` beside it is
+PostgreSQL's. The same holds for `migrations/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any, Protocol, TypeVar
+
+from graphton.errors import JournalError
+
+__all__ = ["Dialect", "Found", "Session", "StoreError", "migrations", "newer", "query"]
+
+Answer = TypeVar("Answer")
+Values = Mapping[str, Any]
+POSTGRES = "postgres"
+
+
+class StoreError(JournalError):
+    """The database cannot be used, or refused a write; `code` says which."""
+
+    code = "store"
+
+
+class Found(Protocol):
+    """The rows that a statement gave."""
+
+    def fetchone(self) -> Any: ...
+
+
+class Session(Protocol):
+    """One transaction, as the Store's operations see it."""
+
+    @property
+    def now_ms(self) -> int:
+        """The database's clock."""
+        ...
+
+    def run(self, name: str, values: Values, /) -> Found:
+        """Runs queries/<name>.sql."""
+        ...
+
+    def run_many(self, name: str, values: Sequence[Values], /) -> None:
+        """Runs queries/<name>.sql once for each of the values."""
+        ...
+
+
+class Dialect(Protocol):
+    """One database. `commit` and `read` wait for it; a Store calls them where waiting does no harm."""
+
+    name: str
+    """How an error text calls it; no password is in it."""
+    alone: bool
+    """No other process works on this database: whoever opens it may void what a dead one left."""
+    direct: bool
+    """Answers so fast that it is asked in the event loop itself."""
+    error: type[Exception]
+    """What its driver raises."""
+    refused: str
+    """What to do when it refuses a write."""
+    unreadable: str
+    """What to do when it cannot be read."""
+
+    @property
+    def now_ms(self) -> int:
+        """The database's clock, as this process knows it."""
+        ...
+
+    def commit(self, work: Callable[[Session], Answer], *, durable: bool) -> Answer:
+        """Runs `work` in one transaction. When it raises, nothing of it stays; `work` may be run again."""
+        ...
+
+    def read(self, name: str, values: Values, pick: Callable[[Iterable[Any]], Answer]) -> Answer:
+        """What `pick` makes of the rows of queries/<name>.sql."""
+        ...
+
+    def rest(self) -> None:
+        """Nothing runs: gives back what is not needed."""
+        ...
+
+    def hurry(self) -> None:
+        """Waits for nothing any more: the process wants to end."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@cache
+def query(name: str, *, dialect: str = "") -> str:
+    """The SQL of queries/<name>.sql, or of the file that is the dialect's own."""
+    folder = files("stigmer.store") / "queries"
+    own = folder / f"{name}.{dialect}.sql"
+    return (own if own.is_file() else folder / f"{name}.sql").read_text(encoding="utf-8")
+
+
+@cache
+def migrations(*, dialect: str = "") -> tuple[str, ...]:
+    """The scripts that make the schema, in order; their number is the schema's version."""
+    folder = files("stigmer.store") / "migrations"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.count(".") == 1)
+    own = [folder / f"{name.removesuffix('.sql')}.{dialect}.sql" for name in names]
+    return tuple(
+        (special if special.is_file() else folder / name).read_text(encoding="utf-8")
+        for name, special in zip(names, own, strict=True)
+    )
+
+
+def newer(name: str, found: int) -> StoreError:
+    """The error of a database that a newer program has changed."""
+    known = len(migrations())
+    return StoreError(
+        f"the database {name!r} was written by a newer stigmer (schema {found}, this program knows {known})",
+        hint="upgrade: pip install --upgrade stigmer",
+    )
