@@ -47,15 +47,18 @@ def usage_json(usage: pb.Usage) -> dict[str, Any]:
 
 
 def settings_json(config: pb.ConfigResolved) -> dict[str, Any]:
-    """The resolved settings by name, each with its source and what it shadows, as `config show --json` prints them."""
-    return {
-        setting.name: {
-            "value": _value(setting.value),
-            "source": setting.source,
-            "shadowed": [{"value": _value(s.value), "source": s.source} for s in setting.shadowed],
-        }
-        for setting in config.settings
-    }
+    """The resolved settings by name, each with its source and what it shadows, as `config show --json` prints them.
+
+    A model that goes to its provider by another name has that `id` too.
+    """
+    shown: dict[str, Any] = {}
+    for setting in config.settings:
+        row: dict[str, Any] = {"value": _value(setting.value), "source": setting.source}
+        if setting.name == "model" and config.models and row["value"] != config.models[0].model:
+            row["id"] = config.models[0].model
+        row["shadowed"] = [{"value": _value(s.value), "source": s.source} for s in setting.shadowed]
+        shown[setting.name] = row
+    return shown
 
 
 def _value(text: str) -> Any:

@@ -116,6 +116,57 @@ def test_a_running_daemon_is_asked(stigmer, fake) -> None:
     assert found["settings"]["max_tokens"]["value"] == "8k"
 
 
+def test_a_running_daemon_shows_its_layers_beside_what_is_wrong(stigmer) -> None:
+    stigmer("up", "--provider", "anthropic", "--max-tokens", "55")
+    code, found = shown(stigmer, "--temperature", "99")
+    assert code == 2
+    assert found["settings"]["provider"]["source"] == "flag --provider (stigmer up)"
+    assert found["settings"]["max_tokens"]["source"] == "flag --max-tokens (stigmer up)"
+    assert found["settings"]["model"]["id"] == "claude-sonnet-4-5-20250929"
+    assert len(found["problems"]) == 2
+    done = stigmer("config", "show")
+    assert done.returncode == 2
+    assert "flag --provider (stigmer up)" in done.stdout
+    assert done.stderr.startswith("error: provider 'anthropic' at https://api.anthropic.com needs a key")
+
+
+def test_the_mode_may_stand_before_the_command_and_the_nearer_one_counts(cloud) -> None:
+    _, found = shown(cloud, "--mode", "local")
+    assert (found["settings"]["mode"]["value"], found["settings"]["mode"]["source"]) == (
+        "local",
+        "flag --mode",
+    )
+    done = cloud("--mode", "local", "config", "show", "--json", "--mode", "cloud")
+    assert json.loads(done.stdout)["settings"]["mode"]["value"] == "cloud"
+    assert cloud("--mode", "cloud", "config", "get", "provider", MODE="local").stdout == "anthropic\n"
+    wrong = cloud("--mode", "clould", "config", "show")
+    assert wrong.returncode == 2
+    assert "mode 'clould' from flag --mode" in wrong.stderr
+
+
+def test_every_llm_flag_reaches_the_cascade(stigmer) -> None:
+    flags = {
+        "--mode": "cloud",
+        "--provider": "ollama",
+        "--model": "qwen3:8b",
+        "--base-url": "http://127.0.0.1:9",
+        "--max-tokens": "7",
+        "--temperature": "0.5",
+        "--context-window": "4096",
+        "--fallback": "llama3.2:3b",
+        "--thinking": "low",
+        "--connect-timeout": "1",
+        "--first-token-timeout": "2",
+        "--idle-timeout": "3",
+    }
+    code, found = shown(stigmer, *(word for pair in flags.items() for word in pair))
+    assert code == 0, found["problems"]
+    given = {row["source"] for row in found["settings"].values() if row["source"].startswith("flag ")}
+    assert given == {f"flag {flag}" for flag in flags}
+    _, found = shown(stigmer, "--model", "qwen3:8b", "--fallback", "llama3.2:3b", "--fallback", "phi4:14b")
+    assert found["settings"]["fallbacks"]["value"] == ["llama3.2:3b", "phi4:14b"]
+
+
 def test_get_prints_one_value(cloud) -> None:
     assert cloud("config", "get", "llm.model").stdout == "claude-sonnet-4.5\n"
     assert cloud("config", "get", "model").stdout == "claude-sonnet-4.5\n"

@@ -79,10 +79,10 @@ def test_the_version_is_the_installed_one(stigmer) -> None:
     assert stigmer("--version").stdout == f"stigmer {importlib.metadata.version('stigmer')}\n"
 
 
-def test_the_llm_flags_of_run_are_settings_of_the_cascade() -> None:
-    from stigmer.cli._options import LLM_FLAGS
+@pytest.mark.parametrize("command", [("run",), ("up",), ("config", "show")])
+def test_every_llm_flag_of_the_settings_table_is_an_option(command, stigmer) -> None:
     from stigmer.config import SETTINGS
 
-    known = {row.flag: row.name for row in SETTINGS.values() if row.flag}
-    for flag, _, _ in LLM_FLAGS:
-        assert known[flag] == flag.removeprefix("--").replace("-", "_")
+    shown = stigmer(*command, "--help").stdout
+    for row in SETTINGS.values():
+        assert not row.flag or f"{row.flag} " in shown, row.flag

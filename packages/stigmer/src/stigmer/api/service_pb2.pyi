@@ -697,6 +697,34 @@ class PreviewExecutionResponse(_message.Message):
 Global___PreviewExecutionResponse: _TypeAlias = PreviewExecutionResponse  # noqa: Y015
 
 @_typing.final
+class ResolveConfigResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFIG_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def config(self) -> _event_pb2.ConfigResolved:
+        """As far as it could be resolved."""
+
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why a run with these layers would be refused; empty when it would not."""
+
+    def __init__(
+        self,
+        *,
+        config: _event_pb2.ConfigResolved | None = ...,
+        problems: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "problems", b"problems"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveConfigResponse: _TypeAlias = ResolveConfigResponse  # noqa: Y015
+
+@_typing.final
 class WakeExecutionsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

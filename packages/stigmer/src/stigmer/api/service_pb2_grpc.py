@@ -448,6 +448,79 @@ class ExecutionService:
             _registered_method=True)
 
 
+class ConfigServiceStub:
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ResolveConfig = channel.unary_unary(
+                '/stigmer.v1.ConfigService/ResolveConfig',
+                request_serializer=stigmer_dot_api_dot_service__pb2.CreateExecutionRequest.SerializeToString,
+                response_deserializer=stigmer_dot_api_dot_service__pb2.ResolveConfigResponse.FromString,
+                _registered_method=True)
+
+
+class ConfigServiceServicer:
+    """Missing associated documentation comment in .proto file."""
+
+    def ResolveConfig(self, request, context):
+        """What an execution with this request's layers would use, whatever is wrong with them; nothing is stored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ConfigServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ResolveConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveConfig,
+                    request_deserializer=stigmer_dot_api_dot_service__pb2.CreateExecutionRequest.FromString,
+                    response_serializer=stigmer_dot_api_dot_service__pb2.ResolveConfigResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'stigmer.v1.ConfigService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('stigmer.v1.ConfigService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ConfigService:
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def ResolveConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stigmer.v1.ConfigService/ResolveConfig',
+            stigmer_dot_api_dot_service__pb2.CreateExecutionRequest.SerializeToString,
+            stigmer_dot_api_dot_service__pb2.ResolveConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class SystemServiceStub:
     """Missing associated documentation comment in .proto file."""
 

@@ -61,6 +61,7 @@ class Asked:
 
     json: bool = False
     verbose: bool = False
+    mode: str | None = None
 
 
 class Commands(click.Group):
@@ -93,9 +94,9 @@ class Commands(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
-def _remember(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
-    if value:
-        setattr(ctx.ensure_object(Asked), str(parameter.name).removeprefix("as_"), True)
+def _remember(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    if value not in (None, False):
+        setattr(ctx.ensure_object(Asked), str(parameter.name).removeprefix("as_"), value)
     return value
 
 
@@ -111,6 +112,9 @@ verbose_option = click.option(
     cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
 @json_option
+@click.option(
+    "--mode", metavar="local|cloud", expose_value=False, callback=_remember, help="Where the model runs."
+)
 @verbose_option
 @click.version_option(__version__, message="stigmer %(version)s")
 @click.pass_context

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share: the LLM flags, one for each setting that a flag may give."""
 
 from __future__ import annotations
 
@@ -7,33 +7,57 @@ from typing import Any
 
 import click
 
-__all__ = ["LLM_FLAGS", "flags_of", "llm_options"]
+from stigmer.cli._main import asked
+from stigmer.config import SETTINGS
 
-LLM_FLAGS = (
-    ("--mode", "local|cloud", "local keeps models on this machine; cloud uses hosted ones."),
-    ("--provider", "NAME", "anthropic, openai, ollama, llamacpp, …"),
-    ("--model", "NAME", "A model, e.g. qwen2.5-coder:7b or anthropic:claude-sonnet-4.5."),
-    ("--base-url", "URL", "Where the provider answers."),
-    ("--max-tokens", "N", "The longest reply."),
-    ("--temperature", "X", "0 is the steadiest."),
-    ("--context-window", "N", "How many tokens the model may see at once."),
-    ("--thinking", "LEVEL", "off, low, medium or high."),
-)
+__all__ = ["flags_of", "llm_options", "mode_flag"]
+
+_FLAGS = {row.name: row.flag for row in SETTINGS.values() if row.flag}
+_METAVARS = {
+    "mode": "local|cloud",
+    "provider": "NAME",
+    "model": "NAME",
+    "base_url": "URL",
+    "temperature": "X",
+    "fallbacks": "MODEL",
+    "thinking": "LEVEL",
+    "timeouts.connect": "SECONDS",
+    "timeouts.first_token": "SECONDS",
+    "timeouts.idle": "SECONDS",
+}
+_MORE = {"fallbacks": " May be given again."}
 
 
 def llm_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The LLM flags. They stay text: the cascade checks them, so that every layer's faults read alike."""
-    fallback = "A model to go on with when the first cannot be reached; may be given again."
-    command = click.option("--fallback", "fallbacks", metavar="MODEL", multiple=True, help=fallback)(command)
-    for name, metavar, text in reversed(LLM_FLAGS):
-        command = click.option(name, metavar=metavar, help=text)(command)
+    for name in reversed(_FLAGS):
+        command = click.option(
+            _FLAGS[name],
+            _parameter(name),
+            metavar=_METAVARS.get(name, "N"),
+            multiple=name == "fallbacks",
+            help=SETTINGS[name].help + _MORE.get(name, ""),
+        )(command)
     return command
 
 
 def flags_of(given: dict[str, Any]) -> dict[str, str]:
-    """Takes the LLM flags out of a command's parameters: only those that somebody gave."""
-    names = [name.removeprefix("--").replace("-", "_") for name, _, _ in LLM_FLAGS]
-    flags = {name: value for name in names if (value := given.pop(name)) is not None}
-    if fallbacks := given.pop("fallbacks"):
-        flags["fallbacks"] = ",".join(fallbacks)
-    return flags
+    """Takes the LLM flags out of a command's parameters: only those that somebody gave, by setting name.
+
+    `--mode` may stand before the command too; the one after it is the nearer one.
+    """
+    found = mode_flag()
+    for name in _FLAGS:
+        value = given.pop(_parameter(name))
+        if value not in (None, ()):
+            found[name] = ",".join(value) if isinstance(value, tuple) else value
+    return found
+
+
+def mode_flag() -> dict[str, str]:
+    """The flag layer of a command without LLM flags: `stigmer --mode cloud config get model`."""
+    return {} if asked().mode is None else {"mode": str(asked().mode)}
+
+
+def _parameter(name: str) -> str:
+    return name.replace(".", "_")

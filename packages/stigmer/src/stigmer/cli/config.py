@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import click
 
 from stigmer import config as cascade
 from stigmer.cli._main import USAGE, asked, json_option
+from stigmer.cli._options import flags_of, llm_options, mode_flag
 from stigmer.cli._terminal import harmless, terminal
 from stigmer.errors import ConfigError, UsageError
 from stigmer.home import Address, Home
@@ -40,27 +41,13 @@ class _Measured:
         return preflight.free_memory()
 
 
-def _llm_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The LLM flags of the table, as text: the cascade checks them, so that every layer's faults read alike."""
-    for row in reversed(cascade.SETTINGS.values()):
-        if row.flag and not row.name.startswith("timeouts."):
-            command = click.option(
-                row.flag,
-                row.name,
-                multiple=row.name == "fallbacks",
-                metavar=row.flag[2:].upper(),
-                help=row.help,
-            )(command)
-    return command
-
-
 @click.group()
 def config() -> None:
     """Show which settings apply and where each comes from; change them."""
 
 
 @config.command()
-@_llm_flags
+@llm_options
 @click.option("--agent", metavar="NAME|FILE", help="An agent of .stigmer/agents, or an agent file.")
 @json_option
 def show(agent: str | None, **flags: Any) -> int:
@@ -68,8 +55,7 @@ def show(agent: str | None, **flags: Any) -> int:
 
     A running daemon is asked for its part; none is started. Exit code 2: there are problems.
     """
-    given = {name: value for name, value in flags.items() if value not in (None, ())}
-    settings, notices, problems = _resolved(given, agent)
+    settings, notices, problems = _resolved(flags_of(flags), agent)
     talk = terminal()
     if asked().json:
         shown = {"settings": settings, "notices": notices, "problems": problems}
@@ -91,7 +77,7 @@ def get(key: str) -> int:
     row = _row(key)
     if row.name == "api_key_env":
         row = cascade.SETTINGS["api_key"]
-    settings, _, problems = _resolved({})
+    settings, _, problems = _resolved(mode_flag())
     talk = terminal()
     found = settings.get(row.name)
     if found is not None:
@@ -204,9 +190,7 @@ def _resolution(layers: list[cascade.Layer]) -> cascade.LLMConfig:
         return error.config
 
 
-def _resolved(
-    flags: Mapping[str, object], agent: str | None = None
-) -> tuple[dict[str, Any], list[str], list[str]]:
+def _resolved(flags: dict[str, str], agent: str | None = None) -> tuple[dict[str, Any], list[str], list[str]]:
     """Settings, notices and problems: the daemon's word where one runs, else what one started here would say."""
     from stigmer.cli._project import find_project
     from stigmer.daemon import find
@@ -214,19 +198,15 @@ def _resolved(
     home = Home.find()
     address = find(home)
     project = find_project(Path.cwd(), agent=agent, home=home, talk=terminal(), asks=False)
-    if address is None:
-        return _as_from_here(flags, home, project)
-    settings, notices, problems = _asked_of_the_daemon(flags, home, address, project)
-    if problems:
-        # A daemon that refuses says only why. Where the same is wrong here, its settings are those from here.
-        here = _as_from_here(flags, home, project)
-        if here[2] == problems:
-            return here
-    return settings, notices, problems
+    return (
+        _as_from_here(flags, home, project)
+        if address is None
+        else _asked_of_the_daemon(flags, home, address, project)
+    )
 
 
 def _as_from_here(
-    flags: Mapping[str, object], home: Home, project: Project
+    flags: dict[str, str], home: Home, project: Project
 ) -> tuple[dict[str, Any], list[str], list[str]]:
     from stigmer.vault import Vault
 
@@ -257,21 +237,18 @@ def _with_project(layers: list[cascade.Layer], project: Project) -> cascade.LLMC
 
 
 def _asked_of_the_daemon(
-    flags: Mapping[str, object], home: Home, address: Address, project: Project
+    flags: dict[str, str], home: Home, address: Address, project: Project
 ) -> tuple[dict[str, Any], list[str], list[str]]:
     import asyncio
 
     from stigmer.cli._request import build
     from stigmer.cli._session import with_client
-    from stigmer.client import Client, RemoteError
+    from stigmer.client import Client
     from stigmer.events import settings_json
 
-    text = {
-        name: ",".join(value) if isinstance(value, tuple) else str(value) for name, value in flags.items()
-    }
     request = build(
-        "-",
-        flags=text,
+        "",
+        flags=flags,
         workspace=Path.cwd(),
         named=True,
         approve_all=False,
@@ -281,18 +258,12 @@ def _asked_of_the_daemon(
         talk=terminal(),
         project=project._replace(notices=()),  # They are shown with the others.
     )
-    request.workspace = ""
 
     async def work(client: Client) -> Any:
-        return await client.preview(request)
+        return await client.resolve(request)
 
-    try:
-        found = asyncio.run(with_client(work, address))
-    except RemoteError as error:
-        if error.code != "config":
-            raise
-        return {}, [], list(error.problems) or [error.message]
-    return settings_json(found.config), [*project.notices, *found.config.notices], []
+    found = asyncio.run(with_client(work, address))
+    return settings_json(found.config), [*project.notices, *found.config.notices], list(found.problems)
 
 
 def _tell_what_hides(name: str, settings: dict[str, Any], shown: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from stigmer.server.status import Refused
 from stigmer.vault import Vault
 
 __all__ = ["Resolved", "Resolver", "check_model_file"]
+
+log = logging.getLogger("stigmer.server")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +68,8 @@ class Resolver:
 
         `local`: the request came over the Unix socket, the only way that the caller's shell and files may take.
         """
-        files = request.HasField("project_file") or request.HasField("agent_record")
-        if not local and (request.shell or files):
-            raise Refused(
-                "a request over TCP may not carry the caller's shell or files",
-                code="forbidden",
-                hint="send flags and execution_config; keys are set at the server",
-            )
-        _remember(request.shell)
         secrets = await self._secrets()
-        layers = [*_request_layers(request, local=local), *self._process, *secrets, *self._user_file()]
-        if doubtful := _file_layers(request, trusted=False):
-            layers = trust.without_widening(layers, doubtful, await self._otherwise(layers))
-        found = await self._resolve(layers)
+        found = await self._resolve(await self._layers(request, secrets, local=local))
         settings, ref = found.settings, found.ref
         stored = {value for layer in secrets for value in layer.variables.values()}
         return Resolved(
@@ -94,6 +86,43 @@ class Resolver:
                 if other.settings.api_key is not None and other.settings.api_key not in stored
             ),
         )
+
+    async def explain(
+        self, request: api.CreateExecutionRequest, *, local: bool
+    ) -> tuple[pb.ConfigResolved, tuple[str, ...]]:
+        """What a run with this request's layers would use as far as it can be resolved, and what is wrong with them."""
+        layers = await self._layers(request, await self._secrets(), local=local)
+        found = await self._otherwise(layers)
+        return _record(found), found.problems
+
+    async def log(self) -> None:
+        """Writes what this process's own layers come to into the log: one line a setting, secrets masked."""
+        layers = [*self._process, *await self._secrets(), *self._user_file()]
+        found = await self._otherwise(layers)
+        for name, value in found.values.items():
+            hidden = "".join(f" hides={_json(one.value)} of={one.source!r}" for one in value.shadowed)
+            log.info("setting name=%s value=%s source=%r%s", name, _json(value.value), value.source, hidden)
+        for notice in found.notices:
+            log.info("setting notice=%r", notice)
+        for problem in found.problems:
+            log.warning("setting problem=%r", problem)
+
+    async def _layers(
+        self, request: api.CreateExecutionRequest, secrets: list[config.Layer], *, local: bool
+    ) -> list[config.Layer]:
+        """The request's layers and this process's own, those of folders that nobody trusts narrowed."""
+        files = request.HasField("project_file") or request.HasField("agent_record")
+        if not local and (request.shell or files):
+            raise Refused(
+                "a request over TCP may not carry the caller's shell or files",
+                code="forbidden",
+                hint="send flags and execution_config; keys are set at the server",
+            )
+        _remember(request.shell)
+        layers = [*_request_layers(request, local=local), *self._process, *secrets, *self._user_file()]
+        if doubtful := _file_layers(request, trusted=False):
+            return trust.without_widening(layers, doubtful, await self._otherwise(layers))
+        return layers
 
     def key_for(self, provider: str, base_url: str) -> str | None:
         """The key that this process's environment, a stored secret or the user file binds to that address."""
