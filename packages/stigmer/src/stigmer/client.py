@@ -332,4 +332,13 @@ def translated(error: grpc.aio.AioRpcError, address: Address) -> RemoteError:
             hint="stigmer down, then try again",
             status=status,
         )
+    if (
+        status == "RESOURCE_EXHAUSTED" and "larger than max" in detail
+    ):  # gRPC's own words, before our code is asked.
+        return RemoteError(
+            f"the request is larger than the server takes ({detail})",
+            code="task_too_long",
+            hint="put the text into a file in the workspace and name the file in the task",
+            status=status,
+        )
     return RemoteError(f"the server failed: {detail}", code=f"rpc_{status.lower()}", status=status)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 from stigmer.daemon import find
@@ -81,11 +82,43 @@ def test_an_empty_task_says_what_to_do(stigmer) -> None:
     assert find(stigmer.home) is None  # Nothing was started for it.
 
 
+def test_bytes_that_are_no_text_are_refused_as_a_task(stigmer) -> None:
+    for arguments, data in ((("run", "-"), b"\xff\xfe\x00"), ((b"run", b"say \xff"), b"")):
+        done = subprocess.run(
+            [sys.executable, "-m", "stigmer", *arguments],
+            input=data,
+            capture_output=True,
+            cwd=stigmer.folder,
+            env={**stigmer.environment, "LC_ALL": "C.UTF-8"},
+            check=False,
+        )
+        assert done.returncode == 2, done.stderr
+        assert b"no UTF-8 text" in done.stderr
+        assert b"hint: name the file in the task" in done.stderr
+
+
+def test_a_task_larger_than_a_request_is_refused_with_a_way_out(stigmer) -> None:
+    done = stigmer("run", "-", stdin="x" * (17 << 20), STIGMER_LLM_MODEL="ollama:any")
+    assert done.returncode == 2, done.stderr
+    assert "larger than the server takes" in done.stderr
+    assert "hint: put the text into a file in the workspace" in done.stderr
+
+
+def test_a_limit_beyond_all_counting_is_refused(stigmer) -> None:
+    for option in ("--max-steps", "--max-tokens-total"):
+        done = stigmer("run", "go", option, "9" * 20)
+        assert (done.returncode, "is not in the range 1<=x<=2147483647" in done.stderr) == (2, True), (
+            done.stderr
+        )
+
+
 def test_a_workspace_that_is_none_is_refused(stigmer, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     done = stigmer("run", "--workspace", str(file), "x")
     assert (done.returncode, f"{str(file)!r} (--workspace) is not a folder" in done.stderr) == (2, True)
+    done = stigmer("run", "--workspace", "", "x")
+    assert (done.returncode, "--workspace is empty" in done.stderr) == (2, True)
     done = stigmer("run", "--workspace", str(tmp_path / "none"), "x")
     assert (done.returncode, "(--workspace) does not exist" in done.stderr) == (2, True)
     assert f"hint: mkdir -p {tmp_path}/none" in done.stderr

@@ -24,6 +24,13 @@ def read_task(given: str | None) -> str:
     whole = "\n\n".join(part for part in (task, piped) if part)
     if not whole:
         raise UsageError("the task is empty", hint=f"say what to do: {_EXAMPLE}")
+    try:
+        whole.encode()
+    except UnicodeEncodeError as error:  # Bytes that are no text come in as lone surrogates.
+        raise UsageError(
+            f"the task is no UTF-8 text (character {error.start + 1})",
+            hint="name the file in the task instead of handing in what is in it",
+        ) from None
     return whole
 
 
@@ -54,6 +61,8 @@ def _read_stdin() -> str:
 
 def workspace(named: str | None) -> Path:
     """The folder that the tools see. All of HOME, or of the disk, only where it is named by hand."""
+    if named == "":  # What an unset variable comes to in a script.
+        raise UsageError("--workspace is empty", hint="name a folder, e.g. --workspace .")
     try:
         folder = Path(named if named is not None else os.getcwd()).expanduser()
     except FileNotFoundError:

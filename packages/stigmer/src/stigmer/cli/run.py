@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+_COUNT = click.IntRange(1, 2**31 - 1)
+"""What fits every counter of the protocol."""
+
 
 @click.command()
 @click.argument("task", required=False)
@@ -32,8 +35,8 @@ __all__ = ["run"]
 @click.option("--yes", is_flag=True, help="Answer every question of a tool with yes.")
 @click.option("--detach", is_flag=True, help="Print the execution's id and leave it running.")
 @click.option("--dry-run", is_flag=True, help="Print the request that would go to the model; send nothing.")
-@click.option("--max-steps", type=click.IntRange(1), metavar="N", help="Model calls at most.")
-@click.option("--max-tokens-total", type=click.IntRange(1), metavar="N", help="Tokens at most, in and out.")
+@click.option("--max-steps", type=_COUNT, metavar="N", help="Model calls at most.")
+@click.option("--max-tokens-total", type=_COUNT, metavar="N", help="Tokens at most, in and out.")
 @click.option("--max-usd", type=click.FloatRange(0, min_open=True), metavar="X", help="Dollars at most.")
 @click.option(
     "--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Running time at most."
