@@ -22,8 +22,9 @@ async def test_a_listing_shows_sizes_and_marks_the_largest(folder: Path, call: A
         "alias (link)",
         "empty/ (folder)",
         "src/ (folder)",
+        "(sizes only; read_file shows what is in a file)",
     ]
-    assert await call("list_files", path="src") == "app.py (25 bytes)"
+    assert (await call("list_files", path="src")).splitlines()[0] == "app.py (25 bytes)"
     assert await call("list_files", path="empty") == "'empty' is empty"
     assert await call("list_files", path="notes.txt") == "error: 'notes.txt' is a file, not a folder"
     assert await call("list_files", path="scr") == "error: there is no 'scr'; did you mean 'src'?"
@@ -187,9 +188,10 @@ async def test_a_huge_folder_is_looked_at_in_part(folder: Path, call: Any) -> No
     for number in range(20_010):
         os.close(os.open(folder / "huge" / f"{number:05}", os.O_CREAT | os.O_WRONLY))
     said = (await call("list_files", path="huge")).split("\n")
-    assert said[-2:] == [
+    assert said[-3:] == [
         "(19800 more not shown; name a folder or a narrower pattern)",
         "(more than 20000 names; only the first 20000 were looked at)",
+        "(sizes only; read_file shows what is in a file)",
     ]
     assert "(stopped after 20000 names; name a folder to look further)" in await call(
         "find_files", pattern="*"

@@ -73,7 +73,7 @@ def file_tools(workspace: Workspace) -> list[Tool]:
 
     @tool(effect=Effect.IDEMPOTENT)
     def write_file(path: str, content: str) -> str:
-        """Create or replace a file with the given content."""
+        """Create or replace a file with exactly the given content."""
         return _write(workspace, path, content)
 
     @tool(effect=Effect.WRITE)
@@ -113,6 +113,9 @@ def _list(workspace: Workspace, path: str) -> str:
     if not lines:
         return f"{place.shown!r} is empty"
     more = [f"(more than {MAX_ENTRIES} names; only the first {MAX_ENTRIES} were looked at)"] if cut else []
+    if files:
+        # Without it, small models answered that the content "is not provided".
+        more.append("(sizes only; read_file shows what is in a file)")
     return "\n".join(_capped(lines, MAX_SHOWN) + more)
 
 
