@@ -222,11 +222,11 @@ async def test_all_questions_of_the_tree_are_listed_at_once() -> None:
 
 
 async def test_a_decision_that_comes_while_a_sibling_works_lets_the_child_go_on_in_the_same_attempt() -> None:
-    journal = MemoryJournal()
+    waiting = asyncio.Event()
+    journal = MemoryJournal(on_event=lambda e: waiting.set() if isinstance(e, ApprovalRequested) else None)
 
     async def decides(arguments: dict[str, Any], context: ToolContext) -> str:
-        while not events_of(journal, ApprovalRequested):
-            await asyncio.sleep(0)
+        await waiting.wait()
         asked = events_of(journal, ApprovalRequested)[0]
         journal.append(ApprovalDecided(asked.path, asked.call, asked.digest, "approved", "ann"))
         return "decided"

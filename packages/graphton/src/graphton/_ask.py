@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from graphton.budget import Tree
 from graphton.chat.base import Chat, Done, Request, TextChunk, ThinkingChunk, WaitChunk, chunks_of
 from graphton.definition import Definition
 from graphton.errors import BrokenStream, ProviderError, StatusError
@@ -24,19 +25,23 @@ from graphton.messages import AssistantMessage, ToolCall
 __all__ = ["ask"]
 
 
-async def ask(agent: Definition, history: History, *, journal: Journal, path: str, step: int) -> ModelReplied:
+async def ask(agent: Definition, history: History, *, tree: Tree, path: str, step: int) -> ModelReplied:
     """The reply to the history, recorded. Raises ProviderError when no model answers."""
+    journal = tree.journal
     if journal.requested(path, step) is not None:
         journal.live(StreamReset(path, step, _next_try(journal, path, step)))
     chats = _chats_left(agent, journal, path)
     for chat, fallback in zip(chats, (*chats[1:], None), strict=True):
         try:
-            return await _tries(agent, chat, history, journal, path, step)
+            replied = await _tries(agent, chat, history, journal, path, step)
         except ProviderError as error:
             if fallback is None or not error.retryable:
                 raise
             journal.append(Fallback(path, step, str(chat.ref), str(fallback.ref), error.message))
             journal.live(StreamReset(path, step, _next_try(journal, path, step)))
+        else:
+            tree.mark_unpriced(path, str(chat.ref))
+            return replied
     raise AssertionError("the last model either answers or raises")
 
 

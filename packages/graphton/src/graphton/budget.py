@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from graphton.journal import Journal, Spent, SubagentStarted, scopes
+from graphton.journal import Journal, Notice, Spent, SubagentStarted, scopes
 from graphton.messages import AssistantMessage, ToolResults
 
 __all__ = ["REPEATS_END", "REPEATS_TOLD", "Budget", "Exceeded", "Repeats", "Tree", "child_path"]
@@ -52,6 +52,7 @@ class Tree:
     journal: Journal
     limits: dict[str, Budget] = field(default_factory=dict)
     _slots: dict[str, asyncio.Semaphore] = field(default_factory=dict)
+    _unpriced: set[str] = field(default_factory=set)
 
     def over(self, path: str, step: int) -> Exceeded | None:
         """The limit that forbids this model call: the agent's own, or one of those above it."""
@@ -62,6 +63,17 @@ class Tree:
                 if used - (again and limit == "steps") >= value:
                     return Exceeded(limit, value, scope)
         return None
+
+    def mark_unpriced(self, path: str, model: str) -> None:
+        """After a reply: say so, once, when a limit in dollars cannot see what the model costs."""
+        for scope in scopes(path):
+            budget = self.limits.get(scope)
+            if budget and budget.usd is not None and self.journal.spent(scope).unpriced == 1:
+                if scope not in self._unpriced:
+                    self._unpriced.add(scope)
+                    text = f"the price of {model} is not known: its calls do not count for the limit of ${budget.usd:g}"
+                    self.journal.append(Notice(path, "unpriced", text))
+                return
 
     def share(self, path: str, call: str, name: str, tool: str) -> SubagentStarted:
         """The record of a child that starts now, with its limits.

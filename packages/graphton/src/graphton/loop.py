@@ -97,7 +97,7 @@ async def _turns(agent: Definition, task: str, *, tree: Tree, path: str) -> Resu
             _note_change(journal, path, step, history.digest)
         elif exceeded := tree.over(path, step):
             return _stopped(journal, path, exceeded)
-        reply = recorded or await ask(agent, history, journal=journal, path=path, step=step)
+        reply = recorded or await ask(agent, history, tree=tree, path=path, step=step)
         message = reply.message
         history.add(message)
         match message.stop:
