@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from stigmer.config._allowed import allowed_hosts
 from stigmer.config._files import display_path, named_key_variables
 from stigmer.config._layers import (
     Layer,
@@ -37,6 +38,7 @@ __all__ = [
     "Setting",
     "Shadow",
     "Value",
+    "allowed_hosts",
     "clock",
     "display_path",
     "find_project_file",

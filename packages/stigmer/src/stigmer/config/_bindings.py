@@ -157,7 +157,7 @@ class Bindings:
             return ""
         return (
             f"base_url {url.url!r} from {url.source} is refused: this server does not allow {provider.name!r} at "
-            f"{url.origin} in a request"
+            f"{url.origin} in a request; who runs it may: STIGMER_ALLOWED_HOSTS={provider.name}@{url.origin}"
         )
 
     def bound(self, provider: Provider, url: Url | None) -> list[Key]:

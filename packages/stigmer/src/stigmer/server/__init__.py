@@ -96,7 +96,7 @@ class _Server:
         self._end = asyncio.Event()
         self._activity = Activity()
         self._store = store
-        self._resolver = Resolver(home, flags=flags)
+        self._resolver = Resolver(home, flags=flags, serves=not address.startswith("unix:"))
         self._keys = Keys(otherwise=self._resolver.key_for)
         self._engine = EmbeddedEngine(self._store, Runner(home.path, self._keys))
         self._grpc: Any = None

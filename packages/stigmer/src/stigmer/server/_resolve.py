@@ -51,13 +51,21 @@ class Resolver:
     """
 
     def __init__(
-        self, home: Home, *, flags: Mapping[str, str], environ: Mapping[str, str] | None = None
+        self,
+        home: Home,
+        *,
+        flags: Mapping[str, str],
+        environ: Mapping[str, str] | None = None,
+        serves: bool = False,
     ) -> None:
+        """`serves`: over TCP, for others than the user of this machine. Raises ConfigError on a bad allow-list."""
         self._environ = dict(os.environ if environ is None else environ)
+        self._where = "serve" if serves else "local"
+        self._allowed = config.allowed_hosts(self._environ)
         self._file = Path(self._environ.get("STIGMER_CONFIG", "").strip() or home.config)
         self._named = self._file != home.config
         self._process = (
-            config.layer_from_flags(flags, "process_flag"),
+            config.layer_from_flags(flags, "process_flag", command="serve" if serves else "up"),
             config.layer_from_environment(self._environ),
         )
         self._vault = Vault(home)
@@ -166,7 +174,8 @@ class Resolver:
         facts = _Facts()
         while True:
             try:
-                return config.resolve(layers, facts, config.clock(self._environ))
+                now = config.clock(self._environ)
+                return config.resolve(layers, facts, now, where=self._where, allowed=self._allowed)
             except _NotMeasured as missing:
                 if missing.url is None:
                     facts.memory = preflight.free_memory()
