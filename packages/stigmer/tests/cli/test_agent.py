@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,10 @@ def test_validate_names_every_problem_and_the_good_ones(stigmer) -> None:
     assert done.stderr.count("there is no tool") == 2
     assert "file none.yaml does not exist" in done.stderr
     assert stigmer("validate", "good.yaml").returncode == 0
+    (stigmer.folder / ".stigmer" / "agents").mkdir(parents=True)
+    (stigmer.folder / ".stigmer" / "agents" / "other.yaml").write_text(AGENT)
+    misnamed = stigmer("validate", ".stigmer/agents/other.yaml")
+    assert "line 3: name 'reviewer' in a file that is called other.yaml" in misnamed.stderr
     rows = [
         json.loads(line)
         for line in stigmer("validate", "--json", "good.yaml", "bad.yaml").stdout.splitlines()
@@ -196,6 +201,14 @@ def test_a_person_is_asked_once_for_each_state_of_the_folder(
     assert "is not trusted: what comes with it" in shown
     code, shown = at_a_terminal("run", "go")
     assert (code, ASKS in shown, "is not trusted" in shown) == (0, False, True)
+
+
+def test_ctrl_c_at_the_question_decides_nothing(at_a_terminal, stigmer, fake, project: Path) -> None:
+    (project / ".stigmer" / "config.yaml").write_text("llm: {temperature: 0.5}\n")
+    code, shown = at_a_terminal("run", "go", does=[(ASKS, signal.SIGINT)])
+    assert code == 130, shown
+    assert stigmer("trust", "--list").stdout == ""
+    assert find(stigmer.home) is None
 
 
 def test_yes_trusts_nothing_and_does_not_answer_for_an_untrusted_agent(stigmer, fake, project: Path) -> None:

@@ -64,14 +64,16 @@ def run(task: str | None, **given: Any) -> int:
         "seconds": given["timeout"],
     }
 
+    here = sys.stdin.isatty() and terminal().err_is_terminal and not asked().json
+
     def look() -> Project:
         from stigmer.cli._project import find_project
 
-        here = sys.stdin.isatty() and terminal().err_is_terminal and not asked().json
         return find_project(folder, agent=given["agent"], home=Home.find(), talk=terminal(), asks=here)
 
-    # What is wrong with an agent's file is told before a daemon is started for it.
-    project = look() if given["agent"] else None
+    # A question comes first, and what is wrong with an agent's file: no daemon is started for it. Else the daemon
+    # starts meanwhile.
+    project = look() if here or given["agent"] else None
     if project is not None:
         project.agent_record()
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 
 import click
 from graphton.models import PROVIDERS
@@ -55,7 +56,11 @@ def set_(name: str, value: tuple[str, ...]) -> int:
         talk.say(f"note: {harmless(stored.why_not)}; the file's key lies beside it, for you alone")
     if os.environ.get(name, "").strip():
         talk.say(f"note: {name} is set in your shell too, and that comes first")
-    if woken:
+    if woken is None:
+        talk.say(
+            "note: the daemon could not be told; a run that waits for a key goes on with: stigmer down; stigmer up"
+        )
+    elif woken:
         talk.say(f"{woken} waiting {'run goes' if woken == 1 else 'runs go'} on: stigmer list execution")
     return 0
 
@@ -104,14 +109,15 @@ def _check(name: str, value: tuple[str, ...], home: Home) -> None:
             hint=f"stigmer secret set {_shown(word)}, and type it when asked; or: … <FILE",
         )
     known = {row.key_variable for row in PROVIDERS.values() if row.key_variable and row.origins}
-    if name in known or name in cascade.named_key_variables(home.config):
+    file = Path(os.environ.get("STIGMER_CONFIG", "").strip() or home.config).expanduser()
+    if name in known or name in cascade.named_key_variables(file):
         return
     near = cascade.nearest(name, known)
     raise UsageError(
         f"nothing asks for a secret called {_shown(name)!r}",
         hint=f"did you mean {near!r}?"
         if near
-        else f"known are {', '.join(sorted(known))}, and what `llm.api_key_env` names in {cascade.display_path(home.config)}",
+        else f"known are {', '.join(sorted(known))}, and what `llm.api_key_env` names in {cascade.display_path(file)}",
     )
 
 
@@ -139,8 +145,11 @@ def _value(name: str) -> str:
     return text
 
 
-def _wake(home: Home) -> int:
-    """How many runs that waited for a key go on. Without a daemon none does: the next one looks by itself."""
+def _wake(home: Home) -> int | None:
+    """How many runs that waited for a key go on, None where the daemon does not say (an older one may not know how).
+
+    Without a daemon none does: the next one looks by itself.
+    """
     from stigmer.daemon import find
 
     address = find(home)
@@ -149,10 +158,13 @@ def _wake(home: Home) -> int:
     import asyncio
 
     from stigmer.cli._session import with_client
-    from stigmer.client import Client
+    from stigmer.client import Client, RemoteError
 
-    async def work(client: Client) -> int:
-        return await client.wake()
+    async def work(client: Client) -> int | None:
+        try:
+            return await client.wake()
+        except RemoteError:
+            return None
 
     return asyncio.run(with_client(work, address))
 

@@ -25,7 +25,9 @@ def validate(files: tuple[str, ...]) -> int:
         problems: tuple[str, ...] = ()
         agent: AgentFile | None = None
         try:
-            agent = read_agent(Path(file).expanduser(), file)
+            path = Path(file).expanduser()
+            belongs = path.absolute().parent.parts[-2:] == (".stigmer", "agents")
+            agent = read_agent(path, file, named=path.stem if belongs else "")
         except AgentError as error:
             problems, worst = error.problems, USAGE
         if asked().json:
