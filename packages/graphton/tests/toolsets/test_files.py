@@ -22,9 +22,11 @@ async def test_a_listing_shows_sizes_and_marks_the_largest(folder: Path, call: A
         "alias (link)",
         "empty/ (folder)",
         "src/ (folder)",
-        "(sizes only; read_file shows what is in a file)",
+        "(sizes only; read_file big.csv shows what is in it)",
     ]
-    assert (await call("list_files", path="src")).splitlines()[0] == "app.py (25 bytes)"
+    assert await call("list_files", path="src") == (
+        "app.py (25 bytes)\n(sizes only; read_file src/app.py shows what is in it)"
+    )
     assert await call("list_files", path="empty") == "'empty' is empty"
     assert await call("list_files", path="notes.txt") == "error: 'notes.txt' is a file, not a folder"
     assert await call("list_files", path="scr") == "error: there is no 'scr'; did you mean 'src'?"
@@ -161,6 +163,9 @@ async def test_what_cannot_be_read_says_why(folder: Path, call: Any) -> None:
     )
     assert await call("read_file", path="qq") == "error: there is no 'qq'; list_files shows what there is"
     assert await call("read_file", path="q/r") == "error: there is no 'q'; list_files shows what there is"
+    assert await call("read_file", path="src/notes.txt") == (
+        "error: there is no 'src/notes.txt'; did you mean 'notes.txt'?"
+    )
     assert await call("read_file", path="src") == "error: 'src' is a folder; list_files shows what is in it"
     assert await call("read_file", path="") == "error: '.' is a folder; list_files shows what is in it"
     assert await call("read_file", path="notes.txt/x") == "error: 'notes.txt' is not a folder"
@@ -191,7 +196,7 @@ async def test_a_huge_folder_is_looked_at_in_part(folder: Path, call: Any) -> No
     assert said[-3:] == [
         "(19800 more not shown; name a folder or a narrower pattern)",
         "(more than 20000 names; only the first 20000 were looked at)",
-        "(sizes only; read_file shows what is in a file)",
+        "(sizes only; read_file huge/00000 shows what is in it)",
     ]
     assert "(stopped after 20000 names; name a folder to look further)" in await call(
         "find_files", pattern="*"

@@ -115,7 +115,9 @@ def _list(workspace: Workspace, path: str) -> str:
     more = [f"(more than {MAX_ENTRIES} names; only the first {MAX_ENTRIES} were looked at)"] if cut else []
     if files:
         # Without it, small models answered that the content "is not provided".
-        more.append("(sizes only; read_file shows what is in a file)")
+        # The path is written out: they joined names of this list to other folders of it.
+        path = "/".join((*place.parts, files[0][0]))
+        more.append(f"(sizes only; read_file {path} shows what is in it)")
     return "\n".join(_capped(lines, MAX_SHOWN) + more)
 
 
@@ -414,7 +416,24 @@ def _bytes(workspace: Workspace, path: str) -> tuple[bytes, Place]:
     return data, place
 
 
+def _not_misplaced(workspace: Workspace, path: str) -> None:
+    """Small models invent a folder before the name of a file that lies in the workspace itself."""
+    folder, _, name = path.rpartition("/")
+    if not folder.strip("."):
+        return
+    with workspace.place(path) as place:
+        if place.status is not None:
+            return
+    try:
+        with workspace.file(name):
+            pass
+    except ToolError:
+        return
+    raise ToolError(f"there is no {place.shown!r}; did you mean {name!r}?")
+
+
 def _read(workspace: Workspace, path: str, start_line: int, end_line: int | None) -> str:
+    _not_misplaced(workspace, path)
     data, place = _bytes(workspace, path)
     text = data[:MAX_FILE].decode("utf-8-sig", errors="replace")
     if not text:
