@@ -459,7 +459,7 @@ class Execution(_message.Message):
     def finished(self) -> _event_pb2.Finished: ...
     @_builtins.property
     def approvals(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.ApprovalRequested]:
-        """Open questions of a waiting execution."""
+        """Open questions of a waiting execution; a sub-agent's `call` is written with its path, `/researcher@3.0:1.0`."""
 
     def __init__(
         self,
@@ -596,7 +596,9 @@ class DecideApprovalRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     execution: _builtins.str
     call: _builtins.str
+    """As it is listed: `1.0`, or with the path of a sub-agent before it, `/researcher@3.0:1.0`."""
     path: _builtins.str
+    """The path of the sub-agent, where `call` does not say it."""
     digest: _builtins.bytes
     """The digest that was shown; refused when it is another. Empty: whatever is open for this call."""
     approve: _builtins.bool

@@ -67,7 +67,6 @@ class Follower:
         self._known = asyncio.Event()
         self._cancelling: asyncio.Task[None] | None = None
         self._answering: asyncio.Future[str] | None = None
-        self._paths: dict[tuple[str, bytes], str] = {}
 
     async def follow(self, events: Events) -> int:
         """The exit code."""
@@ -118,12 +117,9 @@ class Follower:
             self._known.set()
             self._view.show(self.execution, event)
             kind = event.WhichOneof("kind")
-            if kind == "approval_requested":
-                asked = event.approval_requested
-                self._paths[asked.call, asked.digest] = event.path
-            elif kind == "waiting" and not await self._answered(event):
+            if kind == "waiting" and not await self._answered(event):
                 return WAITING
-            elif kind == "finished" and not event.path:
+            if kind == "finished" and not event.path:
                 self.finished = event.finished
                 return self._outcome(event.finished)
         return FAILED
@@ -141,9 +137,9 @@ class Follower:
         now = await self._client.get(self.execution)
         if now.state != "waiting" or self._interrupts:
             return True  # An old question, or we have just cancelled.
-        if event.waiting.reason == "approval" and not now.approvals:
+        if event.waiting.reason in ("approval", "outcome") and not now.approvals:
             return True  # Answered long ago: what it waits for now stands further down.
-        if event.waiting.reason != "approval":
+        if event.waiting.reason not in ("approval", "outcome"):
             self._view.talk(_WAITS.get(event.waiting.reason, f"the run waits: {event.waiting.reason}"))
             self._view.talk(f"to see it go on: stigmer attach {self.execution}")
             return False
@@ -155,7 +151,7 @@ class Follower:
         return self._asks
 
     def _tell_how(self, asked: ApprovalRequested) -> None:
-        self._view.talk(question(asked.name, asked.arguments))
+        self._view.talk(question(asked.name, asked.arguments, asked.reason))
         self._view.talk(
             f"nobody here can answer. To go on: stigmer approve {self.execution} {asked.call}\n"
             f"or: stigmer reject {self.execution} {asked.call}; then: stigmer attach {self.execution}"
@@ -163,7 +159,7 @@ class Follower:
 
     async def _decide(self, asked: ApprovalRequested) -> bool:
         """Asks the person here; False when they went away without an answer."""
-        self._terminal.say(question(asked.name, asked.arguments))
+        self._terminal.say(question(asked.name, asked.arguments, asked.reason))
         while True:
             answer = await self._line("[a]pprove, [r]eject, or `r` and a reason: ")
             if answer is None:
@@ -178,7 +174,6 @@ class Follower:
                 self.execution,
                 asked.call,
                 approve=word.lower()[0] in "ay",
-                path=self._paths.get((asked.call, asked.digest), ""),
                 digest=asked.digest,
                 by=whoami(),
                 reason=reason.strip(),

@@ -329,7 +329,7 @@ def progress_line(what: str, done: float, total: float, unit: str, text: str) ->
     return f"{head}  {done / total:.0%}  ({amount.strip()})"
 
 
-def question(name: str, arguments: bytes) -> str:
+def question(name: str, arguments: bytes, reason: str = "") -> str:
     """A call that somebody must decide about, whole: nothing is cut, nothing can steer the terminal."""
     try:
         given = json.loads(arguments or b"{}")
@@ -340,9 +340,12 @@ def question(name: str, arguments: bytes) -> str:
         body = given["command"] + (f"\n{json.dumps(rest, ensure_ascii=False)}" if rest else "")
     else:
         body = json.dumps(given, indent=2, ensure_ascii=False)
-    return "\n".join(
-        (f"{harmless(name)} wants to run:", *("    " + line for line in harmless(body).split("\n")))
-    )
+    head = f"{harmless(name)} wants to run:"
+    if reason == "outcome":
+        head = (
+            f"{harmless(name)} was cut off by a crash, and may have done its work. Approve to run it again:"
+        )
+    return "\n".join((head, *("    " + line for line in harmless(body).split("\n"))))
 
 
 def arguments_line(arguments: bytes) -> str:

@@ -38,7 +38,7 @@ def approvals() -> int:
                 talk.data(json.dumps({**row, "digest": open_.digest.hex()}, ensure_ascii=False) + "\n")
             else:
                 talk.data(
-                    f"{question(open_.name, open_.arguments)}\nstigmer approve {one.id} {open_.call}\n\n"
+                    f"{question(open_.name, open_.arguments, open_.reason)}\nstigmer approve {one.id} {open_.call}\n\n"
                 )
         if not found and not asked().json:
             talk.say("nothing waits for an approval")

@@ -168,7 +168,11 @@ def _page(one: Execution) -> str:
         *settings_lines(one.config),
     ]
     for open_ in one.approvals:
-        lines += ["", question(open_.name, open_.arguments), f"stigmer approve {one.id} {open_.call}"]
+        lines += [
+            "",
+            question(open_.name, open_.arguments, open_.reason),
+            f"stigmer approve {one.id} {open_.call}",
+        ]
     if one.HasField("finished"):
         lines += ["", usage_line(one.finished.usage, one.finished.seconds)]
         if one.finished.HasField("error"):

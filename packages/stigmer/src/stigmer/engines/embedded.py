@@ -340,8 +340,11 @@ class EmbeddedEngine:
         return pb.Event(finished=complete(end, records, now_ms=self._store.now_ms))
 
     async def _decided_meanwhile(self, row: Row, journal: StoreJournal) -> bool:
-        """Whether a decision came that the attempt did not hear of."""
-        return any(_unseen(record, journal) for record in await self._store.replay(row.no))
+        """Whether a decision came that the attempt did not hear of, or heard of too late to act on it."""
+        records = await self._store.replay(row.no)
+        if any(_unseen(record, journal) for record in records):
+            return True
+        return _last_wait(records) in ("approval", "outcome") and not open_questions(records)
 
     # All executions
 

@@ -314,7 +314,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             records = await self._store.replay(row.no)
             question = _question(records, request)
             decided = pb.ApprovalDecided(
-                call=request.call,
+                call=question.approval_requested.call,
                 digest=question.approval_requested.digest,
                 decision="approved" if request.approve else "rejected",
                 by=request.by or "somebody",
@@ -354,8 +354,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
                 ((_, body),) = await self._store.events(row.no, row.seq, limit=1)
                 shown.finished.CopyFrom(pb.Event.FromString(body).finished)
         elif row.state == "waiting":
-            questions = open_questions(await self._store.replay(row.no))
-            shown.approvals.extend(question.approval_requested for question in questions)
+            shown.approvals.extend(map(_addressed, open_questions(await self._store.replay(row.no))))
         return shown
 
 
@@ -468,11 +467,24 @@ def _without_secrets(request: api.CreateExecutionRequest) -> api.CreateExecution
     return kept
 
 
+def _address(path: str, call: str) -> str:
+    """What a person types for a call: `1.0`, or `/researcher@3.0:1.0` of a sub-agent."""
+    return f"{path}:{call}" if path else call
+
+
+def _addressed(question: pb.Event) -> pb.ApprovalRequested:
+    """The question as it is listed, its call named so that `approve` finds it wherever in the tree it is."""
+    shown = pb.ApprovalRequested()
+    shown.CopyFrom(question.approval_requested)
+    shown.call = _address(question.path, shown.call)
+    return shown
+
+
 def _question(records: list[pb.Event], request: api.DecideApprovalRequest) -> pb.Event:
     """The open question that the request answers."""
     for question in open_questions(records):
         asked = question.approval_requested
-        if (question.path, asked.call) == (request.path, request.call):
+        if _address(question.path, asked.call) == _address(request.path, request.call):
             if request.digest and request.digest != asked.digest:
                 raise Refused(
                     f"call {request.call!r} now has other arguments than those that were shown",
@@ -487,9 +499,8 @@ def _already(records: list[pb.Event], request: api.DecideApprovalRequest, otherw
     """Who decided this before, if anybody did."""
     for record in reversed(records):
         decided = record.approval_decided
-        if record.HasField("approval_decided") and (record.path, decided.call) == (
-            request.path,
-            request.call,
+        if record.HasField("approval_decided") and (
+            _address(record.path, decided.call) == _address(request.path, request.call)
         ):
             return Refused(f"call {request.call!r} was {decided.decision} by {decided.by}", code="decided")
     return Refused(otherwise, code="not_found", hint="stigmer approvals")
