@@ -31,11 +31,12 @@ class Keys:
     def find(self, execution: str, *, provider: str, base_url: str) -> str | None:
         """The execution's own key, else one for the same provider and origin; never any other.
 
-        The last to be asked is `otherwise`: what this process's environment and the user file bind to that address.
+        Without its own `otherwise` is asked, before what other callers gave: what this process's environment, a
+        stored secret and the user file bind to that address now.
         """
         place = (provider, origin(base_url))
-        found = self._own.get(execution, {}).get(place) or self._shared.get(place)
-        return found or self._otherwise(provider, base_url)
+        own = self._own.get(execution, {}).get(place)
+        return own or self._otherwise(provider, base_url) or self._shared.get(place)
 
     def forget(self, execution: str) -> None:
         self._own.pop(execution, None)

@@ -163,6 +163,18 @@ def test_a_run_that_waits_for_its_key_goes_on_when_it_is_set(stigmer, fake, gate
     assert fake.requests[-1]["headers"]["authorization"] == f"Bearer {KEY}"
 
 
+def test_a_changed_secret_counts_at_once_whatever_other_shells_gave(stigmer, fake, gateway) -> None:
+    stigmer("up")
+    fake.script(*[{"text": "ok"}] * 3)
+    other = "sk-from-a-shell-0123456789-ssss"
+    assert stigmer("run", "go", GATEWAY_KEY=other).returncode == 0
+    for key in (KEY, KEY.replace("wxyz", "abcd")):
+        stigmer("secret", "set", "GATEWAY_KEY", stdin=key)
+        assert stigmer("run", "go").returncode == 0
+    sent = [request["headers"]["authorization"].removeprefix("Bearer ") for request in fake.requests]
+    assert sent == [other, KEY, KEY.replace("wxyz", "abcd")]
+
+
 def test_a_value_in_the_command_line_is_refused_and_not_repeated(stigmer) -> None:
     for words in (("ANTHROPIC_API_KEY", KEY), (f"ANTHROPIC_API_KEY={KEY}",), (KEY,)):
         done = stigmer("secret", "set", *words)
