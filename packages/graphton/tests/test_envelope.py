@@ -343,6 +343,17 @@ def test_user_and_model_take_turns_even_after_an_interruption() -> None:
     assert messages[-1] == UserMessage("Result of list_files:\na.txt (3 bytes)\n\nAnd now?")
 
 
+def test_a_long_result_is_shown_without_its_middle() -> None:
+    text = "a" * 9_000 + "b" * 1_000 + "\n(read on with start_line 7)"
+    history = [*HISTORY[:2], ToolResults((ToolResult("1.0", "", "list_files", text),))]
+    shown = enveloped(Request("", history, (LIST,))).messages[-1]
+    assert isinstance(shown, UserMessage)
+    assert len(shown.text) < 4_200
+    assert shown.text.startswith("Result of list_files:\naaa")
+    assert f"({len(text) - 4_000} characters are left out here; ask for a smaller part" in shown.text
+    assert shown.text.endswith("bbb\n(read on with start_line 7)")
+
+
 def test_a_longer_history_begins_with_the_shorter_one() -> None:
     requests = [enveloped(Request("Be kind.", HISTORY[:n], (LIST,))) for n in (1, 3, 5)]
     assert len({request.system for request in requests}) == 1
