@@ -16,6 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from stigmer import redact
 from stigmer.store._dialect import POSTGRES, Found, Session, StoreError, Values, migrations, newer, query
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class Postgres:
                 session = self._begin(db)
                 answer = work(session)
                 committing = session.xid, answer
-                db.execute("COMMIT")
+                db.execute("COMMIT", prepare=False)
                 return answer
             except self.psycopg.Error as error:
                 if not self._again(error, deadline):
@@ -116,7 +117,7 @@ class Postgres:
 
     def _begin(self, db: psycopg.Connection[Any]) -> _Transaction:
         with db.pipeline():
-            db.execute("BEGIN")
+            db.execute("BEGIN", prepare=False)
             begun = db.execute(_text("begin"))
         now_ms, xid = begun.fetchone() or (0, "")
         self._ahead_ms = now_ms - int(time.monotonic() * 1000)
@@ -153,7 +154,7 @@ class Postgres:
         if db is None or db.closed:
             return
         try:
-            db.execute("ROLLBACK")
+            db.execute("ROLLBACK", prepare=False)
         except self.psycopg.Error:  # The connection is gone, and the transaction with it.
             db.close()
             self._writer = None
@@ -285,6 +286,7 @@ class _Address:
             raise StoreError(
                 f"STIGMER_DATABASE_URL {self.shown!r} cannot be read: {self.told(error)}", hint=_EXAMPLE
             ) from None
+        redact.remember([str(self.parts.get("password") or "")])
 
     def told(self, error: Exception) -> str:
         """The driver's words in one line, without the password."""
