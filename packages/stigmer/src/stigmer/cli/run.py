@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +11,7 @@ from stigmer.cli._main import asked, json_option, verbose_option
 from stigmer.cli._options import flags_of, llm_options
 from stigmer.cli._session import connected
 from stigmer.cli._task import read_task, workspace
-from stigmer.cli._terminal import terminal
+from stigmer.cli._terminal import person_here, terminal
 from stigmer.errors import StigmerError
 from stigmer.home import Home
 
@@ -64,7 +63,7 @@ def run(task: str | None, **given: Any) -> int:
         "seconds": given["timeout"],
     }
 
-    here = sys.stdin.isatty() and terminal().err_is_terminal and not asked().json
+    here = person_here() and not asked().json
 
     def look() -> Project:
         from stigmer.cli._project import find_project
