@@ -45,9 +45,6 @@ def main(arguments: list[str] | None = None) -> int:
     except (GraphtonError, StigmerError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
-    finally:
-        for left in (home.address, home.socket):
-            left.unlink(missing_ok=True)
     return 0
 
 
@@ -61,10 +58,14 @@ def _serve(home: Home, given: Any) -> None:
     path = home.create_socket_folder()
     path.unlink(missing_ok=True)
 
-    said = {"address": f"unix:{path}", "pid": os.getpid(), "version": __version__, "stays": given.stays}
+    said = json.dumps(
+        {"address": f"unix:{path}", "pid": os.getpid(), "version": __version__, "stays": given.stays}
+    )
+    ours: list[object] = []
 
     def ready() -> None:
-        _write(home.address, json.dumps(said))
+        _write(home.address, said)
+        ours.append(_left_to_find(home))
         if given.ready_fd is not None:
             os.write(given.ready_fd, b"ready\n")
             os.close(given.ready_fd)
@@ -78,6 +79,7 @@ def _serve(home: Home, given: Any) -> None:
                 idle_seconds=given.idle_seconds,
                 stays=given.stays,
                 flags=given.flags,
+                findable=lambda: ours == [_left_to_find(home)],
             )
         )
         for sign in (signal.SIGTERM, signal.SIGINT):
@@ -85,7 +87,24 @@ def _serve(home: Home, given: Any) -> None:
         with suppress(asyncio.CancelledError):
             await task
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    finally:
+        with suppress(OSError):
+            if (
+                home.address.read_text() == said
+            ):  # Another daemon, in a home that was made anew, keeps its own.
+                home.address.unlink()
+                path.unlink()
+
+
+def _left_to_find(home: Home) -> object:
+    """What a command finds us by, as it is just now; None where a part is missing."""
+    try:
+        socket = home.socket.stat()
+        return home.address.read_bytes(), home.token.read_bytes(), socket.st_dev, socket.st_ino
+    except OSError:
+        return None
 
 
 def _write(path: Path, text: str) -> None:

@@ -51,6 +51,7 @@ OPTIONS = (
     ("grpc.enable_http_proxy", 0),  # No proxy stands between us and a socket of our own.
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
     ("grpc.default_authority", "localhost"),
+    ("grpc.min_reconnect_backoff_ms", 10_000),  # How long a server may take to say its first word, too.
     ("grpc.use_local_subchannel_pool", 1),  # A new channel must not wait out the failures of the one before.
 )
 _LIMIT = 30.0
@@ -314,6 +315,15 @@ def translated(error: grpc.aio.AioRpcError, address: Address) -> RemoteError:
                 details=dict(said.details),
             )
     detail = error.details() or "no reason given"
+    if (
+        "before receiving SETTINGS" in detail
+    ):  # Something listens and says nothing: waiting again would not help.
+        return RemoteError(
+            f"the server at {address.target!r} (pid {address.pid}) takes the call and does not answer",
+            code="unavailable",
+            hint="stigmer down, then try again",
+            status=status,
+        )
     if status == "UNAVAILABLE":
         return ServerGone(address, detail)
     if status == "CANCELLED" and "goaway" in detail.lower():

@@ -88,6 +88,33 @@ def test_what_dead_daemons_leave_behind_does_no_harm(stigmer_home: Home) -> None
     assert len(found.token) >= 32
 
 
+@pytest.mark.parametrize("part", ["address", "socket", "token"])
+def test_a_daemon_whose_files_are_taken_away_makes_way_for_the_next(stigmer_home: Home, part: str) -> None:
+    first = ensure_running(stigmer_home)
+    file: Path = getattr(stigmer_home, part)
+    file.unlink()
+    if part == "token":
+        file.write_bytes(b"\xff" * 64)
+        gone(first.pid)  # Until then the next command would be told that its token is wrong.
+    second = ensure_running(stigmer_home)
+    gone(first.pid)
+    assert second.pid != first.pid
+    found = find(stigmer_home)
+    assert found is not None
+    assert found.pid == second.pid
+
+
+def test_a_daemon_that_is_stuck_is_told_with_the_cure(stigmer, fake) -> None:
+    fake.script({"text": "ok"})
+    found = ensure_running(stigmer.home)
+    os.kill(found.pid, signal.SIGSTOP)
+    done = stigmer("run", "go", **fake.environment)
+    assert done.returncode == 1, done.stderr
+    assert f"(pid {found.pid}) takes the call and does not answer" in done.stderr
+    assert "hint: stigmer down, then try again" in done.stderr
+    os.kill(found.pid, signal.SIGCONT)
+
+
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_daemon_of_another_version_is_replaced_when_idle(stigmer, fake, busy: bool) -> None:
     fake.script({"text": "one two three", "stall_after": 1} if busy else {"text": "ok"}, {"text": "new"})

@@ -49,12 +49,14 @@ async def serve(
     idle_seconds: float | None = 1800.0,
     stays: bool = False,
     flags: Mapping[str, str] | None = None,
+    findable: Callable[[], bool] = lambda: True,
 ) -> None:
     """Serves `home` at `address` (`unix:PATH`, or `HOST:PORT`) until it is told to end, or has nothing to do.
 
     The caller holds the home's lock: there is one server per home. Cancelling this task ends it in good order, as
     Shutdown does: what runs is handed back and goes on with the next server. `flags` are the LLM flags of the command
-    that started this process. Raises StoreError when the database cannot be used.
+    that started this process. A server that is not `findable` any more ends too, because nobody could reach it and it
+    would keep others out. Raises StoreError when the database cannot be used.
     """
     from graphton._process import make_undumpable
 
@@ -74,7 +76,7 @@ async def serve(
                 await server.start()
                 on_ready()
                 log.info("ready address=%s pid=%d database=%s", address, os.getpid(), store.name)
-                await server.until_the_end(idle_seconds=None if stays else idle_seconds)
+                await server.until_the_end(idle_seconds=None if stays else idle_seconds, findable=findable)
             finally:
                 await server.stop()
         finally:
@@ -144,8 +146,8 @@ class _Server:
         await self._engine.start()
         self._warming = asyncio.create_task(self._warm_up(), name="warm up")
 
-    async def until_the_end(self, *, idle_seconds: float | None) -> None:
-        """Returns when Shutdown was called, the home is gone, or nothing was to be done for `idle_seconds`."""
+    async def until_the_end(self, *, idle_seconds: float | None, findable: Callable[[], bool]) -> None:
+        """Returns when Shutdown was called, no command finds us any more, or `idle_seconds` passed with no work."""
         every = HOME_CHECK_SECONDS if idle_seconds is None else min(HOME_CHECK_SECONDS, idle_seconds / 2)
         while True:
             with suppress(TimeoutError):
@@ -154,6 +156,9 @@ class _Server:
                 return
             if not (self._home.database if self._store.alone else self._home.token).exists():
                 log.warning("ending reason='the home is gone'")
+                return
+            if not findable():
+                log.warning("ending reason='address, socket or token are not ours any more'")
                 return
             if self._engine.running:
                 self._activity.touch()

@@ -21,10 +21,10 @@ __all__ = ["TokenCheck", "by_unix_socket", "token_of"]
 def token_of(path: Path) -> str:
     """The token in this file; made, for its owner alone, where there is none."""
     try:
-        found = path.read_text().strip()
+        found = path.read_text(errors="replace").strip()
     except FileNotFoundError:
         found = ""
-    if len(found) >= 32:
+    if len(found) >= 32 and found.isascii():
         path.chmod(0o600)
         return found
     token = secrets.token_hex(32)
