@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -59,7 +61,8 @@ class StoreJournal(g.Record):
         self._failure: Exception | None = None
         self._on_failure = on_failure
         self._streams: dict[tuple[type[g.TextDelta] | type[g.ThinkingDelta], str, int, int], _Stream] = {}
-        self._held: list[pb.Event] = []
+        self._held: deque[tuple[int, pb.Event]] = deque()
+        """Live events, each with the batch that it must not overtake."""
         self._timer: asyncio.TimerHandle | None = None
         self._expires: dict[tuple[str, str], int] = {}
         """When each question lapses."""
@@ -105,7 +108,7 @@ class StoreJournal(g.Record):
         self._batch += 1
         batch = [masked(record) for record in records]
         self._pending = self._store.append(self._no, self.epoch, batch=self._batch, events=batch)
-        self._pending.add_done_callback(self._written)
+        self._pending.add_done_callback(partial(self._written, self._batch))
 
     async def commit(self) -> None:
         pending = self._pending
@@ -116,16 +119,15 @@ class StoreJournal(g.Record):
         if self._failure is not None:
             raise self._failure
 
-    def _written(self, written: asyncio.Future[int]) -> None:
+    def _written(self, batch: int, written: asyncio.Future[int]) -> None:
         error = None if written.cancelled() else written.exception()
         if isinstance(error, Exception) and self._failure is None:
             self._failure = error
             self._on_failure(error)
         if written is self._pending:
             self._pending = None
-            held, self._held = self._held, []
-            for event in held:
-                self._store.feed.live(self._no, event)
+        while self._held and self._held[0][0] <= batch:
+            self._store.feed.live(self._no, self._held.popleft()[1])
 
     # What is shown and forgotten
 
@@ -169,7 +171,7 @@ class StoreJournal(g.Record):
     def _show(self, event: pb.Event) -> None:
         event.time_ms = self._store.now_ms
         if self._pending is not None:
-            self._held.append(event)
+            self._held.append((self._batch, event))
         else:
             self._store.feed.live(self._no, event)
 

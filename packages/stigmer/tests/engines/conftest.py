@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ def kind(record: pb.Event) -> str:
 class House:
     """One home with its store and engine; `restart` is what a new process would find."""
 
-    def __init__(self, home: Path, fake: FakeProviders) -> None:
+    def __init__(self, home: Path, fake: FakeProviders, *, database: Path | str | None = None) -> None:
         self.home, self.fake = home, fake
+        home.mkdir(exist_ok=True)
+        self.database = database or home / "stigmer.db"
         self.workspace = home.parent / "work"
         self.workspace.mkdir(exist_ok=True)
         self.keys = Keys()
@@ -36,7 +38,7 @@ class House:
         self.open()
 
     def open(self) -> None:
-        self.store = Store(self.home / "stigmer.db")
+        self.store = Store(self.database)
         self.engine = EmbeddedEngine(self.store, Runner(self.home, self.keys), lease=self.lease)
 
     async def restart(self, *, keys: Keys | None = None) -> None:
@@ -132,11 +134,42 @@ async def fake() -> AsyncIterator[FakeProviders]:
         yield fake
 
 
-@pytest.fixture
-async def house(tmp_path: Path, fake: FakeProviders) -> AsyncIterator[House]:
-    home = tmp_path / "home"
-    home.mkdir()
-    house = House(home, fake)
+@pytest.fixture(params=["sqlite", "postgres"])
+async def house(request: pytest.FixtureRequest, tmp_path: Path, fake: FakeProviders) -> AsyncIterator[House]:
+    """One server, on either database."""
+    shared = request.getfixturevalue("postgres").database() if request.param == "postgres" else None
+    house = House(tmp_path / "home", fake, database=shared)
     await house.engine.start()
     yield house
     await house.close()
+
+
+@pytest.fixture
+async def alone(tmp_path: Path, fake: FakeProviders) -> AsyncIterator[House]:
+    """The one server of a home, on SQLite."""
+    house = House(tmp_path / "home", fake)
+    await house.engine.start()
+    yield house
+    await house.close()
+
+
+@pytest.fixture
+async def servers(
+    postgres: Any, tmp_path: Path, fake: FakeProviders
+) -> AsyncIterator[Callable[[], Awaitable[House]]]:
+    """Starts one server after another on one PostgreSQL database; each knows the key, as from its environment."""
+    shared = postgres.database()
+    houses: list[House] = []
+
+    async def start() -> House:
+        house = House(tmp_path / f"home{len(houses)}", fake, database=shared)
+        houses.append(house)
+        house.keys.put("any", KEY, provider="openai", base_url=fake.openai_url)
+        house.lease = 1.5
+        house.engine = EmbeddedEngine(house.store, Runner(house.home, house.keys), lease=house.lease)
+        await house.engine.start()
+        return house
+
+    yield start
+    for house in houses:
+        await house.close()

@@ -186,20 +186,20 @@ async def test_cancel_of_a_waiting_execution_closes_its_questions(house: Any, fa
     assert not (house.workspace / "out.txt").exists()
 
 
-async def test_a_question_expires_and_the_model_is_told(house: Any, fake: FakeProviders) -> None:
+async def test_a_question_expires_and_the_model_is_told(alone: Any, fake: FakeProviders) -> None:
     fake.call("run_command", {"command": "echo done > out.txt"})
     fake.reply("Nobody answered.")
-    row = await house.accept("Write.")
-    await house.waiting(row)
-    await house.close()
-    house.lease = 0.3
-    house.open()
-    house.store._dialect._clock = lambda: time.time() + 8 * 24 * 3600
-    await house.engine.start()
-    assert (await house.finished(row)).text == "Nobody answered."
-    decided = next(r.approval_decided for r in (await house.records(row)) if r.HasField("approval_decided"))
+    row = await alone.accept("Write.")
+    await alone.waiting(row)
+    await alone.close()
+    alone.lease = 0.3
+    alone.open()
+    alone.store._dialect._clock = lambda: time.time() + 8 * 24 * 3600
+    await alone.engine.start()
+    assert (await alone.finished(row)).text == "Nobody answered."
+    decided = next(r.approval_decided for r in (await alone.records(row)) if r.HasField("approval_decided"))
     assert (decided.decision, decided.by) == ("expired", "stigmer")
-    assert not (house.workspace / "out.txt").exists()
+    assert not (alone.workspace / "out.txt").exists()
 
 
 async def test_a_run_that_is_handed_back_at_shutdown_goes_on_with_the_next_server(
@@ -238,26 +238,26 @@ async def test_a_key_that_only_a_shell_had_is_waited_for(house: Any, fake: FakeP
     assert fake.chats[-1].headers["authorization"] == "Bearer sk-another-key-000000"
 
 
-async def test_an_execution_that_keeps_killing_its_server_ends(house: Any, fake: FakeProviders) -> None:
-    row = await house.accept("Go.", submit=False)
-    await house.close()
+async def test_an_execution_that_keeps_killing_its_server_ends(alone: Any, fake: FakeProviders) -> None:
+    row = await alone.accept("Go.", submit=False)
+    await alone.close()
     for _ in range(5):
-        store = Store(house.home / "stigmer.db")
+        store = Store(alone.home / "stigmer.db")
         epoch = await store.claim(row.no, worker="dead", lease=0)
         await store.append(row.no, epoch or 0, batch=1, events=[pb.Event(notice=pb.Notice(text="…"))])
         ended = pb.AttemptEnded(attempt=epoch or 0, outcome="lost")
         if _ < 4:
             await store.control(row.no, [pb.Event(attempt_ended=ended)])
         await store.close()
-    house.open()
-    await house.engine.start()
-    finished = await house.finished(row)
+    alone.open()
+    await alone.engine.start()
+    finished = await alone.finished(row)
     assert (finished.outcome, finished.error.code) == ("failed", "crashed")
     assert not fake.chats
 
 
 async def test_left_over_processes_of_a_dead_server_are_ended_before_an_outcome_is_decided(
-    house: Any, fake: FakeProviders
+    alone: Any, fake: FakeProviders
 ) -> None:
     fake.reply("I do not know what became of it.")
     process = await asyncio.create_subprocess_exec(
@@ -265,13 +265,13 @@ async def test_left_over_processes_of_a_dead_server_are_ended_before_an_outcome_
     )
     innocent = await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)
     started = psutil.Process(process.pid).create_time()
-    row = await house.accept("Go.", submit=False)
-    epoch = await house.store.claim(row.no, worker="dead", lease=0)
+    row = await alone.accept("Go.", submit=False)
+    epoch = await alone.store.claim(row.no, worker="dead", lease=0)
     call = pb.ToolCall(call="1.0", name="run_command", arguments=b'{"command": "sleep 600"}')
     dispatched = pb.ToolDispatched(
         call="1.0", name="run_command", arguments=b'{"command": "sleep 600"}', effect="write", digest=b"d"
     )
-    await house.store.append(
+    await alone.store.append(
         row.no,
         epoch,
         batch=1,
@@ -290,56 +290,56 @@ async def test_left_over_processes_of_a_dead_server_are_ended_before_an_outcome_
             ),
         ],
     )
-    await house.restart()
-    assert (await house.finished(row)).text.startswith("I do not know")
+    await alone.restart()
+    assert (await alone.finished(row)).text.startswith("I do not know")
     await asyncio.wait_for(process.wait(), DEADLINE)
     assert innocent.returncode is None
     os.kill(innocent.pid, signal.SIGKILL)
     await innocent.wait()
-    kinds = await house.kinds(row)
+    kinds = await alone.kinds(row)
     assert kinds.index("attempt_ended") < kinds.index("tool_outcome_unknown")
 
 
-async def test_a_decision_during_a_run_does_not_hide_that_it_runs(house: Any, fake: FakeProviders) -> None:
+async def test_a_decision_during_a_run_does_not_hide_that_it_runs(alone: Any, fake: FakeProviders) -> None:
     """`resumed` may be appended while the next attempt has begun; a crash then must still find an open attempt."""
     fake.reply("Done.")
-    row = await house.accept("Go.", submit=False)
-    await house.store.claim(row.no, worker="dead", lease=600)
-    await house.store.control(row.no, [pb.Event(resumed=pb.Resumed(by="ann"))])
-    assert (await house.store.get(row.id)).state == "running"
-    await house.restart()
-    assert (await house.finished(row)).text == "Done."
-    ends = [r.attempt_ended.outcome for r in (await house.records(row)) if r.HasField("attempt_ended")]
+    row = await alone.accept("Go.", submit=False)
+    await alone.store.claim(row.no, worker="dead", lease=600)
+    await alone.store.control(row.no, [pb.Event(resumed=pb.Resumed(by="ann"))])
+    assert (await alone.store.get(row.id)).state == "running"
+    await alone.restart()
+    assert (await alone.finished(row)).text == "Done."
+    ends = [r.attempt_ended.outcome for r in (await alone.records(row)) if r.HasField("attempt_ended")]
     assert ends == ["lost", "done"]
 
 
-async def test_a_run_whose_lease_is_held_goes_on_when_it_has_run_out(house: Any, fake: FakeProviders) -> None:
+async def test_a_run_whose_lease_is_held_goes_on_when_it_has_run_out(alone: Any, fake: FakeProviders) -> None:
     fake.reply("Done.")
-    await house.close()
-    house.lease = 0.3
-    house.open()
-    await house.engine.start()
-    row = await house.accept("Go.", submit=False)
-    await house.store.claim(row.no, worker="another server", lease=0.2)
-    house.engine.submit(row.id)
-    assert (await house.finished(row)).text == "Done."
+    await alone.close()
+    alone.lease = 0.3
+    alone.open()
+    await alone.engine.start()
+    row = await alone.accept("Go.", submit=False)
+    await alone.store.claim(row.no, worker="another server", lease=0.2)
+    alone.engine.submit(row.id)
+    assert (await alone.finished(row)).text == "Done."
 
 
 async def test_one_broken_execution_does_not_keep_the_others_from_going_on(
-    house: Any, fake: FakeProviders
+    alone: Any, fake: FakeProviders
 ) -> None:
     fake.reply("Done.")
-    broken = await house.accept("Broken.", submit=False)
-    good = await house.accept("Good.", submit=False)
-    await house.close()
-    with sqlite3.connect(house.home / "stigmer.db") as db:
+    broken = await alone.accept("Broken.", submit=False)
+    good = await alone.accept("Good.", submit=False)
+    await alone.close()
+    with sqlite3.connect(alone.home / "stigmer.db") as db:
         db.execute("UPDATE events SET body = x'ffffff' WHERE key = ?", (broken.no << 24 | 2,))
     db.close()
-    house.open()
-    await house.engine.start()
-    assert (await house.finished(good)).text == "Done."
-    assert (await house.store.get(broken.id)).state == "failed"
-    assert [file for file in (house.home / "reports").iterdir() if broken.id in file.name]
+    alone.open()
+    await alone.engine.start()
+    assert (await alone.finished(good)).text == "Done."
+    assert (await alone.store.get(broken.id)).state == "failed"
+    assert [file for file in (alone.home / "reports").iterdir() if broken.id in file.name]
 
 
 async def test_many_runs_at_once_share_commits(house: Any, fake: FakeProviders) -> None:
@@ -361,21 +361,21 @@ async def test_many_runs_at_once_share_commits(house: Any, fake: FakeProviders) 
         )
 
 
-async def test_a_full_disk_pauses_a_run_and_does_not_lose_it(house: Any, fake: FakeProviders) -> None:
+async def test_a_full_disk_pauses_a_run_and_does_not_lose_it(alone: Any, fake: FakeProviders) -> None:
     fake.rule(lambda request: Reply(text="Done."))
-    await house.close()
-    house.lease = 0.5
-    house.open()
-    await house.engine.start()
-    row = await house.accept("Go.", submit=False)
-    house.store._dialect.writer.execute("PRAGMA busy_timeout = 1")
-    blocker = sqlite3.connect(house.store._dialect.path, isolation_level=None, check_same_thread=False)
+    await alone.close()
+    alone.lease = 0.5
+    alone.open()
+    await alone.engine.start()
+    row = await alone.accept("Go.", submit=False)
+    alone.store._dialect.writer.execute("PRAGMA busy_timeout = 1")
+    blocker = sqlite3.connect(alone.store._dialect.path, isolation_level=None, check_same_thread=False)
     blocker.execute("BEGIN IMMEDIATE")
-    house.engine.submit(row.id)
+    alone.engine.submit(row.id)
     await asyncio.sleep(0.05)
     blocker.execute("ROLLBACK")
     blocker.close()
-    assert (await house.finished(row)).text == "Done."
+    assert (await alone.finished(row)).text == "Done."
 
 
 @pytest.mark.parametrize("moment", range(6))

@@ -117,6 +117,7 @@ class EmbeddedEngine:
         if not self._store.alone:  # What others drive is theirs, until its lease runs out.
             rows = [row for row in rows if row.state == "waiting"]
         await self._take_all_back(rows, expired=not self._store.alone)
+        await self._sweep()
         self._keeper = asyncio.create_task(self._keep(), name="engine keeper")
 
     async def stop(self) -> None:
@@ -393,13 +394,17 @@ class EmbeddedEngine:
                 await self._renew()
                 for row in await self._store.due():
                     await self._expire(row)
-                left = await self._store.abandoned(idle=self._lease)
-                await self._take_all_back([row for row in left if row.id not in self._running], expired=True)
+                await self._sweep()
                 if not self._running and not self._rested:
                     self._rested = True
                     await self._store.rest()
             except JournalError as error:
                 log.error("the store failed reason=%r", error.message)
+
+    async def _sweep(self) -> None:
+        """What nobody drives is driven here; a new one is left to the server that accepted it for a while."""
+        left = await self._store.abandoned(idle=self._lease)
+        await self._take_all_back([row for row in left if row.id not in self._running], expired=True)
 
     async def _renew(self) -> None:
         held = [
