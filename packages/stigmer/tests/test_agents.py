@@ -11,6 +11,8 @@ import pytest
 from graphton.toolsets import default_tools
 from ruamel.yaml import YAML
 from stigmer.agents import (
+    BUDGET_KEYS,
+    CHILD_KEYS,
     LATER,
     LLM_KEYS,
     SPEC_KEYS,
@@ -81,7 +83,32 @@ def test_the_revision_is_the_content() -> None:
         ),
         (HEAD + "spec:\n  tools:\n  - read_fil\n", ["line 6", "'read_fil'", "did you mean 'read_file'?"]),
         (HEAD + "spec:\n  tools: [todos, todos]\n", ["'todos' stands there a second time"]),
-        (HEAD + "spec:\n  tools: [task]\n", ["'task' comes with sub-agents", "not support"]),
+        (HEAD + "spec:\n  tools: [task]\n", ["'task' comes by itself with sub-agents", "`subagents:`"]),
+        (HEAD + "spec:\n  subagents: reader\n", ["line 5", "subagents 'reader' is no list", "name: reader"]),
+        (HEAD + "spec:\n  subagents: [3]\n", ["line 5", "3 in subagents is no map"]),
+        (HEAD + "spec:\n  subagents:\n  - {name: A b, description: d}\n", ["line 6", "name 'A b' is none"]),
+        (HEAD + "spec:\n  subagents:\n  - name: r\n", ["line 6", "sub-agent 'r' has no description"]),
+        (
+            HEAD + "spec:\n  subagents:\n  - {name: r, description: d, approvals: []}\n",
+            ["line 6", "'subagents: approvals'"],
+        ),
+        (
+            HEAD + "spec:\n  subagents:\n  - {name: r, description: d}\n  - {name: r, description: d}\n",
+            ["line 7", "sub-agent 'r' stands there a second time"],
+        ),
+        (
+            HEAD + "spec:\n  subagents:\n  - {name: r, description: d, tools: [nope]}\n",
+            ["line 6", "no tool 'nope'"],
+        ),
+        (
+            HEAD + "spec:\n  approvals:\n  - {tool: run_command, verdict: maybe}\n",
+            ["line 6", "`verdict` of an approval rule is 'maybe'", "e.g. approvals: [{tool: run_command"],
+        ),
+        (HEAD + "spec:\n  on_unknown: retry\n", ["line 5", "on_unknown 'retry' is not ask, tell or stop"]),
+        (HEAD + "spec:\n  budget: 5\n", ["line 5", "budget 5 is no map"]),
+        (HEAD + "spec:\n  budget: {steps: 1.5}\n", ["line 5", "steps 1.5 is no whole number above 0"]),
+        (HEAD + "spec:\n  budget: {usd: 0}\n", ["line 5", "usd 0 is no number above 0"]),
+        (HEAD + "spec:\n  budget: {step: 1}\n", ["line 5", "'budget: step'", "did you mean 'steps'?"]),
         (HEAD + "spec:\n  llm: qwen3\n", ["line 5", "llm 'qwen3' is no map"]),
         (HEAD + "spec:\n  llm:\n    max_tokens: 8k\n", ["line 6", "max_tokens '8k'", "e.g. 8192"]),
         (HEAD + "spec:\n  llm:\n    provider: antropic\n", ["line 6", "did you mean 'anthropic'?"]),
@@ -223,12 +250,17 @@ def accepts(schema: Any, value: Any) -> bool:
         "minLength": lambda least: not isinstance(value, str) or len(value) >= least,
         "minimum": lambda least: not isinstance(value, int | float) or value >= least,
         "maximum": lambda most: not isinstance(value, int | float) or value <= most,
+        "exclusiveMinimum": lambda least: not isinstance(value, int | float) or value > least,
         "minItems": lambda least: not isinstance(value, list) or len(value) >= least,
         "items": lambda inner: not isinstance(value, list) or all(accepts(inner, one) for one in value),
         "uniqueItems": lambda _: not isinstance(value, list) or len(set(map(str, value))) == len(value),
         "required": lambda names: not isinstance(value, dict) or set(names) <= set(value),
-        "additionalProperties": lambda _: (
-            not isinstance(value, dict) or set(value) <= set(schema["properties"])
+        "additionalProperties": lambda other: (
+            not isinstance(value, dict)
+            or all(
+                name in schema.get("properties", {}) or (other is not False and accepts(other, one))
+                for name, one in value.items()
+            )
         ),
         "properties": lambda inner: (
             not isinstance(value, dict)
@@ -255,6 +287,8 @@ def test_the_schema_names_what_the_parser_reads() -> None:
     spec = SCHEMA["properties"]["spec"]["properties"]
     assert tuple(spec) == SPEC_KEYS
     assert tuple(SCHEMA["$defs"]["tool"]["enum"]) == TOOLS
+    assert tuple(SCHEMA["$defs"]["subagent"]["properties"]) == CHILD_KEYS
+    assert tuple(SCHEMA["$defs"]["budget"]["properties"]) == BUDGET_KEYS
     assert tuple(SCHEMA["$defs"]["settings"]["properties"]) == LLM_KEYS
     assert tuple(SCHEMA["$defs"]["llm"]["properties"]) == (*LLM_KEYS, "local", "cloud")
     assert set(LLM_KEYS) <= set(SETTINGS)
@@ -270,6 +304,11 @@ def test_the_schema_names_what_the_parser_reads() -> None:
         "{llm: {fallbacks: ['qwen3:8b'], local: {context_window: 4096}, cloud: {model: claude-sonnet-4.5}}}",
         "{llm: , tools: , description: , instructions: }",
         "{llm: {local: , model: , thinking: }}",
+        "{subagents: [{name: r, description: d}], approvals: [], on_unknown: ask, budget: {}}",
+        "{subagents: [{name: r, description: d, llm: {model: x}, subagents: [{name: s, description: e}]}]}",
+        "{approvals: [{tool: run_command, when: {command: git *}, verdict: allow}, {tool: '*', verdict: deny}]}",
+        "{budget: {steps: 1, tokens: 2, usd: 0.5, seconds: 1.5, children: 1, depth: 1}}",
+        "{subagents: , approvals: , on_unknown: , budget: }",
     ],
 )
 def test_schema_and_parser_accept_the_same(spec: str) -> None:
@@ -309,6 +348,15 @@ def test_schema_and_parser_accept_the_same(spec: str) -> None:
                 "{llm: {model: ''}}",
                 "{llm: {fallbacks: []}}",
                 "{llm: {fallbacks: 'qwen3:8b'}}",
+                "{subagents: [{name: r}]}",
+                "{subagents: [{name: 1r, description: d}]}",
+                "{subagents: [{name: r, description: d, budget: {steps: 1}}]}",
+                "{approvals: [{tool: x}]}",
+                "{approvals: [{tool: x, verdict: ask, why: y}]}",
+                "{approvals: [{tool: x, verdict: ask, when: {n: 3}}]}",
+                "{on_unknown: retry}",
+                "{budget: {steps: 0}}",
+                "{budget: {usd: 0}}",
             )
         ),
     ],

@@ -27,6 +27,9 @@ EXAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
                 pb.Setting(name="api_key", value='"***"', source="env K"),
             ],
             notices=["n"],
+            subagents=[
+                pb.SubagentConfig(name="r", settings=[pb.Setting(name="model", value='"s"', source="agent a/r@1")])
+            ],
         ),
         {
             "settings": {
@@ -37,6 +40,7 @@ EXAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
                 "api_key": {"value": "***", "source": "env K", "shadowed": []},
             },
             "notices": ["n"],
+            "subagents": {"r": {"model": {"value": "s", "source": "agent a/r@1", "shadowed": []}}},
         },
     ),
     "attempt_started": (pb.AttemptStarted(attempt=2, worker="h:1"), {"attempt": 2, "worker": "h:1"}),

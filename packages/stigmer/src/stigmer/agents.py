@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from stigmer import config
 from stigmer.config._files import load_yaml, plain, read_text
@@ -24,9 +24,13 @@ from stigmer.config._own import own_words
 from stigmer.errors import StigmerError
 
 if TYPE_CHECKING:
+    from graphton.approval import Rule
+
     from stigmer.api.service_pb2 import Agent, ExecutionConfig
 
 __all__ = [
+    "BUDGET_KEYS",
+    "CHILD_KEYS",
     "LATER",
     "LLM_KEYS",
     "SPEC_KEYS",
@@ -38,8 +42,10 @@ __all__ = [
     "label",
     "parse_agent",
     "read_agent",
+    "rules",
     "to_record",
     "unknown_tools",
+    "with_own_settings",
 ]
 
 TOOLS = (
@@ -53,11 +59,24 @@ TOOLS = (
     "todos",
 )
 """The built-in tools that an agent may choose from."""
-SPEC_KEYS = ("description", "instructions", "llm", "tools")
-LATER = ("mcp", "skills", "subagents", "approvals", "budget", "environment", "workspace", "on_unknown")
+SPEC_KEYS = (
+    "description",
+    "instructions",
+    "llm",
+    "tools",
+    "subagents",
+    "approvals",
+    "on_unknown",
+    "budget",
+)
+CHILD_KEYS = ("name", "description", "instructions", "llm", "tools", "subagents")
+"""What a sub-agent may say; the rest it has from its parent."""
+BUDGET_KEYS = ("steps", "tokens", "usd", "seconds", "children", "depth")
+LATER = ("mcp", "skills", "environment", "workspace")
 """Keys of the format that this version does not act on: better refused than ignored."""
 LLM_KEYS = ("provider", "model", "max_tokens", "temperature", "context_window", "fallbacks", "thinking")
 _MODES = ("local", "cloud")
+_CHILD_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -87,6 +106,11 @@ class AgentFile:
     """The agent's layer of the cascade, `local` and `cloud` maps in it."""
     tools: tuple[str, ...] | None = None
     """None: nobody chose, so all."""
+    subagents: tuple[AgentFile, ...] = ()
+    approvals: tuple[Mapping[str, Any], ...] = ()
+    """Rules as `graphton.Rule.parse` takes them, checked."""
+    on_unknown: str = ""
+    budget: Mapping[str, int | float] = field(default_factory=dict)
 
 
 def find_agent(named: str, start: Path, *, home: Path) -> tuple[Path, str, tuple[str, ...]]:
@@ -165,14 +189,95 @@ class _Reader:
                 self._fault(
                     spec[key][1], f"{key!r} is not supported by this version of stigmer: leave it out"
                 )
+        name = self._name(metadata, named)
+        return self._whole(name, revision, spec)
+
+    def _whole(self, name: str, revision: str, spec: Mapping[str, tuple[Any, int]]) -> AgentFile:
+        """An agent, or one below it, of what was said of it."""
         return AgentFile(
-            self._name(metadata, named),
+            name,
             revision,
             self._text(spec, "description", "description: Reviews what changed."),
             self._text(spec, "instructions", "instructions: Review what changed."),
             self._llm(*spec["llm"]) if "llm" in spec else {},
             self._tools(*spec["tools"]) if "tools" in spec else None,
+            self._subagents(*spec["subagents"]) if "subagents" in spec else (),
+            self._approvals(*spec["approvals"]) if "approvals" in spec else (),
+            self._on_unknown(*spec["on_unknown"]) if "on_unknown" in spec else "",
+            self._budget(*spec["budget"]) if "budget" in spec else {},
         )
+
+    def _items(self, value: Any, line: int, what: str, example: str) -> Iterator[tuple[Any, int]]:
+        """The maps of a list, each with its line."""
+        if not isinstance(value, list):
+            self._fault(line, f"{what} {plain(value)!r} is no list, e.g. {example}")
+            return
+        lines: Any = getattr(value, "lc", None)
+        for index, item in enumerate(value):
+            place = lines.data[index][0] + 1 if lines is not None and lines.data else line
+            if isinstance(item, Mapping):
+                yield item, place
+            else:
+                self._fault(place, f"{plain(item)!r} in {what} is no map, e.g. {example}")
+
+    def _subagents(self, value: Any, line: int) -> tuple[AgentFile, ...]:
+        example = "subagents: [{name: reader, description: Reads files.}]"
+        found: list[AgentFile] = []
+        for item, place in self._items(value, line, "subagents", example):
+            spec = dict(self._entries(item, CHILD_KEYS, "subagents: "))
+            name = plain(spec.get("name", (None, 0))[0])
+            if not isinstance(name, str) or not _CHILD_NAME.fullmatch(name):
+                self._fault(
+                    place, f"name {name!r} is none for a sub-agent: small letters, digits and -, e.g. reader"
+                )
+                name = ""
+            elif any(one.name == name for one in found):
+                self._fault(place, f"sub-agent {name!r} stands there a second time; keep one")
+            child = self._whole(name, "", spec)
+            if not child.description:
+                self._fault(place, f"sub-agent {name!r} has no description, e.g. description: Reads files.")
+            found.append(child)
+        return tuple(found)
+
+    def _approvals(self, value: Any, line: int) -> tuple[Mapping[str, Any], ...]:
+        from graphton.approval import Rule
+        from graphton.errors import SettingError
+
+        example = "approvals: [{tool: run_command, when: {command: git *}, verdict: allow}]"
+        rules: list[Mapping[str, Any]] = []
+        for item, place in self._items(value, line, "approvals", example):
+            try:
+                rule = Rule.parse(plain(item))
+            except SettingError as error:
+                self._fault(place, f"{error.message}, e.g. {example}")
+            else:
+                rules.append({"tool": rule.tool, "when": dict(rule.when), "verdict": rule.verdict})
+        return tuple(rules)
+
+    def _on_unknown(self, value: Any, line: int) -> str:
+        if value in ("ask", "tell", "stop"):
+            return str(value)
+        self._fault(line, f"on_unknown {plain(value)!r} is not ask, tell or stop, e.g. on_unknown: ask")
+        return ""
+
+    def _budget(self, value: Any, line: int) -> dict[str, int | float]:
+        if not isinstance(value, Mapping):
+            self._fault(line, f"budget {plain(value)!r} is no map, e.g. budget: {{steps: 50, usd: 0.5}}")
+            return {}
+        limits: dict[str, int | float] = {}
+        for key, (given, place) in self._entries(value, BUDGET_KEYS, "budget: "):
+            number = plain(given)
+            whole = key not in ("usd", "seconds")
+            if (
+                isinstance(number, bool)
+                or not isinstance(number, int if whole else int | float)
+                or number <= 0
+            ):
+                kind = "whole number" if whole else "number"
+                self._fault(place, f"{key} {number!r} is no {kind} above 0, e.g. {key}: 5")
+            else:
+                limits[key] = number
+        return limits
 
     # Every entry is (value, line). A null is not said.
 
@@ -314,9 +419,7 @@ def _unknown(key: str, allowed: Sequence[str], inside: str) -> str:
 
 def _unknown_tool(name: object) -> str:
     if name == "task":
-        return (
-            "tool 'task' comes with sub-agents, which this version of stigmer does not support: leave it out"
-        )
+        return "tool 'task' comes by itself with sub-agents: leave it out, and write them under `subagents:`"
     near = config.nearest(str(name), TOOLS)
     return f"there is no tool {name!r}" + (
         f": did you mean {near!r}?" if near else f"; there are {', '.join(TOOLS)}"
@@ -333,7 +436,8 @@ def label(agent: Agent) -> str:
 
 def to_record(agent: AgentFile, *, trusted: bool) -> Agent:
     """The agent as a request carries it and as it is stored with the execution."""
-    from stigmer.api.service_pb2 import Agent, ToolChoice
+    from stigmer.api.event_pb2 import Budget
+    from stigmer.api.service_pb2 import Agent, ApprovalRule, ToolChoice
 
     return Agent(
         name=agent.name,
@@ -345,6 +449,10 @@ def to_record(agent: AgentFile, *, trusted: bool) -> Agent:
         llm_cloud=_as_record(agent.llm.get("cloud")),
         tools=None if agent.tools is None else ToolChoice(names=agent.tools),
         trusted=trusted,
+        subagents=[to_record(child, trusted=trusted) for child in agent.subagents],
+        approvals=[ApprovalRule(**rule) for rule in agent.approvals],
+        on_unknown=agent.on_unknown,
+        budget=Budget(**agent.budget) if agent.budget else None,  # type: ignore[arg-type]  # whole where it must be
     )
 
 
@@ -371,4 +479,53 @@ def _said(values: ExecutionConfig) -> dict[str, object]:
 
 def unknown_tools(agent: Agent) -> list[str]:
     """What is wrong with the tools that a request chooses; a request may come from any program."""
-    return [_unknown_tool(name) for name in agent.tools.names if name not in TOOLS]
+    wrong = [_unknown_tool(name) for name in agent.tools.names if name not in TOOLS]
+    return wrong + [problem for child in agent.subagents for problem in unknown_tools(child)]
+
+
+def rules(agent: Agent) -> tuple[Rule, ...]:
+    """The approval rules of a record. Raises SettingError: a request may come from any program."""
+    from graphton.approval import Rule
+
+    given = [{"tool": one.tool, "when": dict(one.when), "verdict": one.verdict} for one in agent.approvals]
+    return Rule.parse_all(given, where="approvals")
+
+
+_LLM_PARTS: tuple[Literal["llm", "llm_local", "llm_cloud"], ...] = ("llm", "llm_local", "llm_cloud")
+
+
+def with_own_settings(agent: Agent) -> Iterator[tuple[str, Agent]]:
+    """The sub-agents that say something of their model, as agents of their own, what they leave open from their parent.
+
+    They come by name, one below another as `researcher/reader`.
+    """
+    for child in agent.subagents:
+        own = _over(agent, child)
+        if any(child.HasField(part) for part in _LLM_PARTS):
+            yield child.name, own
+        yield from ((f"{child.name}/{name}", below) for name, below in with_own_settings(own))
+
+
+def _over(parent: Agent, child: Agent) -> Agent:
+    """The child with its parent's settings under its own. A model or a provider of its own drops the parent's."""
+    from stigmer.api.service_pb2 import Agent
+
+    own = Agent(name=f"{parent.name}/{child.name}", revision=parent.revision, trusted=parent.trusted)
+    own.subagents.extend(child.subagents)
+    for part in _LLM_PARTS:
+        said = getattr(child, part)
+        if parent.HasField(part):
+            getattr(own, part).CopyFrom(getattr(parent, part))
+        for drops in (said, child.llm):
+            if drops.HasField("model") or drops.HasField("provider"):
+                for name in ("model", "provider", "fallbacks"):
+                    getattr(own, part).ClearField(name)
+        for field_, value in said.ListFields():
+            if field_.name == "fallbacks":
+                getattr(own, part).ClearField("fallbacks")
+                getattr(own, part).fallbacks.extend(value)
+            else:
+                setattr(getattr(own, part), field_.name, value)
+        if not getattr(own, part).ListFields():
+            own.ClearField(part)
+    return own

@@ -46,7 +46,7 @@ def usage_json(usage: pb.Usage) -> dict[str, Any]:
     }
 
 
-def settings_json(config: pb.ConfigResolved) -> dict[str, Any]:
+def settings_json(config: pb.ConfigResolved | pb.SubagentConfig) -> dict[str, Any]:
     """The resolved settings by name, each with its source and what it shadows, as `config show --json` prints them.
 
     A model that goes to its provider by another name has that `id` too.
@@ -156,7 +156,11 @@ def _try(e: Any) -> int:
 
 _FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "created": _created,
-    "config_resolved": lambda e: {"settings": settings_json(e), "notices": list(e.notices)},
+    "config_resolved": lambda e: {
+        "settings": settings_json(e),
+        "notices": list(e.notices),
+        "subagents": {child.name: settings_json(child) for child in e.subagents},
+    },
     "attempt_started": lambda e: {"attempt": e.attempt, "worker": e.worker},
     "attempt_ended": lambda e: {"attempt": e.attempt, "outcome": e.outcome},
     "model_requested": lambda e: {

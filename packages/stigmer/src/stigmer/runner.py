@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,9 @@ from graphton.models import ModelRef, ModelSettings, Timeouts
 
 from stigmer import redact
 from stigmer._translate import from_record
+from stigmer.agents import rules
 from stigmer.api import event_pb2 as pb
+from stigmer.api.service_pb2 import Agent as AgentRecord
 from stigmer.api.service_pb2 import CreateExecutionRequest
 from stigmer.errors import StigmerError
 from stigmer.journal import StoreJournal, running_seconds
@@ -30,8 +32,9 @@ if TYPE_CHECKING:
     from graphton.chat.base import Chat
     from graphton.loop import Result
     from graphton.tools import Tool, ToolContext, ToolOutput
+    from graphton.toolsets.subagents import Subagent
 
-__all__ = ["KeySource", "Runner", "agent_for", "complete", "failure", "recorded_chat"]
+__all__ = ["KeySource", "Runner", "agent_for", "complete", "failure", "needed_models", "recorded_chat"]
 
 
 class KeySource(Protocol):
@@ -58,9 +61,8 @@ class Runner:
             return [pb.Event(finished=failed)]
 
     def can_go_on(self, row: Row, records: Sequence[pb.Event]) -> bool:
-        """Whether the key that this execution needs is at hand."""
-        model = _config(records).models[0]
-        return not model.has_key or self._key(row, model) is not None
+        """Whether the keys that this execution needs are at hand."""
+        return all(self._key(row, model) is not None for model in needed_models(_config(records)))
 
     def explain(self, error: Exception, row: Row) -> pb.Error:
         """What the user is told of a failure; a defect of ours leaves a report."""
@@ -75,24 +77,38 @@ class Runner:
 
     async def _run(self, row: Row, records: Sequence[pb.Event], journal: StoreJournal) -> list[pb.Event]:
         request = CreateExecutionRequest.FromString(row.request)
-        model = _config(records).models[0]
-        key = self._key(row, model) if model.has_key else None
-        if key is None and model.has_key:
+        recorded = _config(records)
+        if not self.can_go_on(row, records):
             return [pb.Event(waiting=pb.Waiting(reason="key"))]
-        chat = recorded_chat(model, key)
         told = {record.notice.text for record in records if record.HasField("notice")}
-        _tell(chat, journal, told)
-        fallbacks, lacking = self._fallbacks(row, _config(records).models[1:])
-        for name in lacking:
-            _say(f"{name} is no fallback just now: its key is missing", journal, told)
-        agent = agent_for(chat, request, closed=(self._home,), fallbacks=fallbacks)
+        chats = {"": self._chats(row, recorded.models, journal, told)}
+        chats |= {child.name: self._chats(row, child.models, journal, told) for child in recorded.subagents}
+        agent = agent_for(
+            chats[""][0],
+            request,
+            closed=(self._home,),
+            fallbacks=chats.pop("")[1:],
+            children=chats,
+        )
         try:
             spent = running_seconds(records, now_ms=records[-1].time_ms)
             result = await agent.run(request.task, journal=journal, spent_seconds=spent)
-            _tell(chat, journal, told)  # A local model's window is only known once it is loaded.
+            _tell(agent.chat, journal, told)  # A local model's window is only known once it is loaded.
         finally:
             await agent.close()
         return _outcome(result, journal)
+
+    def _chats(
+        self, row: Row, models: Sequence[pb.ResolvedModel], journal: StoreJournal, told: set[str]
+    ) -> list[Chat]:
+        """The chat of an agent, whose key is there, and its fallbacks; what there is to say of them is told."""
+        main = models[0]
+        chat = recorded_chat(main, self._key(row, main) if main.has_key else None)
+        _tell(chat, journal, told)
+        fallbacks, lacking = self._fallbacks(row, models[1:])
+        for name in lacking:
+            _say(f"{name} is no fallback just now: its key is missing", journal, told)
+        return [chat, *fallbacks]
 
     def _fallbacks(self, row: Row, models: Iterable[pb.ResolvedModel]) -> tuple[list[Chat], list[str]]:
         """The chats of the fallbacks, and the names of those whose key is nowhere to be had."""
@@ -120,6 +136,12 @@ def _say(text: str, journal: StoreJournal, told: set[str]) -> None:
 
 def _config(records: Sequence[pb.Event]) -> pb.ConfigResolved:
     return next(record.config_resolved for record in records if record.HasField("config_resolved"))
+
+
+def needed_models(config: pb.ConfigResolved) -> list[pb.ResolvedModel]:
+    """The models that a run cannot do without, of those that need a key: the agent's and its sub-agents'."""
+    firsts = [config.models[0], *(child.models[0] for child in config.subagents)]
+    return [model for model in firsts if model.has_key]
 
 
 def recorded_chat(model: pb.ResolvedModel, key: str | None) -> Chat:
@@ -207,23 +229,64 @@ def _cost(model: str, usage: Usage) -> float | None:
 
 
 def agent_for(
-    chat: Chat, request: CreateExecutionRequest, *, closed: Iterable[Path], fallbacks: Sequence[Chat] = ()
+    chat: Chat,
+    request: CreateExecutionRequest,
+    *,
+    closed: Iterable[Path],
+    fallbacks: Sequence[Chat] = (),
+    children: Mapping[str, Sequence[Chat]] | None = None,
 ) -> Agent:
-    """The agent that a request asks for; folders in `closed` are shut to its tools."""
+    """The agent that a request asks for; folders in `closed` are shut to its tools.
+
+    `children` holds the chats of sub-agents with settings of their own, by name, one below another as `a/b`.
+    """
     from graphton._instructions import DEFAULT_INSTRUCTIONS
     from graphton.agent import create_deep_agent
     from graphton.approval import Approval
 
-    tools = [_guarded(tool) for tool in _tools(request, closed)]
+    record = request.agent_record
+    tools = {tool.name: _guarded(tool) for tool in _tools(request, closed)}
+    chosen = _chosen(tools, record)
     return create_deep_agent(
         chat,
         fallbacks=fallbacks,
-        instructions=request.agent_record.instructions or (DEFAULT_INSTRUCTIONS if tools else None),
-        tools=tools,
-        approval=Approval(approve_all=request.approve_all),
+        instructions=record.instructions or (DEFAULT_INSTRUCTIONS if chosen else None),
+        tools=chosen,
+        subagents=_subagents(record, tools, chosen, children or {}),
+        approval=Approval(approve_all=request.approve_all, rules=rules(record)),
         budget=_budget(request.budget),
+        on_unknown=record.on_unknown or "tell",  # type: ignore[arg-type]  # checked when it was accepted
         name=request.agent,
     )
+
+
+def _subagents(
+    record: AgentRecord,
+    tools: Mapping[str, Tool],
+    above: Sequence[Tool],
+    chats: Mapping[str, Sequence[Chat]],
+    prefix: str = "",
+) -> list[Subagent]:
+    """The sub-agents of a record; without a choice of tools they have those of the agent `above`."""
+    from graphton._instructions import DEFAULT_INSTRUCTIONS
+    from graphton.toolsets.subagents import Subagent
+
+    found = []
+    for child in record.subagents:
+        own = chats.get(prefix + child.name, ())
+        chosen = _chosen(tools, child) if child.HasField("tools") else list(above)
+        found.append(
+            Subagent(
+                child.name,
+                child.description,
+                child.instructions or (DEFAULT_INSTRUCTIONS if chosen else ""),
+                model=own[0] if own else None,
+                fallbacks=own[1:],
+                tools=chosen,
+                subagents=_subagents(child, tools, chosen, chats, f"{prefix}{child.name}/"),
+            )
+        )
+    return found
 
 
 def _tools(request: CreateExecutionRequest, closed: Iterable[Path]) -> list[Tool]:
@@ -232,10 +295,13 @@ def _tools(request: CreateExecutionRequest, closed: Iterable[Path]) -> list[Tool
     from graphton.toolsets import default_tools, open_workspace
 
     opened = open_workspace(request.workspace, named=request.workspace_named, closed=closed)
-    tools = default_tools(opened, closed=closed)
-    if not request.agent_record.HasField("tools"):
-        return tools
-    return [tool for tool in tools if tool.name in request.agent_record.tools.names]
+    return default_tools(opened, closed=closed)
+
+
+def _chosen(tools: Mapping[str, Tool], record: AgentRecord) -> list[Tool]:
+    if not record.HasField("tools"):
+        return list(tools.values())
+    return [tool for name, tool in tools.items() if name in record.tools.names]
 
 
 def _guarded(tool: Tool) -> Tool:

@@ -227,11 +227,17 @@ class Budget(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     USD_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
+    CHILDREN_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     tokens: _builtins.int
     usd: _builtins.float
     seconds: _builtins.float
     """Running time in seconds; waiting does not count."""
+    children: _builtins.int
+    """How many sub-agents of one agent run at once."""
+    depth: _builtins.int
+    """How deep sub-agents may have sub-agents of their own."""
     def __init__(
         self,
         *,
@@ -239,11 +245,17 @@ class Budget(_message.Message):
         tokens: _builtins.int | None = ...,
         usd: _builtins.float | None = ...,
         seconds: _builtins.float | None = ...,
+        children: _builtins.int | None = ...,
+        depth: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_seconds", b"_seconds", "_steps", b"_steps", "_tokens", b"_tokens", "_usd", b"_usd", "seconds", b"seconds", "steps", b"steps", "tokens", b"tokens", "usd", b"usd"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_children", b"_children", "_depth", b"_depth", "_seconds", b"_seconds", "_steps", b"_steps", "_tokens", b"_tokens", "_usd", b"_usd", "children", b"children", "depth", b"depth", "seconds", b"seconds", "steps", b"steps", "tokens", b"tokens", "usd", b"usd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seconds", b"_seconds", "_steps", b"_steps", "_tokens", b"_tokens", "_usd", b"_usd", "seconds", b"seconds", "steps", b"steps", "tokens", b"tokens", "usd", b"usd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_children", b"_children", "_depth", b"_depth", "_seconds", b"_seconds", "_steps", b"_steps", "_tokens", b"_tokens", "_usd", b"_usd", "children", b"children", "depth", b"depth", "seconds", b"seconds", "steps", b"steps", "tokens", b"tokens", "usd", b"usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__children: _TypeAlias = _typing.Literal["children"]  # noqa: Y015
+    _WhichOneofArgType__children: _TypeAlias = _typing.Literal["_children", b"_children"]  # noqa: Y015
+    _WhichOneofReturnType__depth: _TypeAlias = _typing.Literal["depth"]  # noqa: Y015
+    _WhichOneofArgType__depth: _TypeAlias = _typing.Literal["_depth", b"_depth"]  # noqa: Y015
     _WhichOneofReturnType__seconds: _TypeAlias = _typing.Literal["seconds"]  # noqa: Y015
     _WhichOneofArgType__seconds: _TypeAlias = _typing.Literal["_seconds", b"_seconds"]  # noqa: Y015
     _WhichOneofReturnType__steps: _TypeAlias = _typing.Literal["steps"]  # noqa: Y015
@@ -252,6 +264,10 @@ class Budget(_message.Message):
     _WhichOneofArgType__tokens: _TypeAlias = _typing.Literal["_tokens", b"_tokens"]  # noqa: Y015
     _WhichOneofReturnType__usd: _TypeAlias = _typing.Literal["usd"]  # noqa: Y015
     _WhichOneofArgType__usd: _TypeAlias = _typing.Literal["_usd", b"_usd"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__children) -> _WhichOneofReturnType__children | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__depth) -> _WhichOneofReturnType__depth | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds) -> _WhichOneofReturnType__seconds | None: ...
     @_typing.overload
@@ -272,6 +288,7 @@ class ConfigResolved(_message.Message):
     SETTINGS_FIELD_NUMBER: _builtins.int
     NOTICES_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    SUBAGENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def settings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Setting]: ...
     @_builtins.property
@@ -280,20 +297,55 @@ class ConfigResolved(_message.Message):
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResolvedModel]:
         """What goes out, in the order of use: the model, then its fallbacks."""
 
+    @_builtins.property
+    def subagents(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubagentConfig]:
+        """The sub-agents with settings of their own; the others have their parent's."""
+
     def __init__(
         self,
         *,
         settings: _abc.Iterable[Global___Setting] | None = ...,
         notices: _abc.Iterable[_builtins.str] | None = ...,
         models: _abc.Iterable[Global___ResolvedModel] | None = ...,
+        subagents: _abc.Iterable[Global___SubagentConfig] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "notices", b"notices", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "notices", b"notices", "settings", b"settings", "subagents", b"subagents"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConfigResolved: _TypeAlias = ConfigResolved  # noqa: Y015
+
+@_typing.final
+class SubagentConfig(_message.Message):
+    """What the cascade decided for a sub-agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name; of one below another `researcher/reader`."""
+    @_builtins.property
+    def settings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Setting]: ...
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResolvedModel]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        settings: _abc.Iterable[Global___Setting] | None = ...,
+        models: _abc.Iterable[Global___ResolvedModel] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "name", b"name", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubagentConfig: _TypeAlias = SubagentConfig  # noqa: Y015
 
 @_typing.final
 class ResolvedModel(_message.Message):

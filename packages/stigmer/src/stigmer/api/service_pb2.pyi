@@ -186,6 +186,10 @@ class Agent(_message.Message):
     LLM_CLOUD_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
     TRUSTED_FIELD_NUMBER: _builtins.int
+    SUBAGENTS_FIELD_NUMBER: _builtins.int
+    APPROVALS_FIELD_NUMBER: _builtins.int
+    ON_UNKNOWN_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     revision: _builtins.str
     """Which state of the definition this is: the beginning of the SHA-256 of its file."""
@@ -194,6 +198,8 @@ class Agent(_message.Message):
     """"" means those of the default agent."""
     trusted: _builtins.bool
     """Whose file it is: false where it comes with a folder that the user does not trust. It may then only narrow."""
+    on_unknown: _builtins.str
+    """ask | tell | stop: what follows when a crash cut off a write. "": tell."""
     @_builtins.property
     def llm(self) -> Global___ExecutionConfig:
         """The agent's layer of the cascade; what stands in `local` or `cloud` goes over the plain keys in that mode."""
@@ -205,6 +211,18 @@ class Agent(_message.Message):
     @_builtins.property
     def tools(self) -> Global___ToolChoice:
         """Absent: all built-in tools."""
+
+    @_builtins.property
+    def subagents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Agent]:
+        """Agents that it may hand work to. Of these only name, description, instructions, llm, tools and subagents count."""
+
+    @_builtins.property
+    def approvals(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApprovalRule]:
+        """Who may do what; deny beats ask beats allow."""
+
+    @_builtins.property
+    def budget(self) -> _event_pb2.Budget:
+        """Its limits; flags go over them."""
 
     def __init__(
         self,
@@ -218,11 +236,17 @@ class Agent(_message.Message):
         llm_cloud: Global___ExecutionConfig | None = ...,
         tools: Global___ToolChoice | None = ...,
         trusted: _builtins.bool = ...,
+        subagents: _abc.Iterable[Global___Agent] | None = ...,
+        approvals: _abc.Iterable[Global___ApprovalRule] | None = ...,
+        on_unknown: _builtins.str = ...,
+        budget: _event_pb2.Budget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_llm", b"_llm", "_llm_cloud", b"_llm_cloud", "_llm_local", b"_llm_local", "_tools", b"_tools", "llm", b"llm", "llm_cloud", b"llm_cloud", "llm_local", b"llm_local", "tools", b"tools"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_llm", b"_llm", "_llm_cloud", b"_llm_cloud", "_llm_local", b"_llm_local", "_tools", b"_tools", "budget", b"budget", "llm", b"llm", "llm_cloud", b"llm_cloud", "llm_local", b"llm_local", "tools", b"tools"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_llm", b"_llm", "_llm_cloud", b"_llm_cloud", "_llm_local", b"_llm_local", "_tools", b"_tools", "description", b"description", "instructions", b"instructions", "llm", b"llm", "llm_cloud", b"llm_cloud", "llm_local", b"llm_local", "name", b"name", "revision", b"revision", "tools", b"tools", "trusted", b"trusted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_llm", b"_llm", "_llm_cloud", b"_llm_cloud", "_llm_local", b"_llm_local", "_tools", b"_tools", "approvals", b"approvals", "budget", b"budget", "description", b"description", "instructions", b"instructions", "llm", b"llm", "llm_cloud", b"llm_cloud", "llm_local", b"llm_local", "name", b"name", "on_unknown", b"on_unknown", "revision", b"revision", "subagents", b"subagents", "tools", b"tools", "trusted", b"trusted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__budget: _TypeAlias = _typing.Literal["budget"]  # noqa: Y015
+    _WhichOneofArgType__budget: _TypeAlias = _typing.Literal["_budget", b"_budget"]  # noqa: Y015
     _WhichOneofReturnType__llm: _TypeAlias = _typing.Literal["llm"]  # noqa: Y015
     _WhichOneofArgType__llm: _TypeAlias = _typing.Literal["_llm", b"_llm"]  # noqa: Y015
     _WhichOneofReturnType__llm_cloud: _TypeAlias = _typing.Literal["llm_cloud"]  # noqa: Y015
@@ -231,6 +255,8 @@ class Agent(_message.Message):
     _WhichOneofArgType__llm_local: _TypeAlias = _typing.Literal["_llm_local", b"_llm_local"]  # noqa: Y015
     _WhichOneofReturnType__tools: _TypeAlias = _typing.Literal["tools"]  # noqa: Y015
     _WhichOneofArgType__tools: _TypeAlias = _typing.Literal["_tools", b"_tools"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__budget) -> _WhichOneofReturnType__budget | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__llm) -> _WhichOneofReturnType__llm | None: ...
     @_typing.overload
@@ -241,6 +267,58 @@ class Agent(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tools) -> _WhichOneofReturnType__tools | None: ...
 
 Global___Agent: _TypeAlias = Agent  # noqa: Y015
+
+@_typing.final
+class ApprovalRule(_message.Message):
+    """What is to happen to calls of a tool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class WhenEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TOOL_FIELD_NUMBER: _builtins.int
+    WHEN_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    tool: _builtins.str
+    """A tool's name, or a pattern for names."""
+    verdict: _builtins.str
+    """allow | ask | deny"""
+    @_builtins.property
+    def when(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """By argument name: the pattern that the argument must fit."""
+
+    def __init__(
+        self,
+        *,
+        tool: _builtins.str = ...,
+        when: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        verdict: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tool", b"tool", "verdict", b"verdict", "when", b"when"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApprovalRule: _TypeAlias = ApprovalRule  # noqa: Y015
 
 @_typing.final
 class ToolChoice(_message.Message):

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Resolved:
     key_is_stored: bool = False
     """It is a stored secret: looked up afresh whenever it is needed, so that a changed one counts."""
     fallback_keys: tuple[tuple[str, str, str], ...] = field(default=(), repr=False)
-    """Provider, base URL and key of the fallbacks that have one, stored ones left out."""
+    """Provider, base URL and key of the fallbacks and sub-agents that have one, stored ones left out."""
 
 
 class Resolver:
@@ -78,10 +78,23 @@ class Resolver:
         """
         secrets = await self._secrets()
         found = await self._resolve(await self._layers(request, secrets, local=local))
+        below = [
+            (name, await self._resolve(await self._layers(own, secrets, local=local)))
+            for name, own in _subagent_requests(request)
+        ]
         settings, ref = found.settings, found.ref
         stored = {value for layer in secrets for value in layer.variables.values()}
+        record = _record(found)
+        for name, child in below:
+            theirs = _record(child)
+            record.subagents.add(name=name, settings=theirs.settings, models=theirs.models)
+            record.notices.extend(text for text in theirs.notices if text not in record.notices)
+        others = [(one.ref, one.settings) for one in found.fallbacks]
+        for _, child in below:
+            others.append((child.ref, child.settings))
+            others += [(one.ref, one.settings) for one in child.fallbacks]
         return Resolved(
-            config=_record(found),
+            config=record,
             provider=ref.provider,
             model=ref.model,
             base_url=settings.base_url or "",
@@ -89,9 +102,9 @@ class Resolver:
             key=settings.api_key,
             key_is_stored=settings.api_key in stored,
             fallback_keys=tuple(
-                (other.ref.provider, other.settings.base_url or "", other.settings.api_key)
-                for other in found.fallbacks
-                if other.settings.api_key is not None and other.settings.api_key not in stored
+                (used.provider, own.base_url or "", own.api_key)
+                for used, own in others
+                if own.api_key is not None and own.api_key not in stored
             ),
         )
 
@@ -242,6 +255,17 @@ def _request_layers(request: api.CreateExecutionRequest, *, local: bool) -> list
         config.layer_from_environment(dict(request.shell), "shell"),
         *_file_layers(request, trusted=True),
     ]
+
+
+def _subagent_requests(
+    request: api.CreateExecutionRequest,
+) -> Iterator[tuple[str, api.CreateExecutionRequest]]:
+    """For each sub-agent with settings of its own the same request, as if it were the agent."""
+    for name, record in agents.with_own_settings(request.agent_record):
+        own = api.CreateExecutionRequest()
+        own.CopyFrom(request)
+        own.agent_record.CopyFrom(record)
+        yield name, own
 
 
 def _file_layers(request: api.CreateExecutionRequest, *, trusted: bool) -> list[config.Layer]:

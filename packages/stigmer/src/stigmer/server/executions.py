@@ -11,14 +11,14 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 from graphton.errors import Fenced
 
-from stigmer.agents import unknown_tools
+from stigmer.agents import rules, unknown_tools
 from stigmer.api import event_pb2 as pb
 from stigmer.api import service_pb2 as api
 from stigmer.api import service_pb2_grpc
 from stigmer.engines import Engine
 from stigmer.home import Home
 from stigmer.journal import masked, open_questions
-from stigmer.runner import agent_for, recorded_chat
+from stigmer.runner import agent_for, needed_models, recorded_chat
 from stigmer.secrets import Keys
 from stigmer.server._activity import Activity
 from stigmer.server._resolve import Resolved, check_model_file
@@ -158,9 +158,12 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
                 return known, False
         _check(request, home=self._home.path)
         told = _narrow(request)
+        _limit(request)
         resolved = await self._resolve(request, local=local)
         resolved.config.notices.extend(told)
         check_model_file(resolved.provider, resolved.model, resolved.base_url)
+        for child in resolved.config.subagents:
+            check_model_file(child.models[0].provider, child.models[0].model, child.models[0].base_url)
         id = new_id(self._store.now_ms / 1000)
         if resolved.key is not None and not resolved.key_is_stored:
             self._keys.put(id, resolved.key, provider=resolved.provider, base_url=resolved.base_url)
@@ -202,8 +205,11 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         (_, last), *_ = await self._store.events(row.no, row.seq - 1)
         if pb.Event.FromString(last).waiting.reason != "key":
             return False
-        model = (await self._execution(row)).config.models[0]
-        return self._keys.find(row.id, provider=model.provider, base_url=model.base_url) is not None
+        needed = needed_models((await self._execution(row)).config)
+        return all(
+            self._keys.find(row.id, provider=model.provider, base_url=model.base_url) is not None
+            for model in needed
+        )
 
     async def _preview(
         self, request: api.CreateExecutionRequest, *, local: bool
@@ -397,7 +403,8 @@ def _check(request: api.CreateExecutionRequest, *, home: Path) -> None:
         raise Refused(
             f"there is no session {request.session!r}", code="not_found", hint="leave --session out"
         )
-    for field, value in request.budget.ListFields():
+    limits = [*request.budget.ListFields(), *request.agent_record.budget.ListFields()]
+    for field, value in limits:
         if not value > 0:
             raise Refused(
                 f"budget {field.name} {value!r} is not above 0",
@@ -427,14 +434,41 @@ def _check_agent(request: api.CreateExecutionRequest) -> None:
         )
     if wrong := unknown_tools(request.agent_record):
         raise Refused("; ".join(wrong), code="agent")
+    rules(request.agent_record)
+    if request.agent_record.on_unknown not in ("", "ask", "tell", "stop"):
+        given = request.agent_record.on_unknown
+        raise Refused(f"on_unknown {given!r} is not ask, tell or stop", code="agent", hint="on_unknown: ask")
 
 
 def _narrow(request: api.CreateExecutionRequest) -> list[str]:
     """Takes back what an agent of an untrusted folder may not have, and tells."""
-    if not (request.approve_all and request.HasField("agent_record") and not request.agent_record.trusted):
+    if not request.HasField("agent_record") or request.agent_record.trusted:
         return []
-    request.approve_all = False
-    return [f"--yes does not answer for agent {request.agent}: its folder is not trusted (stigmer trust)"]
+    agent, told = request.agent_record, []
+    if request.approve_all:
+        request.approve_all = False
+        told.append(
+            f"--yes does not answer for agent {request.agent}: its folder is not trusted (stigmer trust)"
+        )
+    kept = [rule for rule in agent.approvals if rule.verdict != "allow"]
+    if len(kept) < len(agent.approvals):
+        del agent.approvals[:]
+        agent.approvals.extend(kept)
+        told.append(
+            f"allow rules of agent {request.agent} are left out: its folder is not trusted (stigmer trust)"
+        )
+    return told
+
+
+def _limit(request: api.CreateExecutionRequest) -> None:
+    """Puts the agent's limits where the request has none; those of an untrusted folder only where they are lower."""
+    from graphton.budget import Budget
+
+    for field, value in request.agent_record.budget.ListFields():
+        usual = getattr(Budget(), field.name)
+        widens = not request.agent_record.trusted and usual is not None and value > usual
+        if not widens and field.name not in {said.name for said, _ in request.budget.ListFields()}:
+            setattr(request.budget, field.name, value)
 
 
 def _brief(execution: api.Execution) -> api.Execution:
