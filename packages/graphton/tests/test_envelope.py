@@ -351,7 +351,9 @@ def test_a_long_result_is_shown_without_its_middle() -> None:
     assert len(shown.text) < 4_200
     assert shown.text.startswith("Result of list_files:\naaa")
     assert f"({len(text) - 4_000} characters are left out here; ask for a smaller part" in shown.text
-    assert shown.text.endswith("bbb\n(read on with start_line 7)")
+    assert shown.text.endswith(
+        "bbb\n(read on with start_line 7)\n\nThe user asked: Which file is the largest?"
+    )
 
 
 def test_a_longer_history_begins_with_the_shorter_one() -> None:

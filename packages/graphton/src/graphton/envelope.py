@@ -52,6 +52,8 @@ MAX_RESULT = 4_000
 """Characters of one tool result that the model is shown: up to 2,500 tokens, which is 6 seconds of reading for a model
 of 1.5b on two idle cores, and leaves room in a window of 8,192. The journal keeps the whole result."""
 CLIPPED_END = 500
+LONG_RESULT = 1_000
+"""Characters from which on the question is repeated behind a result."""
 
 MAX_DEPTH = 8
 """How deep a schema is followed; below, any value goes. A recursive one would never end."""
@@ -244,9 +246,11 @@ def _turns(messages: Sequence[Message]) -> list[Message]:
 def _rendered(messages: Sequence[Message]) -> Iterator[Message]:
     """Each message as the model wrote it, or would have: one envelope a turn, each call before its result."""
     calls: dict[str, ToolCall] = {}
+    asked = ""
     for message in messages:
         match message:
             case UserMessage():
+                asked = message.text
                 yield message
             case AssistantMessage():
                 # Text beside calls (of another model, before a fallback) was talk on the way; envelopes have none.
@@ -257,16 +261,19 @@ def _rendered(messages: Sequence[Message]) -> Iterator[Message]:
                 for result in message.results:
                     call = calls.get(result.call, ToolCall(result.name, {}))
                     yield _said({TOOL: call.name, ARGUMENTS: call.arguments})
-                    yield UserMessage(_result(result))
+                    yield UserMessage(_result(result, asked))
 
 
 def _said(envelope: dict[str, Any]) -> AssistantMessage:
     return AssistantMessage((Text(_dump(envelope)),))
 
 
-def _result(result: ToolResult) -> str:
+def _result(result: ToolResult, asked: str) -> str:
     failed = result.is_error and not result.text.lower().startswith("error")
-    return f"Result of {result.name}:\n{'Error: ' if failed else ''}{_clipped(result.text)}"
+    shown = f"Result of {result.name}:\n{'Error: ' if failed else ''}{_clipped(result.text)}"
+    # Behind a long text the small models forget what it was for.
+    remind = len(shown) > LONG_RESULT and 0 < len(asked) <= LONG_RESULT
+    return f"{shown}\n\nThe user asked: {asked}" if remind else shown
 
 
 def _clipped(text: str) -> str:
