@@ -11,9 +11,11 @@ from stigmer.events import time_text, to_json
 
 EXAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
     "created": (
-        pb.Created(task="t", agent="default", workspace="/w", budget=pb.Budget(steps=5), approve_all=True),
+        pb.Created(
+            task="t", agent="a", agent_revision="1f2e", workspace="/w", budget=pb.Budget(steps=5), approve_all=True
+        ),
         {
-            "task": "t", "agent": "default", "session": "", "workspace": "/w", "parent": "",
+            "task": "t", "agent": "a", "agent_revision": "1f2e", "session": "", "workspace": "/w", "parent": "",
             "budget": {"steps": 5, "tokens": None, "usd": None, "seconds": None}, "approve_all": True,
         },
     ),

@@ -84,6 +84,7 @@ def _created(e: pb.Created) -> dict[str, Any]:
     return {
         "task": e.task,
         "agent": e.agent,
+        "agent_revision": e.agent_revision,
         "session": e.session,
         "workspace": e.workspace,
         "parent": e.parent,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 from pathlib import Path
@@ -48,6 +49,7 @@ def test_an_agent_file_gives_instructions_tools_and_its_layer(stigmer, fake) -> 
     events = stigmer.events("run", "--agent", "./agent.yaml", "look")
     assert events[-1]["text"] == "fine"
     assert events[0]["agent"] == "reviewer"
+    assert events[0]["agent_revision"] == hashlib.sha256(AGENT.encode()).hexdigest()[:8]
     found = events[1]["settings"]["temperature"]
     assert found["value"] == 0.3
     assert found["source"].startswith("agent reviewer@")

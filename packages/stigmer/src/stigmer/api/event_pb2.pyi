@@ -187,6 +187,7 @@ class Created(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     APPROVE_ALL_FIELD_NUMBER: _builtins.int
+    AGENT_REVISION_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     agent: _builtins.str
     session: _builtins.str
@@ -196,6 +197,8 @@ class Created(_message.Message):
     """The execution that started this one, if any."""
     approve_all: _builtins.bool
     """--yes: every question that a rule does not deny is answered with yes."""
+    agent_revision: _builtins.str
+    """Which state of the agent's definition this is; "" for the default agent."""
     @_builtins.property
     def budget(self) -> Global___Budget: ...
     def __init__(
@@ -208,10 +211,11 @@ class Created(_message.Message):
         parent: _builtins.str = ...,
         budget: Global___Budget | None = ...,
         approve_all: _builtins.bool = ...,
+        agent_revision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "approve_all", b"approve_all", "budget", b"budget", "parent", b"parent", "session", b"session", "task", b"task", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "agent_revision", b"agent_revision", "approve_all", b"approve_all", "budget", b"budget", "parent", b"parent", "session", b"session", "task", b"task", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -483,6 +483,7 @@ def _created(request: api.CreateExecutionRequest) -> pb.Created:
     return pb.Created(
         task=request.task,
         agent=request.agent or "default",
+        agent_revision=request.agent_record.revision,
         session=request.session,
         workspace=request.workspace,
         budget=request.budget,
