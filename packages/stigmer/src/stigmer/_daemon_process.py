@@ -17,7 +17,7 @@ from typing import Any
 from graphton.errors import GraphtonError
 
 from stigmer import __version__
-from stigmer.errors import StigmerError
+from stigmer.errors import StigmerError, SystemRefused
 from stigmer.home import LOG_LIMIT, Home
 
 __all__ = ["main"]
@@ -36,14 +36,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--idle-seconds", type=float, default=IDLE_SECONDS)
     given = parser.parse_args(arguments)
     home = Home(given.home)
-    lock = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # An old daemon that is about to end; who started us limits the wait.
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, str(os.getpid()).encode(), 0)
     try:
+        lock = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(
+            lock, fcntl.LOCK_EX
+        )  # An old daemon that is about to end; who started us limits the wait.
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
         _serve(home, given)
     except (GraphtonError, StigmerError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except OSError as error:
+        if (known := SystemRefused.of(error)) is None:
+            raise
+        print(f"error: {known}", file=sys.stderr, flush=True)
         return 1
     return 0
 

@@ -318,7 +318,7 @@ def _holder(home: Home) -> int | None:
     """The pid of the daemon that holds the home's lock; None when none does."""
     try:
         fd = os.open(home.lock, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,18 +2,20 @@
 
 StigmerError
 ├── UsageError      a command that cannot be understood (exit 2)
+├── SystemRefused   the operating system denied a file: no room, no right, a read-only disk
 └── ConfigError     settings that cannot be used, all problems together (exit 2)
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stigmer.config import LLMConfig
 
-__all__ = ["ConfigError", "StigmerError", "UsageError"]
+__all__ = ["ConfigError", "StigmerError", "SystemRefused", "UsageError"]
 
 
 class StigmerError(Exception):
@@ -39,6 +41,41 @@ class UsageError(StigmerError):
 
     code = "usage"
     exit_code = 2
+
+
+class SystemRefused(StigmerError):
+    """The operating system denied what we need; the cure is the user's, so it is no fault of ours."""
+
+    code = "system"
+
+    @classmethod
+    def of(cls, error: OSError) -> SystemRefused | None:
+        """The known failure that this error is; None for one that may be our fault."""
+        if error.errno not in _CURES:
+            return None
+        path = error.filename2 or error.filename  # Of a file that is moved, the place that it should go to.
+        return cls(
+            f"{str(path)!r}: {error.strerror}" if path else str(error.strerror),
+            hint=_CURES[error.errno].format(path=path or "the folder that STIGMER_HOME names"),
+        )
+
+
+_RIGHTS = "ls -ld {path}; name another folder with STIGMER_HOME, or change its rights"
+_ROOM = "make room: df -h; or name a folder on another disk with STIGMER_HOME"
+_FILES = "let it open more files: ulimit -n 4096"
+_CURES: dict[int | None, str] = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EROFS: "the disk is mounted read-only; name a folder on another one with STIGMER_HOME",
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EISDIR: "a folder stands where a file belongs; move it away: mv {path} {path}.old",
+    errno.ENOTDIR: "a file stands where a folder belongs: ls -ld {path}",
+    errno.EMFILE: _FILES,
+    errno.ENFILE: _FILES,
+    errno.EIO: "the disk may be damaged; see what the system says: dmesg | tail",
+}
+"""What helps against an error that only the machine's owner can cure."""
 
 
 class ConfigError(StigmerError):

@@ -383,3 +383,21 @@ def test_a_missing_key_names_its_variable(stigmer) -> None:
     done = stigmer("run", "x", "--provider", "anthropic")
     assert done.returncode == 2
     assert "ANTHROPIC_API_KEY" in done.stderr
+
+
+def test_an_answer_that_cannot_be_written_is_told(stigmer, fake) -> None:
+    fake.script({"text": "ok"})
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "stigmer", "run", "go"],
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=stigmer.folder,
+            env={**stigmer.environment, **fake.environment},
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "error: No space left on device\nhint: make room" in done.stderr
+    assert "Exception ignored" not in done.stderr

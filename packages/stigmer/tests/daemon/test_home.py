@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from pathlib import Path
 
 import pytest
+from stigmer.errors import SystemRefused
 from stigmer.home import Home, HomeError
 
 
@@ -39,3 +42,25 @@ def test_a_command_with_a_bad_home_says_so(stigmer, tmp_path: Path) -> None:
     done = stigmer("run", "x", STIGMER_HOME=str(tmp_path / "file"))
     assert done.returncode == 2
     assert f"STIGMER_HOME {str(tmp_path / 'file')!r} is not a folder" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["start.lock", "daemon.lock", "daemon.log", "token", "address"])
+def test_a_folder_in_the_place_of_a_file_is_told_with_the_cure(stigmer, name: str) -> None:
+    stigmer.home.create()
+    (stigmer.home.path / name).mkdir()
+    done = stigmer("run", "go", STIGMER_LLM_MODEL="ollama:any")
+    assert done.returncode == 1, done.stderr
+    assert "Is a directory" in done.stderr
+    assert f"move it away: mv {stigmer.home.path / name}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "cure"),
+    [(errno.ENOSPC, "make room"), (errno.EROFS, "read-only"), (errno.EACCES, "change its rights")],
+)
+def test_what_the_system_denies_is_no_fault_of_ours(number: int, cure: str) -> None:
+    told = SystemRefused.of(OSError(number, os.strerror(number), "/srv/home/start.lock"))
+    assert told is not None
+    assert told.message == f"'/srv/home/start.lock': {os.strerror(number)}"
+    assert cure in told.hint
+    assert SystemRefused.of(OSError(errno.EBADF, "bad")) is None

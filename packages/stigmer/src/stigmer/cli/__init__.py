@@ -7,6 +7,13 @@ __all__ = ["main"]
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and gives its exit code."""
+    import signal
+
+    catches = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if catches:  # While there is nothing yet to cancel, Ctrl-C ends us at once and without a trace.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from stigmer.cli._main import main as run
 
+    if catches:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return run(arguments)

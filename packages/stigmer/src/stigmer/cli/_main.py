@@ -14,7 +14,7 @@ from graphton.errors import GraphtonError
 
 from stigmer import __version__
 from stigmer.cli._terminal import StdoutClosed, Terminal, terminal
-from stigmer.errors import StigmerError, UsageError
+from stigmer.errors import StigmerError, SystemRefused, UsageError
 
 __all__ = ["INTERRUPTED", "USAGE", "Asked", "asked", "exit_code", "json_option", "main"]
 
@@ -159,6 +159,17 @@ def main(arguments: list[str] | None = None) -> int:
         return _known(fault, talk, state, arguments)
     except (GraphtonError, StigmerError) as error:
         return _known(error, talk, state, arguments)
+    except OSError as error:
+        known = SystemRefused.of(error)
+        try:
+            sys.stdout.flush()
+        except OSError:  # The answer itself could not be written (`> /dev/full`).
+            _forget_stdout()
+        return (
+            _our_fault(error, talk, state, arguments)
+            if known is None
+            else _known(known, talk, state, arguments)
+        )
     except Exception as error:
         return _our_fault(error, talk, state, arguments)
 
@@ -205,7 +216,7 @@ def _tell(message: str, hint: str, code: str, talk: Terminal, state: Asked) -> N
 
 
 def _forget_stdout() -> None:
-    """Nobody reads stdout any more; without this Python complains when it closes it."""
+    """Nobody reads stdout any more, or nobody can; without this Python complains when it closes it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
