@@ -39,18 +39,25 @@ UNKNOWN = (
     "The program stopped while this call was running, so it is not known whether it did its work. "
     "It was not run again. Look at the current state before you go on."
 )
-REJECTED = "A person rejected this call; it was not run."
-LEFT = "A person looked into it and said not to run the call again."
+REFUSED = {
+    "rejected": "A person rejected this call; it was not run.",
+    "expired": "Nobody answered in time whether this call may run; it was not run.",
+}
+LEFT = {
+    "rejected": "A person looked into it and said not to run the call again.",
+    "expired": "Nobody said in time whether to run the call again.",
+}
 FORBIDDEN = "A rule forbids this call; it was not run. The rule: {rule}"
 CLIPPED = "\n[… {cut} characters left out …]\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """Nothing in the reply can go on: people must answer `questions`, or a limit above is `exceeded`."""
+    """Nothing in the reply can go on: people must answer `questions`, a limit above is `exceeded`, or the run rests."""
 
     questions: tuple[Question, ...]
     exceeded: Exceeded | None = None
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,7 @@ async def answer(
             return ToolResults(tuple(_result(call, journal, path) for call in message.calls))
         await journal.commit()
         decided = any(journal.decision(q.path, q.call, q.digest) for q in parked.questions)
-        if parked.exceeded or not decided:
+        if parked.exceeded or parked.paused or not decided:
             return parked  # Else a person decided while other calls ran.
 
 
@@ -92,9 +99,12 @@ async def _go_on(agent: Definition, message: AssistantMessage, tree: Tree, path:
     journal = tree.journal
     plans = [await _plan(agent, call, journal, path) for call in message.calls]
     ready = [plan for plan in plans if isinstance(plan, _Ready)]
+    paused = journal.pausing and bool(ready)
+    if paused:
+        ready = []
     for new in ready:
         if not new.dispatched:
-            journal.append(_dispatch(new, journal.execution, path))
+            journal.append(_dispatch(new, journal, path))
     if ready:
         await journal.commit()
     waits = await _run_all(agent, ready, tree, path)
@@ -104,7 +114,8 @@ async def _go_on(agent: Definition, message: AssistantMessage, tree: Tree, path:
     questions = [plan for plan in plans if isinstance(plan, Question)]
     questions += [question for wait in waits for question in wait.questions]
     exceeded = next((wait.exceeded for wait in waits if wait.exceeded), None)
-    return Parked(tuple(questions), exceeded) if questions or exceeded else None
+    paused = paused or any(wait.paused for wait in waits)
+    return Parked(tuple(questions), exceeded, paused) if questions or exceeded or paused else None
 
 
 async def _run_all(agent: Definition, ready: Sequence[_Ready], tree: Tree, path: str) -> list[Waits]:
@@ -153,7 +164,9 @@ async def _plan(agent: Definition, call: ToolCall, journal: Journal, path: str) 
 def _ruling(agent: Definition, call: ToolCall, tool: Tool, journal: Journal, path: str) -> Ruling:
     """What the rules say: what they said is recorded, and holds in later attempts."""
     digest = _digest(call)
-    said = journal.rule(path, call.id)
+    said, asked = journal.rule(path, call.id), journal.approval(path, call.id)
+    if asked is not None and asked.digest == digest:
+        return Ruling("ask")  # An answer for all such calls came later: this question stays a person's.
     if said is not None and said.digest == digest and said.verdict in ("allow", "ask", "deny"):
         return Ruling(said.verdict, said.rule)  # type: ignore[arg-type]  # checked the line before
     ruling = agent.approval.ruling(tool, call)
@@ -169,7 +182,8 @@ async def _approved(agent: Definition, call: ToolCall, tool: Tool, journal: Jour
     if decision is None:
         return Question(path, call.id, question.reason, question.digest)
     if decision.decision != "approved":
-        return _Refused(f"{REJECTED} Reason: {decision.reason}" if decision.reason else REJECTED)
+        text = REFUSED.get(decision.decision, REFUSED["rejected"])
+        return _Refused(f"{text} Reason: {decision.reason}" if decision.reason else text)
     return _Ready(call, tool, dispatched=False)
 
 
@@ -194,7 +208,8 @@ async def _lost(agent: Definition, call: ToolCall, dispatched: ToolDispatched, j
     if decision is None:
         return Question(path, call.id, question.reason, digest)
     if decision.decision != "approved":
-        return _Refused(" ".join(part for part in (UNKNOWN, LEFT, decision.reason) if part))
+        left = LEFT.get(decision.decision, LEFT["rejected"])
+        return _Refused(" ".join(part for part in (UNKNOWN, left, decision.reason) if part))
     return _Ready(replace(call, arguments=dispatched.arguments), tool, dispatched=False)
 
 
@@ -227,11 +242,15 @@ def _digest_of(parts: list[object]) -> str:
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def _key(execution: str, path: str, call: str) -> str:
-    return f"{execution}:{path}:{call}"
+def _key(journal: Journal, path: str, call: str) -> str:
+    """The call's idempotency key: the one that it was dispatched with before, whichever execution that was."""
+    before = journal.dispatched(path, call)
+    return (
+        before.idempotency_key if before and before.idempotency_key else f"{journal.execution}:{path}:{call}"
+    )
 
 
-def _dispatch(plan: _Ready, execution: str, path: str) -> ToolDispatched:
+def _dispatch(plan: _Ready, journal: Journal, path: str) -> ToolDispatched:
     call = plan.call
     return ToolDispatched(
         path=path,
@@ -240,7 +259,7 @@ def _dispatch(plan: _Ready, execution: str, path: str) -> ToolDispatched:
         arguments=call.arguments,
         digest=_digest(call),
         effect=plan.tool.effect.value,
-        idempotency_key=_key(execution, path, call.id),
+        idempotency_key=_key(journal, path, call.id),
     )
 
 
@@ -250,7 +269,7 @@ async def _run(agent: Definition, plan: _Ready, tree: Tree, path: str) -> Waits 
     context = ToolContext(
         call=call.id,
         path=path,
-        idempotency_key=_key(journal.execution, path, call.id),
+        idempotency_key=_key(journal, path, call.id),
         progress=lambda text: journal.live(Progress(path, "tool", 0, 0, "", text)),
         started=lambda pid, at: journal.append(ProcessStarted(path, call.id, pid, at)),
         tree=tree,

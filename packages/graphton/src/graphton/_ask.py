@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from graphton.approval import Waits
 from graphton.budget import Tree
 from graphton.chat.base import Chat, Done, Request, TextChunk, ThinkingChunk, WaitChunk, chunks_of
 from graphton.definition import Definition
@@ -26,7 +27,7 @@ __all__ = ["ask"]
 
 
 async def ask(agent: Definition, history: History, *, tree: Tree, path: str, step: int) -> ModelReplied:
-    """The reply to the history, recorded. Raises ProviderError when no model answers."""
+    """The reply to the history, recorded. Raises ProviderError when no model answers, Waits when it is not to ask again now."""
     journal = tree.journal
     if journal.requested(path, step) is not None:
         journal.live(StreamReset(path, step, _next_try(journal, path, step)))
@@ -81,6 +82,8 @@ async def _tries(
             journal.append(Retrying(path, step, try_ + 1, status, delay, error.message))
             journal.live(StreamReset(path, step, try_ + 1))
             await agent.retry.sleep(delay)
+            if journal.pausing:
+                raise Waits((), paused=True) from None
         else:
             replied = ModelReplied(path, step, try_, "turn", _with_ids(message, step))
             journal.append(replied)

@@ -192,7 +192,7 @@ def _child_runner(children: Mapping[str, Agent]) -> RunChild:
         if result.outcome == "completed":
             return ToolOutput(result.text)
         if result.outcome == "waiting":
-            raise Waits(result.waiting)
+            raise Waits(result.waiting, paused=result.paused)
         if result.limit_path != path:
             raise Waits((), Exceeded(result.limit, result.value, result.limit_path))
         text = f"The agent {name!r} was stopped by its limit of {result.value:g} {result.limit}, its part of yours."

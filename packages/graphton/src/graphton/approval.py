@@ -51,15 +51,19 @@ class Question:
 
 
 class Waits(Exception):
-    """A sub-agent can go no further by itself: people must answer `questions`, or a limit above it is `exceeded`.
+    """A sub-agent can go no further by itself: people must answer `questions`, a limit above it is `exceeded`, or the
+    run is `paused`.
 
     No failure and no result: its call stays open, and the next attempt goes on with it.
     """
 
-    def __init__(self, questions: tuple[Question, ...], exceeded: Exceeded | None = None) -> None:
+    def __init__(
+        self, questions: tuple[Question, ...], exceeded: Exceeded | None = None, *, paused: bool = False
+    ) -> None:
         super().__init__("a sub-agent waits")
         self.questions = questions
         self.exceeded = exceeded
+        self.paused = paused
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +84,13 @@ class Rule:
     tool: str
     when: Mapping[str, str] = field(default_factory=dict)
     verdict: Verdict = "ask"
+    source: str = field(default="", compare=False)
+    """Where it stands, for people."""
 
     def __str__(self) -> str:
         given = ", ".join(f"{name}: {pattern}" for name, pattern in self.when.items())
-        return f"{self.verdict} {self.tool}" + (f" ({given})" if given else "")
+        said = f"{self.verdict} {self.tool}" + (f" ({given})" if given else "")
+        return f"{said}, {self.source}" if self.source else said
 
     def matches(self, name: str, arguments: Mapping[str, Any]) -> bool:
         """Whether the rule is about this call."""
@@ -159,23 +166,27 @@ class Approval:
 
     Among the `rules` that match a call deny beats ask beats allow; where none matches, a tool with `asks=True` needs
     a decision before each call and any other runs. With `approve_all` every question is answered with yes, a denied
-    call stays denied; with `ask` the loop awaits your function; with neither the run ends as `waiting`, and goes on
-    when it is run again with the same journal and a recorded decision.
+    call stays denied; `always` holds answers that were given once and for all: a question about a call that one of
+    these rules fits is answered with yes. With `ask` the loop awaits your function; with none of them the run ends as
+    `waiting`, and goes on when it is run again with the same journal and a recorded decision.
     """
 
     approve_all: bool = False
     ask: Callable[[ApprovalRequested], Awaitable[Answer]] | None = None
     rules: tuple[Rule, ...] = ()
+    always: tuple[Rule, ...] = ()
 
     def ruling(self, tool: Tool, call: ToolCall) -> Ruling:
         """What the rules say about this call."""
         found = {
             rule.verdict: rule for rule in reversed(self.rules) if rule.matches(tool.name, call.arguments)
         }
-        for verdict in VERDICTS:
-            if verdict in found:
-                return Ruling(verdict, str(found[verdict]))
-        return Ruling("ask" if tool.asks else "allow")
+        verdict = next((one for one in VERDICTS if one in found), "ask" if tool.asks else "allow")
+        if verdict == "ask":
+            for answer in self.always:
+                if answer.matches(tool.name, call.arguments):
+                    return Ruling("allow", str(answer))
+        return Ruling(verdict, str(found.get(verdict, "")))
 
 
 def _bad(text: str) -> SettingError:

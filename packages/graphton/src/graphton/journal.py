@@ -6,6 +6,7 @@ result is used, not run again. `MemoryJournal` forgets with the process; the sto
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ __all__ = [
     "ApprovalDecided",
     "ApprovalRequested",
     "ArgumentsRepaired",
+    "Compacted",
     "Event",
     "Fallback",
     "HistoryChanged",
@@ -58,6 +60,8 @@ class ModelRequested:
     digest: str
     """SHA-256 (hex) over what the reply depends on: model, system text, tools, messages."""
     prompt_tokens_estimate: int
+    kept: int = 0
+    """Of a compaction: how many of the last messages stay as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +179,31 @@ class SubagentFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class Compacted:
+    """Before this step's request a summary took the place of older messages; the reply to the compaction of `try_` is it.
+
+    Replaced were messages `first` to `last` (exclusive) of the history as it was then, but for the task; the `kept`
+    messages after them stayed. An empty summary replaced nothing.
+    """
+
+    path: str
+    step: int
+    try_: int
+    first: int
+    last: int
+    kept: int
+    tokens_before: int
+    tokens_after: int
+    room: int
+    """Tokens that a prompt may take, as it was known then."""
+
+    @property
+    def enough(self) -> bool:
+        """Whether it made room for more than the very next request."""
+        return self.tokens_after <= 0.9 * self.room
+
+
+@dataclass(frozen=True, slots=True)
 class LoopWarned:
     """The model was told that it made the same calls with the same results `times` turns in a row."""
 
@@ -247,6 +276,7 @@ Event = (
     | SubagentStarted
     | SubagentFinished
     | LoopWarned
+    | Compacted
     | Retrying
     | Fallback
     | ArgumentsRepaired
@@ -332,6 +362,8 @@ class Journal(Protocol):
 
     execution: str
     """The execution's id, part of every idempotency key."""
+    pausing: bool
+    """Somebody wants the run to rest: no model call and no tool starts, what runs may end."""
 
     def append(self, event: Event) -> None: ...
     async def commit(self) -> None: ...
@@ -358,6 +390,14 @@ class Journal(Protocol):
     def subagent(self, path: str, call: str) -> SubagentStarted | None: ...
     def subagent_finished(self, path: str, call: str) -> bool: ...
     def loop_warned(self, path: str, step: int) -> LoopWarned | None: ...
+    def compactions(self, path: str) -> Sequence[Compacted]:
+        """All of this path, in order."""
+        ...
+
+    def summary(self, path: str, step: int, try_: int) -> str:
+        """The text that this compaction's reply holds."""
+        ...
+
     def history_changed(self, path: str, step: int) -> bool: ...
     def fallback(self, path: str) -> Fallback | None:
         """The last change of model on this path."""
@@ -391,9 +431,12 @@ class Record:
     subagents: dict[tuple[str, str], SubagentStarted] = field(default_factory=dict)
     subagents_finished: set[tuple[str, str]] = field(default_factory=set)
     loop_warnings: dict[tuple[str, int], LoopWarned] = field(default_factory=dict)
+    compacted: dict[str, list[Compacted]] = field(default_factory=dict)
+    summaries: dict[tuple[str, int, int], str] = field(default_factory=dict)
     totals: dict[str, Spent] = field(default_factory=dict)
     changed: set[tuple[str, int]] = field(default_factory=set)
     fallbacks: dict[str, Fallback] = field(default_factory=dict)
+    pausing: bool = False
 
     def add(self, event: Event) -> None:
         """Enter one event."""
@@ -425,6 +468,8 @@ class Record:
                 self.subagents_finished.add((event.path, event.call))
             case LoopWarned():
                 self.loop_warnings[event.path, event.step] = event
+            case Compacted():
+                self.compacted.setdefault(event.path, []).append(event)
             case HistoryChanged():
                 self.changed.add((event.path, event.step))
             case Fallback():
@@ -445,6 +490,8 @@ class Record:
         asked = self.requests.get(key)
         estimate = asked.prompt_tokens_estimate if asked else 0
         self.replies[key] = event
+        if event.purpose == "compaction":
+            self.summaries[event.path, event.step, event.try_] = event.message.text
         usage = event.message.usage
         usd = _cost(asked.model, usage) if asked else None
         turn = event.purpose == "turn"
@@ -496,6 +543,12 @@ class Record:
 
     def loop_warned(self, path: str, step: int) -> LoopWarned | None:
         return self.loop_warnings.get((path, step))
+
+    def compactions(self, path: str) -> Sequence[Compacted]:
+        return self.compacted.get(path, ())
+
+    def summary(self, path: str, step: int, try_: int) -> str:
+        return self.summaries[path, step, try_].strip()
 
     def history_changed(self, path: str, step: int) -> bool:
         return (path, step) in self.changed

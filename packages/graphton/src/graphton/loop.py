@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from graphton._answer import Parked, answer
 from graphton._ask import ask
-from graphton.approval import Question
+from graphton.approval import Question, Waits
 from graphton.budget import REPEATS_END, REPEATS_TOLD, Exceeded, Repeats, Tree
 from graphton.definition import Definition
 from graphton.errors import GraphtonError
@@ -42,8 +42,8 @@ class ReplyError(GraphtonError):
 class Result:
     """How a run ended; what it used counts all sub-agents.
 
-    `waiting` holds the calls that need a decision, wherever in the tree they are; `limit` and `value` the budget that
-    stopped it, `limit_path` the agent whose budget that is.
+    `waiting` holds the calls that need a decision, wherever in the tree they are; `paused`: it waits because the journal
+    said so; `limit` and `value` the budget that stopped it, `limit_path` the agent whose budget that is.
     """
 
     outcome: Literal["completed", "waiting", "budget_exceeded"]
@@ -56,6 +56,7 @@ class Result:
     limit: str = ""
     value: float = 0.0
     limit_path: str = ""
+    paused: bool = False
 
 
 async def run(
@@ -95,9 +96,14 @@ async def _turns(agent: Definition, task: str, *, tree: Tree, path: str) -> Resu
         recorded = journal.reply(path, step)
         if recorded is not None:
             _note_change(journal, path, step, history.digest)
+        elif journal.pausing:
+            return _paused(journal, path)
         elif exceeded := tree.over(path, step):
             return _stopped(journal, path, exceeded)
-        reply = recorded or await ask(agent, history, tree=tree, path=path, step=step)
+        try:
+            reply = recorded or await ask(agent, history, tree=tree, path=path, step=step)
+        except Waits:
+            return _paused(journal, path)
         message = reply.message
         history.add(message)
         match message.stop:
@@ -112,7 +118,8 @@ async def _turns(agent: Definition, task: str, *, tree: Tree, path: str) -> Resu
                 if isinstance(results, Parked) and results.exceeded:
                     return _stopped(journal, path, results.exceeded)
                 if isinstance(results, Parked):
-                    return _result("waiting", journal, path, waiting=results.questions)
+                    asked, paused = results.questions, results.paused
+                    return _result("waiting", journal, path, waiting=asked, paused=paused)
                 warned = _warning(journal, path, step, repeats.count(message, results))
                 history.add(_with_note(results, warned) if warned else results)
             case StopReason.END | StopReason.TOOLS if not message.text.strip():
@@ -196,6 +203,10 @@ def _useless(message: AssistantMessage, agent: Definition) -> ReplyError:
         code="empty",
         hint="try again, or another model with --model",
     )
+
+
+def _paused(journal: Journal, path: str) -> Result:
+    return _result("waiting", journal, path, paused=True)
 
 
 def _stopped(journal: Journal, path: str, by: Exceeded) -> Result:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from graphton.approval import Waits
 from graphton.budget import Tree, child_path
 from graphton.chat.base import Chat
 from graphton.errors import SettingError
@@ -73,6 +74,8 @@ def task_tool(subagents: Sequence[Subagent], run_child: RunChild) -> Tool:
         path = child_path(parent, name, call)
         async with tree.slot(parent):
             started = journal.subagent(parent, call)
+            if started is None and journal.pausing:
+                raise Waits((), paused=True)
             if started is None:
                 started = tree.share(parent, call, name, TASK)
                 journal.append(started)
