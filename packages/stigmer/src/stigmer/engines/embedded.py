@@ -384,7 +384,7 @@ class EmbeddedEngine:
         """Whether what a waiting execution waits for has come."""
         if _last_wait(records) == "key":
             return self._runner.can_go_on(row, records)
-        return not open_questions(records)
+        return _decided_since_wait(records) or not open_questions(records)
 
     async def _keep(self) -> None:
         """Leases are renewed, expired questions answered, what nobody drives is taken back, the store is let rest."""
@@ -483,6 +483,16 @@ def _is_open(records: Sequence[pb.Event]) -> bool:
         if r.HasField("attempt_started") or r.HasField("attempt_ended")
     ]
     return bool(ends) and ends[-1]
+
+
+def _decided_since_wait(records: Sequence[pb.Event]) -> bool:
+    """Whether a question was answered after the run began to wait: its call can go on, whatever others wait for."""
+    for record in reversed(records):
+        if record.HasField("waiting"):
+            return False
+        if record.HasField("approval_decided"):
+            return True
+    return False
 
 
 def _last_wait(records: Sequence[pb.Event]) -> str:
