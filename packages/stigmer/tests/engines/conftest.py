@@ -84,19 +84,23 @@ class House:
         return [kind(record) for record in await self.records(row)]
 
     async def until(self, row: Row, wanted: Callable[[pb.Event], bool]) -> pb.Event:
-        """The first record, stored or live, of which `wanted` is true."""
+        """The first record, stored or live, of which `wanted` is true; another server may have written it."""
         watcher = self.store.feed.join(row.no)
         try:
             async with asyncio.timeout(DEADLINE):
-                for record in await self.records(row):
-                    if wanted(record):
-                        return record
                 while True:
-                    await watcher.news()
-                    for _, body in watcher.take():
-                        record = pb.Event.FromString(body)
+                    watcher.take()
+                    for record in await self.records(row):
                         if wanted(record):
                             return record
+                    while not watcher.behind:
+                        await watcher.news()
+                        if watcher.behind:
+                            break
+                        for _, body in watcher.take():
+                            record = pb.Event.FromString(body)
+                            if wanted(record):
+                                return record
         finally:
             self.store.feed.leave(row.no, watcher)
 

@@ -116,9 +116,8 @@ class Postgres:
                 raise
 
     def _begin(self, db: psycopg.Connection[Any]) -> _Transaction:
-        with db.pipeline():
-            db.execute("BEGIN", prepare=False)
-            begun = db.execute(_text("begin"))
+        begun = db.execute(b"BEGIN;" + _text("begin"), prepare=False)  # One round trip.
+        begun.nextset()
         now_ms, xid = begun.fetchone() or (0, "")
         self._ahead_ms = now_ms - int(time.monotonic() * 1000)
         return _Transaction(db, now_ms, xid)
@@ -147,7 +146,11 @@ class Postgres:
 
     def _away(self, error: psycopg.Error, db: psycopg.Connection[Any] | None) -> bool:
         """Whether the error is the connection's, not the statement's."""
-        return db is None or db.closed or db.broken or error.sqlstate in _MOVED
+        if db is None or db.closed or db.broken:
+            return True
+        if error.sqlstate is None:  # Not the server's word: the driver could not get through to it.
+            return isinstance(error, self.psycopg.OperationalError)
+        return error.sqlstate in _MOVED or error.sqlstate.startswith("08")
 
     def _roll_back(self) -> None:
         db = self._writer
