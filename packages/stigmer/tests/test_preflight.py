@@ -59,3 +59,32 @@ async def test_a_server_that_says_nothing_is_given_up() -> None:
 
 def test_free_memory_is_a_number_of_bytes() -> None:
     assert preflight.free_memory() > 1 << 20
+
+
+@pytest.mark.parametrize(
+    "body", ["", "null", "[]", '{"models": 3}', "<html>", '{"models": [3, {"name": 4}]}', "x" * 100]
+)
+def test_what_is_no_list_of_models_is_no_error(body: str) -> None:
+    import http.server
+    import threading
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *arguments: object) -> None:
+            """Says nothing."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.timeout = 30
+        thread = threading.Thread(target=server.handle_request, daemon=True)
+        thread.start()
+        assert not preflight.ollama_models(f"http://127.0.0.1:{server.server_port}", limit=30)
+        thread.join(30)
+
+
+def test_where_nothing_listens_there_is_no_list_of_models() -> None:
+    assert preflight.ollama_models("http://127.0.0.1:9") is None
+    assert preflight.ollama_models("https://127.0.0.1:9/deep/") is None

@@ -1,15 +1,19 @@
-"""What is measured before a run, in under a second: does Ollama answer, and how much memory is free."""
+"""What is measured on this machine, in under a second: does Ollama answer, what does it hold, how much memory is free."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 from contextlib import suppress
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-__all__ = ["free_memory", "ollama_up"]
+__all__ = ["OllamaModel", "free_memory", "ollama_models", "ollama_up"]
 
 LIMIT_SECONDS = 0.9
+_TAGS_LIMIT = 8_000_000
+"""Bytes of a list of models that are read at most."""
 
 
 async def ollama_up(url: str, *, limit: float = LIMIT_SECONDS) -> bool:
@@ -44,6 +48,38 @@ async def _version(host: str, port: int, prefix: str, *, secure: bool) -> bool:
         writer.close()
         with suppress(OSError):
             await writer.wait_closed()
+
+
+class OllamaModel(NamedTuple):
+    """A model that an Ollama has installed."""
+
+    name: str
+    size: int
+
+
+def ollama_models(url: str, *, limit: float = LIMIT_SECONDS) -> list[OllamaModel] | None:
+    """What the Ollama at this address has installed (`GET /api/tags`), by name; None where none answers."""
+    import http.client
+
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(
+        parts.hostname or "", parts.port, timeout=limit
+    )  # Talks to the address, never to a proxy.
+    try:
+        connection.request("GET", f"{parts.path.rstrip('/')}/api/tags")
+        reply = connection.getresponse()
+        found = json.loads(reply.read(_TAGS_LIMIT)) if reply.status == 200 else None
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+    listed = found.get("models") if isinstance(found, dict) else None
+    if not isinstance(listed, list):
+        return None
+    rows = [row for row in listed if isinstance(row, dict) and isinstance(row.get("name"), str)]
+    sizes = [row["size"] if isinstance(row.get("size"), int) else 0 for row in rows]
+    return sorted(OllamaModel(row["name"], size) for row, size in zip(rows, sizes, strict=True))
 
 
 def free_memory() -> int:

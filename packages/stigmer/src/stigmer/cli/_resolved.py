@@ -1,0 +1,153 @@
+"""What `stigmer run` would use from here: a running daemon's word, else what one started here would say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from stigmer import config as cascade
+from stigmer.cli._terminal import terminal
+from stigmer.errors import ConfigError
+from stigmer.home import Address, Home
+
+if TYPE_CHECKING:
+    from stigmer.api.service_pb2 import ResolveConfigResponse
+    from stigmer.cli._project import Project
+
+__all__ = ["Resolved", "resolution", "resolved", "resolved_each", "user_file", "user_layer"]
+
+
+class Resolved(NamedTuple):
+    """The settings as `config show --json` has them, as far as they could be resolved, and what there is to say."""
+
+    settings: dict[str, Any]
+    notices: list[str]
+    problems: list[str]
+
+
+def resolved(flags: dict[str, str], agent: str | None = None) -> Resolved:
+    """The settings of a run with these flags; no daemon is started for it."""
+    return resolved_each([flags], agent)[0]
+
+
+def resolved_each(several: Sequence[dict[str, str]], agent: str | None = None) -> list[Resolved]:
+    """The settings of several runs, one for each set of flags."""
+    from stigmer.cli._project import find_project
+    from stigmer.daemon import find
+
+    home = Home.find()
+    address = find(home)
+    project = find_project(Path.cwd(), agent=agent, home=home, talk=terminal(), asks=False)
+    if address is not None:
+        return _asked_of_the_daemon(several, home, address, project)
+    return _as_from_here(several, home, project)
+
+
+def user_file() -> Path:
+    """The user's file: the one that STIGMER_CONFIG names, else config.yaml in STIGMER_HOME."""
+    named = os.environ.get("STIGMER_CONFIG", "").strip()
+    return Path(os.path.abspath(os.path.expanduser(named))) if named else Home.find().config
+
+
+def user_layer(path: Path, text: str | None = None) -> cascade.Layer | None:
+    """The layer of the user's file, as it is or as `text` would make it; None where there is none and need not be."""
+    if text is not None:
+        return cascade.layer_from_file(path, text)
+    named = os.environ.get("STIGMER_CONFIG", "").strip()
+    return cascade.layer_from_file(path) if named or os.path.lexists(path) else None
+
+
+def resolution(layers: list[cascade.Layer]) -> cascade.LLMConfig:
+    """The resolution of these layers with this shell, its problems inside."""
+    shell = cascade.layer_from_environment(os.environ, "shell")
+    try:
+        return cascade.resolve([shell, *layers], _Measured(), cascade.clock(os.environ))
+    except ConfigError as error:
+        if error.config is None:
+            raise
+        return error.config
+
+
+class _Measured:
+    """Facts of this machine, measured when they are asked for."""
+
+    def ollama_up(self, base_url: str) -> bool:
+        import asyncio
+
+        from stigmer import preflight
+
+        return asyncio.run(preflight.ollama_up(base_url))
+
+    def free_memory(self) -> int:
+        from stigmer import preflight
+
+        return preflight.free_memory()
+
+
+def _as_from_here(several: Sequence[dict[str, str]], home: Home, project: Project) -> list[Resolved]:
+    from stigmer.vault import Vault
+
+    below = [layer for layer in (Vault(home).layer(), user_layer(user_file())) if layer is not None]
+    answers = []
+    for flags in several:
+        found = _with_project([cascade.layer_from_flags(flags), *below], project)
+        notices = [*project.notices, *found.notices]
+        answers.append(Resolved(found.to_json()["settings"], notices, list(found.problems)))
+    return answers
+
+
+def _with_project(layers: list[cascade.Layer], project: Project) -> cascade.LLMConfig:
+    """The resolution with what comes with the folder, narrowed where the user does not trust it."""
+    agent = project.agent_record()
+    files: list[tuple[cascade.Layer, bool]] = []
+    if project.config is not None:
+        path, data, trusted = project.config
+        files.append((cascade.layer_from_file(path, data, "project_file"), trusted))
+    if agent is not None:
+        from stigmer.agents import from_record
+
+        files.append((from_record(agent), agent.trusted))
+    layers += [layer for layer, trusted in files if trusted]
+    doubtful = [layer for layer, trusted in files if not trusted]
+    if doubtful:
+        from stigmer.trust import without_widening
+
+        layers = without_widening(layers, doubtful, resolution(layers))
+    return resolution(layers)
+
+
+def _asked_of_the_daemon(
+    several: Sequence[dict[str, str]], home: Home, address: Address, project: Project
+) -> list[Resolved]:
+    import asyncio
+
+    from stigmer.cli._request import build
+    from stigmer.cli._session import with_client
+    from stigmer.client import Client
+    from stigmer.events import settings_json
+
+    requests = [
+        build(
+            "",
+            flags=flags,
+            workspace=Path.cwd(),
+            named=True,
+            approve_all=False,
+            budget={},
+            idempotency_key="",
+            home=home,
+            talk=terminal(),
+            project=project._replace(notices=()),  # They are shown with the others.
+        )
+        for flags in several
+    ]
+
+    async def work(client: Client) -> list[ResolveConfigResponse]:
+        return [await client.resolve(request) for request in requests]
+
+    return [
+        Resolved(settings_json(found.config), [*project.notices, *found.config.notices], list(found.problems))
+        for found in asyncio.run(with_client(work, address))
+    ]
