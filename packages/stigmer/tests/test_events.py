@@ -12,11 +12,13 @@ from stigmer.events import time_text, to_json
 EXAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
     "created": (
         pb.Created(
-            task="t", agent="a", agent_revision="1f2e", workspace="/w", budget=pb.Budget(steps=5), approve_all=True
+            task="t", agent="a", agent_revision="1f2e", workspace="/w", budget=pb.Budget(steps=5), approve_all=True,
+            rules=["deny run_command"], on_unknown="ask",
         ),
         {
             "task": "t", "agent": "a", "agent_revision": "1f2e", "session": "", "workspace": "/w", "parent": "",
             "budget": {"steps": 5, "tokens": None, "usd": None, "seconds": None}, "approve_all": True,
+            "retry_of": None, "rules": ["deny run_command"], "on_unknown": "ask",
         },
     ),
     "config_resolved": (
@@ -102,7 +104,7 @@ EXAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
     "loop_warned": (pb.LoopWarned(step=3, times=3), {"step": 3, "times": 3}),
     "approval_decided": (
         pb.ApprovalDecided(call="1.0", digest=b"\xab", decision="rejected", by="ann", reason="no"),
-        {"call": "1.0", "digest": "ab", "decision": "rejected", "by": "ann", "reason": "no"},
+        {"call": "1.0", "digest": "ab", "decision": "rejected", "by": "ann", "reason": "no", "rule": None},
     ),
     "waiting": (pb.Waiting(reason="key"), {"reason": "key", "call": "", "expires": None}),
     "resumed": (pb.Resumed(by="ann"), {"by": "ann"}),
@@ -116,6 +118,7 @@ EXAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "history_changed": (pb.HistoryChanged(step=3), {"step": 3}),
     "budget_exceeded": (pb.BudgetExceeded(limit="steps", value=3), {"limit": "steps", "value": 3}),
+    "pause_requested": (pb.PauseRequested(by="ann"), {"by": "ann"}),
     "cancel_requested": (pb.CancelRequested(by="ann"), {"by": "ann"}),
     "notice": (pb.Notice(code="c", text="t"), {"code": "c", "text": "t"}),
     "finished": (

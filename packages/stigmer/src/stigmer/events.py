@@ -90,6 +90,9 @@ def _created(e: pb.Created) -> dict[str, Any]:
         "parent": e.parent,
         "budget": _budget(e.budget),
         "approve_all": e.approve_all,
+        "retry_of": e.retry_of or None,
+        "rules": list(e.rules),
+        "on_unknown": e.on_unknown or "tell",
     }
 
 
@@ -128,7 +131,14 @@ def _asked(e: pb.ApprovalRequested) -> dict[str, Any]:
 
 
 def _decided(e: pb.ApprovalDecided) -> dict[str, Any]:
-    return {"call": e.call, "decision": e.decision, "by": e.by, "reason": e.reason, "digest": e.digest.hex()}
+    return {
+        "call": e.call,
+        "decision": e.decision,
+        "by": e.by,
+        "reason": e.reason,
+        "digest": e.digest.hex(),
+        "rule": e.rule or None,
+    }
 
 
 def _waiting(e: pb.Waiting) -> dict[str, Any]:
@@ -210,6 +220,7 @@ _FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "fallback": lambda e: {"from": getattr(e, "from"), "to": e.to, "reason": e.reason},
     "history_changed": lambda e: {"step": e.step},
     "budget_exceeded": lambda e: {"limit": e.limit, "value": e.value},
+    "pause_requested": lambda e: {"by": e.by},
     "cancel_requested": lambda e: {"by": e.by},
     "notice": lambda e: {"code": e.code, "text": e.text},
     "finished": _finished,

@@ -55,6 +55,7 @@ class Event(_message.Message):
     SUBAGENT_STARTED_FIELD_NUMBER: _builtins.int
     SUBAGENT_FINISHED_FIELD_NUMBER: _builtins.int
     LOOP_WARNED_FIELD_NUMBER: _builtins.int
+    PAUSE_REQUESTED_FIELD_NUMBER: _builtins.int
     TEXT_DELTA_FIELD_NUMBER: _builtins.int
     THINKING_DELTA_FIELD_NUMBER: _builtins.int
     STREAM_RESET_FIELD_NUMBER: _builtins.int
@@ -118,6 +119,8 @@ class Event(_message.Message):
     @_builtins.property
     def loop_warned(self) -> Global___LoopWarned: ...
     @_builtins.property
+    def pause_requested(self) -> Global___PauseRequested: ...
+    @_builtins.property
     def text_delta(self) -> Global___TextDelta:
         """Live only: 60 and above."""
 
@@ -159,16 +162,17 @@ class Event(_message.Message):
         subagent_started: Global___SubagentStarted | None = ...,
         subagent_finished: Global___SubagentFinished | None = ...,
         loop_warned: Global___LoopWarned | None = ...,
+        pause_requested: Global___PauseRequested | None = ...,
         text_delta: Global___TextDelta | None = ...,
         thinking_delta: Global___ThinkingDelta | None = ...,
         stream_reset: Global___StreamReset | None = ...,
         progress: Global___Progress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "config_resolved", b"config_resolved", "created", b"created", "fallback", b"fallback", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "loop_warned", b"loop_warned", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "rule_matched", b"rule_matched", "stream_reset", b"stream_reset", "subagent_finished", b"subagent_finished", "subagent_started", b"subagent_started", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "config_resolved", b"config_resolved", "created", b"created", "fallback", b"fallback", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "loop_warned", b"loop_warned", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "pause_requested", b"pause_requested", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "rule_matched", b"rule_matched", "stream_reset", b"stream_reset", "subagent_finished", b"subagent_finished", "subagent_started", b"subagent_started", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "config_resolved", b"config_resolved", "created", b"created", "fallback", b"fallback", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "loop_warned", b"loop_warned", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "path", b"path", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "rule_matched", b"rule_matched", "seq", b"seq", "stream_reset", b"stream_reset", "subagent_finished", b"subagent_finished", "subagent_started", b"subagent_started", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "time_ms", b"time_ms", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "config_resolved", b"config_resolved", "created", b"created", "fallback", b"fallback", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "loop_warned", b"loop_warned", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "path", b"path", "pause_requested", b"pause_requested", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "rule_matched", b"rule_matched", "seq", b"seq", "stream_reset", b"stream_reset", "subagent_finished", b"subagent_finished", "subagent_started", b"subagent_started", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "time_ms", b"time_ms", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["created", "config_resolved", "attempt_started", "attempt_ended", "model_requested", "model_replied", "tool_dispatched", "process_started", "tool_finished", "tool_outcome_unknown", "approval_requested", "approval_decided", "waiting", "resumed", "retrying", "history_changed", "budget_exceeded", "cancel_requested", "notice", "finished", "arguments_repaired", "fallback", "rule_matched", "subagent_started", "subagent_finished", "loop_warned", "text_delta", "thinking_delta", "stream_reset", "progress"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["created", "config_resolved", "attempt_started", "attempt_ended", "model_requested", "model_replied", "tool_dispatched", "process_started", "tool_finished", "tool_outcome_unknown", "approval_requested", "approval_decided", "waiting", "resumed", "retrying", "history_changed", "budget_exceeded", "cancel_requested", "notice", "finished", "arguments_repaired", "fallback", "rule_matched", "subagent_started", "subagent_finished", "loop_warned", "pause_requested", "text_delta", "thinking_delta", "stream_reset", "progress"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -187,6 +191,9 @@ class Created(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     APPROVE_ALL_FIELD_NUMBER: _builtins.int
+    RETRY_OF_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    ON_UNKNOWN_FIELD_NUMBER: _builtins.int
     AGENT_REVISION_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     agent: _builtins.str
@@ -197,10 +204,18 @@ class Created(_message.Message):
     """The execution that started this one, if any."""
     approve_all: _builtins.bool
     """--yes: every question that a rule does not deny is answered with yes."""
+    retry_of: _builtins.str
+    """The execution whose recorded events this one began with."""
+    on_unknown: _builtins.str
+    """ask | tell | stop: what follows when a crash cuts off a write."""
     agent_revision: _builtins.str
     """Which state of the agent's definition this is; "" for the default agent."""
     @_builtins.property
     def budget(self) -> Global___Budget: ...
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The approval rules beside the agent's own, as people read them, each with where it stands."""
+
     def __init__(
         self,
         *,
@@ -211,11 +226,14 @@ class Created(_message.Message):
         parent: _builtins.str = ...,
         budget: Global___Budget | None = ...,
         approve_all: _builtins.bool = ...,
+        retry_of: _builtins.str = ...,
+        rules: _abc.Iterable[_builtins.str] | None = ...,
+        on_unknown: _builtins.str = ...,
         agent_revision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "agent_revision", b"agent_revision", "approve_all", b"approve_all", "budget", b"budget", "parent", b"parent", "session", b"session", "task", b"task", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "agent_revision", b"agent_revision", "approve_all", b"approve_all", "budget", b"budget", "on_unknown", b"on_unknown", "parent", b"parent", "retry_of", b"retry_of", "rules", b"rules", "session", b"session", "task", b"task", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -895,6 +913,7 @@ class ApprovalRequested(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     EXPIRES_MS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    ALWAYS_FIELD_NUMBER: _builtins.int
     call: _builtins.str
     name: _builtins.str
     arguments: _builtins.bytes
@@ -904,6 +923,8 @@ class ApprovalRequested(_message.Message):
     """Milliseconds since the epoch."""
     reason: _builtins.str
     """approval: whether it may run. outcome: a crash cut it off, whether it is to run again."""
+    always: _builtins.str
+    """Where questions are listed: the answer that approving with `always` would store, for all such calls. "": not offered."""
     def __init__(
         self,
         *,
@@ -913,10 +934,11 @@ class ApprovalRequested(_message.Message):
         digest: _builtins.bytes = ...,
         expires_ms: _builtins.int = ...,
         reason: _builtins.str = ...,
+        always: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "call", b"call", "digest", b"digest", "expires_ms", b"expires_ms", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["always", b"always", "arguments", b"arguments", "call", b"call", "digest", b"digest", "expires_ms", b"expires_ms", "name", b"name", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -931,12 +953,15 @@ class ApprovalDecided(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     BY_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
     call: _builtins.str
     digest: _builtins.bytes
     decision: _builtins.str
     """approved | rejected | expired | cancelled"""
     by: _builtins.str
     reason: _builtins.str
+    rule: _builtins.str
+    """The answer for all such calls that was stored with this decision."""
     def __init__(
         self,
         *,
@@ -945,10 +970,11 @@ class ApprovalDecided(_message.Message):
         decision: _builtins.str = ...,
         by: _builtins.str = ...,
         reason: _builtins.str = ...,
+        rule: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "call", b"call", "decision", b"decision", "digest", b"digest", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "call", b"call", "decision", b"decision", "digest", b"digest", "reason", b"reason", "rule", b"rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1206,6 +1232,27 @@ class BudgetExceeded(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BudgetExceeded: _TypeAlias = BudgetExceeded  # noqa: Y015
+
+@_typing.final
+class PauseRequested(_message.Message):
+    """The run rests when what runs has ended: no model call and no tool starts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BY_FIELD_NUMBER: _builtins.int
+    by: _builtins.str
+    def __init__(
+        self,
+        *,
+        by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseRequested: _TypeAlias = PauseRequested  # noqa: Y015
 
 @_typing.final
 class CancelRequested(_message.Message):

@@ -77,6 +77,10 @@ class CreateExecutionRequest(_message.Message):
     WORKSPACE_NAMED_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
     AGENT_RECORD_FIELD_NUMBER: _builtins.int
+    APPROVALS_FIELD_NUMBER: _builtins.int
+    ON_UNKNOWN_FIELD_NUMBER: _builtins.int
+    INTERACTIVE_FIELD_NUMBER: _builtins.int
+    RETRY_OF_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     agent: _builtins.str
     """An agent's name; "" is the default agent."""
@@ -90,6 +94,14 @@ class CreateExecutionRequest(_message.Message):
     """The user named HOME or / as the workspace by hand."""
     caller: _builtins.str
     """Where nobody can answer a question, an unanswered one leaves the execution waiting all the same."""
+    on_unknown: _builtins.str
+    """ask | tell | stop: what follows when a crash cuts off a write. The agent's word goes before it. "": nobody said."""
+    interactive: _builtins.bool
+    """Somebody sits at the caller who can answer questions."""
+    retry_of: _builtins.str
+    """Begin with what this execution has recorded: it failed, was cancelled or stopped by a limit. Task, agent, session
+    and workspace are its own; flags, shell, project file and budget are this request's.
+    """
     @_builtins.property
     def execution_config(self) -> Global___ExecutionConfig: ...
     @_builtins.property
@@ -112,6 +124,10 @@ class CreateExecutionRequest(_message.Message):
     def agent_record(self) -> Global___Agent:
         """The agent itself, read from a file by the caller; `agent` is then its name. Taken on the Unix socket only."""
 
+    @_builtins.property
+    def approvals(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApprovalRule]:
+        """Approval rules beside the agent's own: those of the user's file and of the project's are added by the server."""
+
     def __init__(
         self,
         *,
@@ -129,10 +145,14 @@ class CreateExecutionRequest(_message.Message):
         workspace_named: _builtins.bool = ...,
         caller: _builtins.str = ...,
         agent_record: Global___Agent | None = ...,
+        approvals: _abc.Iterable[Global___ApprovalRule] | None = ...,
+        on_unknown: _builtins.str = ...,
+        interactive: _builtins.bool = ...,
+        retry_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_agent_record", b"_agent_record", "_project_file", b"_project_file", "agent_record", b"agent_record", "budget", b"budget", "execution_config", b"execution_config", "project_file", b"project_file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agent_record", b"_agent_record", "_project_file", b"_project_file", "agent", b"agent", "agent_record", b"agent_record", "approve_all", b"approve_all", "budget", b"budget", "caller", b"caller", "execution_config", b"execution_config", "flags", b"flags", "idempotency_key", b"idempotency_key", "project_file", b"project_file", "session", b"session", "shell", b"shell", "task", b"task", "workspace", b"workspace", "workspace_named", b"workspace_named"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agent_record", b"_agent_record", "_project_file", b"_project_file", "agent", b"agent", "agent_record", b"agent_record", "approvals", b"approvals", "approve_all", b"approve_all", "budget", b"budget", "caller", b"caller", "execution_config", b"execution_config", "flags", b"flags", "idempotency_key", b"idempotency_key", "interactive", b"interactive", "on_unknown", b"on_unknown", "project_file", b"project_file", "retry_of", b"retry_of", "session", b"session", "shell", b"shell", "task", b"task", "workspace", b"workspace", "workspace_named", b"workspace_named"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__agent_record: _TypeAlias = _typing.Literal["agent_record"]  # noqa: Y015
     _WhichOneofArgType__agent_record: _TypeAlias = _typing.Literal["_agent_record", b"_agent_record"]  # noqa: Y015
@@ -297,10 +317,13 @@ class ApprovalRule(_message.Message):
     TOOL_FIELD_NUMBER: _builtins.int
     WHEN_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     tool: _builtins.str
     """A tool's name, or a pattern for names."""
     verdict: _builtins.str
     """allow | ask | deny"""
+    source: _builtins.str
+    """Where it stands, for people: `file ~/.stigmer/config.yaml:7`."""
     @_builtins.property
     def when(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """By argument name: the pattern that the argument must fit."""
@@ -311,10 +334,11 @@ class ApprovalRule(_message.Message):
         tool: _builtins.str = ...,
         when: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         verdict: _builtins.str = ...,
+        source: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tool", b"tool", "verdict", b"verdict", "when", b"when"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "tool", b"tool", "verdict", b"verdict", "when", b"when"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -520,6 +544,8 @@ class Execution(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     APPROVALS_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    RETRY_OF_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     task: _builtins.str
     agent: _builtins.str
@@ -531,6 +557,10 @@ class Execution(_message.Message):
     finished_ms: _builtins.int
     attempt: _builtins.int
     last_seq: _builtins.int
+    waits_for: _builtins.str
+    """approval | outcome | pause | key, of a waiting execution."""
+    retry_of: _builtins.str
+    """The execution whose recorded events it began with."""
     @_builtins.property
     def config(self) -> _event_pb2.ConfigResolved: ...
     @_builtins.property
@@ -555,10 +585,12 @@ class Execution(_message.Message):
         config: _event_pb2.ConfigResolved | None = ...,
         finished: _event_pb2.Finished | None = ...,
         approvals: _abc.Iterable[_event_pb2.ApprovalRequested] | None = ...,
+        waits_for: _builtins.str = ...,
+        retry_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_finished", b"_finished", "config", b"config", "finished", b"finished"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finished", b"_finished", "agent", b"agent", "approvals", b"approvals", "attempt", b"attempt", "config", b"config", "created_ms", b"created_ms", "finished", b"finished", "finished_ms", b"finished_ms", "id", b"id", "last_seq", b"last_seq", "session", b"session", "state", b"state", "task", b"task", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finished", b"_finished", "agent", b"agent", "approvals", b"approvals", "attempt", b"attempt", "config", b"config", "created_ms", b"created_ms", "finished", b"finished", "finished_ms", b"finished_ms", "id", b"id", "last_seq", b"last_seq", "retry_of", b"retry_of", "session", b"session", "state", b"state", "task", b"task", "waits_for", b"waits_for", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__finished: _TypeAlias = _typing.Literal["finished"]  # noqa: Y015
     _WhichOneofArgType__finished: _TypeAlias = _typing.Literal["_finished", b"_finished"]  # noqa: Y015
@@ -662,6 +694,94 @@ class CancelExecutionResponse(_message.Message):
 Global___CancelExecutionResponse: _TypeAlias = CancelExecutionResponse  # noqa: Y015
 
 @_typing.final
+class PauseExecutionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    execution: _builtins.str
+    by: _builtins.str
+    def __init__(
+        self,
+        *,
+        execution: _builtins.str = ...,
+        by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "execution", b"execution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseExecutionRequest: _TypeAlias = PauseExecutionRequest  # noqa: Y015
+
+@_typing.final
+class PauseExecutionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_FIELD_NUMBER: _builtins.int
+    ALREADY_FINISHED_FIELD_NUMBER: _builtins.int
+    already_finished: _builtins.bool
+    """True when it had finished before the request."""
+    @_builtins.property
+    def execution(self) -> Global___Execution: ...
+    def __init__(
+        self,
+        *,
+        execution: Global___Execution | None = ...,
+        already_finished: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_finished", b"already_finished", "execution", b"execution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseExecutionResponse: _TypeAlias = PauseExecutionResponse  # noqa: Y015
+
+@_typing.final
+class ResumeExecutionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    execution: _builtins.str
+    by: _builtins.str
+    def __init__(
+        self,
+        *,
+        execution: _builtins.str = ...,
+        by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "execution", b"execution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeExecutionRequest: _TypeAlias = ResumeExecutionRequest  # noqa: Y015
+
+@_typing.final
+class ResumeExecutionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def execution(self) -> Global___Execution: ...
+    def __init__(
+        self,
+        *,
+        execution: Global___Execution | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeExecutionResponse: _TypeAlias = ResumeExecutionResponse  # noqa: Y015
+
+@_typing.final
 class DecideApprovalRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -672,6 +792,7 @@ class DecideApprovalRequest(_message.Message):
     APPROVE_FIELD_NUMBER: _builtins.int
     BY_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    ALWAYS_FIELD_NUMBER: _builtins.int
     execution: _builtins.str
     call: _builtins.str
     """As it is listed: `1.0`, or with the path of a sub-agent before it, `/researcher@3.0:1.0`."""
@@ -682,6 +803,10 @@ class DecideApprovalRequest(_message.Message):
     approve: _builtins.bool
     by: _builtins.str
     reason: _builtins.str
+    always: _builtins.bool
+    """Answer all such calls of this agent with yes from now on: the listed question says which. Refused where it is not
+    offered.
+    """
     def __init__(
         self,
         *,
@@ -692,10 +817,11 @@ class DecideApprovalRequest(_message.Message):
         approve: _builtins.bool = ...,
         by: _builtins.str = ...,
         reason: _builtins.str = ...,
+        always: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approve", b"approve", "by", b"by", "call", b"call", "digest", b"digest", "execution", b"execution", "path", b"path", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["always", b"always", "approve", b"approve", "by", b"by", "call", b"call", "digest", b"digest", "execution", b"execution", "path", b"path", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -64,6 +64,16 @@ class ExecutionServiceStub:
                 request_serializer=stigmer_dot_api_dot_service__pb2.CancelExecutionRequest.SerializeToString,
                 response_deserializer=stigmer_dot_api_dot_service__pb2.CancelExecutionResponse.FromString,
                 _registered_method=True)
+        self.PauseExecution = channel.unary_unary(
+                '/stigmer.v1.ExecutionService/PauseExecution',
+                request_serializer=stigmer_dot_api_dot_service__pb2.PauseExecutionRequest.SerializeToString,
+                response_deserializer=stigmer_dot_api_dot_service__pb2.PauseExecutionResponse.FromString,
+                _registered_method=True)
+        self.ResumeExecution = channel.unary_unary(
+                '/stigmer.v1.ExecutionService/ResumeExecution',
+                request_serializer=stigmer_dot_api_dot_service__pb2.ResumeExecutionRequest.SerializeToString,
+                response_deserializer=stigmer_dot_api_dot_service__pb2.ResumeExecutionResponse.FromString,
+                _registered_method=True)
         self.DecideApproval = channel.unary_unary(
                 '/stigmer.v1.ExecutionService/DecideApproval',
                 request_serializer=stigmer_dot_api_dot_service__pb2.DecideApprovalRequest.SerializeToString,
@@ -124,6 +134,20 @@ class ExecutionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseExecution(self, request, context):
+        """Lets an execution rest at the next safe point; answers at once. Nothing of it is held meanwhile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeExecution(self, request, context):
+        """Lets a paused execution go on. FAILED_PRECONDITION when it is not paused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DecideApproval(self, request, context):
         """Decides one approval. FAILED_PRECONDITION when it was decided before; the message says by whom.
         """
@@ -177,6 +201,16 @@ def add_ExecutionServiceServicer_to_server(servicer, server):
                     servicer.CancelExecution,
                     request_deserializer=stigmer_dot_api_dot_service__pb2.CancelExecutionRequest.FromString,
                     response_serializer=stigmer_dot_api_dot_service__pb2.CancelExecutionResponse.SerializeToString,
+            ),
+            'PauseExecution': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseExecution,
+                    request_deserializer=stigmer_dot_api_dot_service__pb2.PauseExecutionRequest.FromString,
+                    response_serializer=stigmer_dot_api_dot_service__pb2.PauseExecutionResponse.SerializeToString,
+            ),
+            'ResumeExecution': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeExecution,
+                    request_deserializer=stigmer_dot_api_dot_service__pb2.ResumeExecutionRequest.FromString,
+                    response_serializer=stigmer_dot_api_dot_service__pb2.ResumeExecutionResponse.SerializeToString,
             ),
             'DecideApproval': grpc.unary_unary_rpc_method_handler(
                     servicer.DecideApproval,
@@ -356,6 +390,60 @@ class ExecutionService:
             '/stigmer.v1.ExecutionService/CancelExecution',
             stigmer_dot_api_dot_service__pb2.CancelExecutionRequest.SerializeToString,
             stigmer_dot_api_dot_service__pb2.CancelExecutionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseExecution(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stigmer.v1.ExecutionService/PauseExecution',
+            stigmer_dot_api_dot_service__pb2.PauseExecutionRequest.SerializeToString,
+            stigmer_dot_api_dot_service__pb2.PauseExecutionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeExecution(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stigmer.v1.ExecutionService/ResumeExecution',
+            stigmer_dot_api_dot_service__pb2.ResumeExecutionRequest.SerializeToString,
+            stigmer_dot_api_dot_service__pb2.ResumeExecutionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -75,6 +75,8 @@ class TextView:
             "fallback": self._fallback,
             "history_changed": self._history_changed,
             "budget_exceeded": self._budget_exceeded,
+            "pause_requested": self._pause_requested,
+            "resumed": self._resumed,
             "cancel_requested": self._cancel_requested,
             "progress": self._progress,
             "finished": self._finished,
@@ -197,6 +199,8 @@ class TextView:
     def _approval_decided(self, event: Event, decided: Any) -> None:
         because = f": {decided.reason}" if decided.reason else ""
         self._line(event, f"  call {decided.call} {decided.decision} by {decided.by}{because}", style="dim")
+        if decided.rule:
+            self._line(event, f"  from now on: {decided.rule}", style="dim")
 
     def _rule_matched(self, event: Event, matched: Any) -> None:
         if matched.verdict == "deny" or self._verbose:
@@ -254,6 +258,13 @@ class TextView:
 
     def _budget_exceeded(self, event: Event, budget: Any) -> None:
         self._line(event, f"stopped by the limit of {budget.value:g} {budget.limit}", style="yellow")
+
+    def _pause_requested(self, event: Event, pause: Any) -> None:
+        self._line(event, f"to be paused, by {pause.by}; what runs may end", style="yellow")
+
+    def _resumed(self, event: Event, resumed: Any) -> None:
+        if self._verbose:
+            self._line(event, f"resumed by {resumed.by}", style="dim")
 
     def _cancel_requested(self, event: Event, cancel: Any) -> None:
         self._line(event, f"cancelled by {cancel.by}" if cancel.by else "cancelled", style="yellow")

@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from graphton.models import PROVIDERS
 
+from stigmer.config._approvals import APPROVAL_KEYS, approvals_of
 from stigmer.config._files import ReadFile, display_path, read_text, read_yaml
 from stigmer.config._settings import BLANKS, SETTINGS, nearest
 
@@ -97,6 +98,9 @@ class Layer:
     notices: tuple[str, ...] = ()
     remote: bool = False
     """It arrived over TCP: a base_url in it needs the server's leave."""
+    rules: tuple[Mapping[str, Any], ...] = ()
+    """A file's approval rules, each with its `source`. The cascade has nothing to do with them."""
+    on_unknown: str = ""
 
     def in_mode(self, mode: str) -> Layer:
         """The layer with an agent's map of this mode laid over its plain keys; its model drops the plain provider."""
@@ -249,7 +253,11 @@ def layer_from_file(
     if document.problem:
         return Layer(kind, problems=(document.problem,))
     said, problems = {}, []
+    rules, on_unknown, wrong = approvals_of(document.leaves, shown, narrows=kind == "project_file")
+    problems += wrong
     for key, raw, line in document.leaves:
+        if key in APPROVAL_KEYS:
+            continue
         problem = _file_fault(key, raw, kind, where=f"file {shown}, line {line}")
         if problem:
             problems.append(problem)
@@ -261,7 +269,10 @@ def layer_from_file(
         problems.append(
             f"'api_key' and 'api_key_env' both stand in file {shown}: keep one, e.g. api_key_env: ANTHROPIC_API_KEY"
         )
-    return Layer(kind, said, problems=tuple(problems), notices=found.notices if "api_key" in said else ())
+    notices = found.notices if "api_key" in said else ()
+    return Layer(
+        kind, said, problems=tuple(problems), notices=notices, rules=tuple(rules), on_unknown=on_unknown
+    )
 
 
 def layer_from_user_file(env: Mapping[str, str], *, home: str | Path | None = None) -> Layer | None:
