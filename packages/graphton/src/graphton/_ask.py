@@ -22,6 +22,7 @@ from graphton.journal import (
     ThinkingDelta,
 )
 from graphton.messages import AssistantMessage, ToolCall
+from graphton.models import succeeds
 
 __all__ = ["ask"]
 
@@ -36,7 +37,7 @@ async def ask(agent: Definition, history: History, *, tree: Tree, path: str, ste
         try:
             replied = await _tries(agent, chat, history, journal, path, step)
         except ProviderError as error:
-            if fallback is None or not error.retryable:
+            if fallback is None or not (error.retryable or _has_ended(error, chat, fallback)):
                 raise
             journal.append(Fallback(path, step, str(chat.ref), str(fallback.ref), error.message))
             journal.live(StreamReset(path, step, _next_try(journal, path, step)))
@@ -88,6 +89,12 @@ async def _tries(
             replied = ModelReplied(path, step, try_, "turn", _with_ids(message, step))
             journal.append(replied)
             return replied
+
+
+def _has_ended(error: ProviderError, chat: Chat, following: Chat) -> bool:
+    """Whether the provider no longer has the model, and the one that follows is its successor by the table."""
+    gone = isinstance(error, StatusError) and error.status in (404, 410)
+    return gone and succeeds(following.ref, chat.ref)
 
 
 def _refuses_reasoning(error: ProviderError) -> bool:

@@ -41,6 +41,7 @@ __all__ = [
     "lookup",
     "origin",
     "split_provider",
+    "succeeds",
     "tool_mode",
     "with_defaults",
 ]
@@ -375,6 +376,20 @@ def api_id(provider: str, name: str, *, today: date, default: bool = False) -> t
     while row.retires and today >= row.retires and row.successor:
         row = _BY_NAME.get(f"{provider}:{row.successor}") or MODELS[f"{provider}:{row.successor}"]
     return row.id, row.name or row.id
+
+
+def succeeds(new: ModelRef, old: ModelRef) -> bool:
+    """Whether the table puts `new` in the place of `old`, once that has ended.
+
+    >>> succeeds(ModelRef("openai", "gpt-6.1-terra"), ModelRef("openai", "o4-mini"))
+    True
+    """
+    row = MODELS.get(str(old))
+    while row is not None and row.successor and new.provider == old.provider:
+        row = _BY_NAME.get(f"{old.provider}:{row.successor}") or MODELS[f"{old.provider}:{row.successor}"]
+        if row.id == new.model:
+            return True
+    return False
 
 
 def lookup(ref: ModelRef) -> Model:

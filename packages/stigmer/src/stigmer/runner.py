@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from stigmer.agents import rules
 from stigmer.api import event_pb2 as pb
 from stigmer.api.service_pb2 import Agent as AgentRecord
 from stigmer.api.service_pb2 import CreateExecutionRequest
+from stigmer.config import clock
 from stigmer.errors import StigmerError
 from stigmer.journal import StoreJournal, running_seconds
 from stigmer.store import Row
@@ -102,6 +103,7 @@ class Runner:
         self, row: Row, models: Sequence[pb.ResolvedModel], journal: StoreJournal, told: set[str]
     ) -> list[Chat]:
         """The chat of an agent, whose key is there, and its fallbacks; what there is to say of them is told."""
+        models = list(_with_successors(models))
         main = models[0]
         chat = recorded_chat(main, self._key(row, main) if main.has_key else None)
         _tell(chat, journal, told)
@@ -142,6 +144,24 @@ def needed_models(config: pb.ConfigResolved) -> list[pb.ResolvedModel]:
     """The models that a run cannot do without, of those that need a key: the agent's and its sub-agents'."""
     firsts = [config.models[0], *(child.models[0] for child in config.subagents)]
     return [model for model in firsts if model.has_key]
+
+
+def _with_successors(recorded: Iterable[pb.ResolvedModel]) -> Iterator[pb.ResolvedModel]:
+    """The models as recorded; one past its end is followed by its successor, should the provider say that it is gone."""
+    today = clock(os.environ).date()
+    for model in recorded:
+        yield model
+        id_, _ = models.api_id(model.provider, model.model, today=today, default=True)
+        if id_ == model.model:
+            continue
+        successor = pb.ResolvedModel()
+        successor.CopyFrom(model)
+        successor.model = id_
+        known = models.lookup(ModelRef(model.provider, id_))
+        for field, limit in (("max_tokens", known.max_output), ("context_window", known.context_window)):
+            if limit is not None and model.HasField(field) and getattr(model, field) > limit:  # type: ignore[arg-type]  # a field's name
+                setattr(successor, field, limit)
+        yield successor
 
 
 def recorded_chat(model: pb.ResolvedModel, key: str | None) -> Chat:
