@@ -380,8 +380,10 @@ async def test_a_full_disk_pauses_a_run_and_does_not_lose_it(alone: Any, fake: F
 
 @pytest.mark.parametrize("moment", range(6))
 async def test_a_cancel_at_any_moment_ends_the_run_once(house: Any, fake: FakeProviders, moment: int) -> None:
-    (house.workspace / "a.txt").write_text("x")
-    fake.rule(lambda request: Reply(calls=(Call("read_file", {"path": "a.txt"}),)))
+    # Always another file: who reads one and the same again and again is stopped for it.
+    for n in range(300):
+        (house.workspace / f"{n}.txt").write_text(f"{n}")
+    fake.rule(lambda request: Reply(calls=(Call("read_file", {"path": f"{len(fake.chats)}.txt"}),)))
     row = await house.accept("Loop.")
     wanted = [
         "created",
