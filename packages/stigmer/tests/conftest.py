@@ -177,8 +177,9 @@ def fake(stigmer: Stigmer) -> Iterator[Fake]:
 class PostgresServer:
     """A real PostgreSQL server of one's own, from the wheel; it is killed and started again at will."""
 
-    def __init__(self, folder: Path, programs: Path) -> None:
-        self.folder, self._programs = folder, _runnable(programs, folder)
+    def __init__(self, folder: Path, programs: Path, *, fsync: bool = False) -> None:
+        """Without fsync it survives kill -9 all the same: only a power cut would tell."""
+        self.folder, self._programs, self._fsync = folder, _runnable(programs, folder), fsync
         # PostgreSQL does not run as root.
         self._user: dict[str, Any] = (
             {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
@@ -230,8 +231,12 @@ class PostgresServer:
             "-p",
             self.port,
         ]
-        # Survives kill -9 all the same: only a power cut would tell.
-        command += ["-c", "fsync=off", "-c", "log_min_messages=fatal", "-c", "max_connections=200"]
+        settings = {
+            "fsync": "on" if self._fsync else "off",
+            "log_min_messages": "fatal",
+            "max_connections": "200",
+        }
+        command += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         deadline = time.monotonic() + LIMIT
         while True:
             assert time.monotonic() < deadline, "PostgreSQL does not start"
