@@ -102,6 +102,15 @@ EXAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "subagent_finished": (pb.SubagentFinished(call="1.0"), {"call": "1.0"}),
     "loop_warned": (pb.LoopWarned(step=3, times=3), {"step": 3, "times": 3}),
+    "compacted": (
+        pb.Compacted(
+            **{"step": 3, "try": 1}, last=9, kept=2, tokens_before=9000, tokens_after=2000, room=8000
+        ),
+        {
+            "step": 3, "try": 1, "first": 0, "last": 9, "kept": 2,
+            "tokens_before": 9000, "tokens_after": 2000, "room": 8000,
+        },
+    ),
     "approval_decided": (
         pb.ApprovalDecided(call="1.0", digest=b"\xab", decision="rejected", by="ann", reason="no"),
         {"call": "1.0", "digest": "ab", "decision": "rejected", "by": "ann", "reason": "no", "rule": None},

@@ -52,6 +52,7 @@ EVENTS: list[g.Event] = [
     g.SubagentStarted("", "2.0", "researcher", steps=33, usd=0.5),
     g.SubagentFinished("", "2.0"),
     g.LoopWarned("", 3, 3),
+    g.Compacted("", 4, 1, 0, 9, 3, 9000, 2000, 8000),
     g.Retrying("", 1, 2, 529, 0.5, "overloaded"),
     g.ArgumentsRepaired("", "1.0", {"n": "5"}, {"n": 5}),
     g.Fallback("", 3, "openai:gpt-4.1", "ollama:qwen3:8b", "down"),

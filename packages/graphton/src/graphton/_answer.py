@@ -33,7 +33,7 @@ from graphton.journal import (
 from graphton.messages import AssistantMessage, ToolCall, ToolResult, ToolResults
 from graphton.tools import Effect, Tool, ToolContext, ToolOutput, check_arguments
 
-__all__ = ["Parked", "answer"]
+__all__ = ["Parked", "answer", "recorded"]
 
 UNKNOWN = (
     "The program stopped while this call was running, so it is not known whether it did its work. "
@@ -87,7 +87,7 @@ async def answer(
     while True:
         parked = await _go_on(agent, message, tree, path)
         if parked is None:
-            return ToolResults(tuple(_result(call, journal, path) for call in message.calls))
+            return recorded(message, journal, path)
         await journal.commit()
         decided = any(journal.decision(q.path, q.call, q.digest) for q in parked.questions)
         if parked.exceeded or parked.paused or not decided:
@@ -309,7 +309,13 @@ def _clip(text: str, limit: int) -> str:
     return text[:head] + CLIPPED.format(cut=len(text) - limit) + text[-tail:]
 
 
-def _result(call: ToolCall, journal: Journal, path: str) -> ToolResult:
-    finished = journal.finished(path, call.id)
-    assert finished is not None, f"call {call.id} was neither finished nor parked"
-    return ToolResult(call.id, call.wire_id, call.name, finished.result, finished.is_error)
+def recorded(message: AssistantMessage, journal: Journal, path: str) -> ToolResults:
+    """The results that the journal has for the calls of a reply, in call order."""
+    found = [(call, journal.finished(path, call.id)) for call in message.calls]
+    return ToolResults(
+        tuple(
+            ToolResult(call.id, call.wire_id, call.name, finished.result, finished.is_error)
+            for call, finished in found
+            if finished is not None
+        )
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from graphton.approval import Waits
 from graphton.budget import Tree
@@ -24,30 +25,56 @@ from graphton.journal import (
 from graphton.messages import AssistantMessage, ToolCall
 from graphton.models import succeeds
 
-__all__ = ["ask"]
+__all__ = ["Call", "ask", "chats_left", "turn"]
 
 
-async def ask(agent: Definition, history: History, *, tree: Tree, path: str, step: int) -> ModelReplied:
-    """The reply to the history, recorded. Raises ProviderError when no model answers, Waits when it is not to ask again now."""
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a model is asked, and what the journal will say of it."""
+
+    request: Request
+    purpose: str
+    """turn | compaction"""
+    digest: str
+    tokens: int
+    """The estimated tokens of the prompt."""
+    kept: int = 0
+    drop_reasoning: Callable[[], bool] = lambda: False
+    """Takes the reasoning that a provider refuses out of the request; False where there is none."""
+
+
+def turn(agent: Definition, history: History) -> Call:
+    """The next turn of the conversation."""
+    request = Request(system=agent.system, messages=history.messages, tools=agent.tool_specs)
+    return Call(request, "turn", history.digest, history.tokens, drop_reasoning=history.drop_reasoning)
+
+
+async def ask(agent: Definition, call: Call, *, tree: Tree, path: str, step: int) -> ModelReplied:
+    """The reply to a call, recorded. Raises ProviderError when no model answers, Waits when it is not to ask again now."""
     journal = tree.journal
-    if journal.requested(path, step) is not None:
-        journal.live(StreamReset(path, step, _next_try(journal, path, step)))
-    chats = _chats_left(agent, journal, path)
+    if journal.requested(path, step, call.purpose) is not None:
+        _reset(journal, path, step, call)
+    chats = chats_left(agent, journal, path)
     for chat, fallback in zip(chats, (*chats[1:], None), strict=True):
         try:
-            replied = await _tries(agent, chat, history, journal, path, step)
+            replied = await _tries(agent, chat, call, journal, path, step)
         except ProviderError as error:
             if fallback is None or not (error.retryable or _has_ended(error, chat, fallback)):
                 raise
             journal.append(Fallback(path, step, str(chat.ref), str(fallback.ref), error.message))
-            journal.live(StreamReset(path, step, _next_try(journal, path, step)))
+            _reset(journal, path, step, call)
         else:
             tree.mark_unpriced(path, str(chat.ref))
             return replied
     raise AssertionError("the last model either answers or raises")
 
 
-def _chats_left(agent: Definition, journal: Journal, path: str) -> tuple[Chat, ...]:
+def _reset(journal: Journal, path: str, step: int, call: Call) -> None:
+    if call.purpose == "turn":  # Of other calls no text is shown.
+        journal.live(StreamReset(path, step, _next_try(journal, path, step, call.purpose)))
+
+
+def chats_left(agent: Definition, journal: Journal, path: str) -> tuple[Chat, ...]:
     """The model in use, as the journal knows it, and those that may follow it."""
     last = journal.fallback(path)
     names = [str(chat.ref) for chat in agent.chats]
@@ -55,25 +82,24 @@ def _chats_left(agent: Definition, journal: Journal, path: str) -> tuple[Chat, .
     return agent.chats[start:]
 
 
-def _next_try(journal: Journal, path: str, step: int) -> int:
-    before = journal.requested(path, step)
+def _next_try(journal: Journal, path: str, step: int, purpose: str) -> int:
+    before = journal.requested(path, step, purpose)
     return before.try_ + 1 if before else 1
 
 
 async def _tries(
-    agent: Definition, chat: Chat, history: History, journal: Journal, path: str, step: int
+    agent: Definition, chat: Chat, call: Call, journal: Journal, path: str, step: int
 ) -> ModelReplied:
     """The reply of one model, asked as often as the agent's Retry allows."""
     failed = 0
     while True:
-        try_ = _next_try(journal, path, step)
-        journal.append(_requested(chat, history, path, step, try_))
-        request = Request(system=agent.system, messages=history.messages, tools=agent.tool_specs)
+        try_ = _next_try(journal, path, step, call.purpose)
+        journal.append(_requested(chat, call, path, step, try_))
         try:
-            message = await _reply(chat, request, journal, path, step, try_)
+            message = await _reply(chat, call, journal, path, step, try_)
         except ProviderError as error:
             failed += 1
-            if _refuses_reasoning(error) and history.drop_reasoning():
+            if _refuses_reasoning(error) and call.drop_reasoning():
                 delay: float | None = 0.0
             else:
                 delay = agent.retry.wait(failed, error)
@@ -81,12 +107,12 @@ async def _tries(
                 raise
             status = error.status if isinstance(error, StatusError) else 0
             journal.append(Retrying(path, step, try_ + 1, status, delay, error.message))
-            journal.live(StreamReset(path, step, try_ + 1))
+            _reset(journal, path, step, call)
             await agent.retry.sleep(delay)
             if journal.pausing:
                 raise Waits((), paused=True) from None
         else:
-            replied = ModelReplied(path, step, try_, "turn", _with_ids(message, step))
+            replied = ModelReplied(path, step, try_, call.purpose, _with_ids(message, step))
             journal.append(replied)
             return replied
 
@@ -104,25 +130,28 @@ def _refuses_reasoning(error: ProviderError) -> bool:
     return any(word in error.message.lower() for word in ("thinking", "signature", "reasoning"))
 
 
-def _requested(chat: Chat, history: History, path: str, step: int, try_: int) -> ModelRequested:
+def _requested(chat: Chat, call: Call, path: str, step: int, try_: int) -> ModelRequested:
     return ModelRequested(
         path=path,
         step=step,
         try_=try_,
         model=str(chat.ref),
-        purpose="turn",
-        digest=history.digest,
-        prompt_tokens_estimate=history.tokens,
+        purpose=call.purpose,
+        digest=call.digest,
+        prompt_tokens_estimate=call.tokens,
+        kept=call.kept,
     )
 
 
 async def _reply(
-    chat: Chat, request: Request, journal: Journal, path: str, step: int, try_: int
+    chat: Chat, call: Call, journal: Journal, path: str, step: int, try_: int
 ) -> AssistantMessage:
     text = thought = 0
-    async with chunks_of(chat, request) as chunks:
+    async with chunks_of(chat, call.request) as chunks:
         async for chunk in chunks:
             match chunk:
+                case TextChunk() | ThinkingChunk() if call.purpose != "turn":
+                    pass  # It is no part of the answer.
                 case TextChunk():
                     journal.live(TextDelta(path, step, try_, text, chunk.text))
                     text += len(chunk.text)

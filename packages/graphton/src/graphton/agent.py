@@ -18,6 +18,7 @@ from graphton.definition import Definition, OnUnknown
 from graphton.errors import GraphtonError, JournalError, OutcomeUnknown, SettingError
 from graphton.journal import Event, Journal, Live, MemoryJournal
 from graphton.loop import Result, run
+from graphton.messages import Message
 from graphton.models import ModelRef, ModelSettings, ToolMode
 from graphton.tools import Tool, ToolOutput, tool
 from graphton.toolsets.subagents import RunChild, Subagent, task_tool
@@ -29,16 +30,24 @@ class Agent(Definition):
     """A definition that can be run. Made by `create_deep_agent`; safe for several runs at once."""
 
     async def run(
-        self, task: str, *, journal: Journal | None = None, path: str = "", spent_seconds: float = 0.0
+        self,
+        task: str,
+        *,
+        journal: Journal | None = None,
+        path: str = "",
+        earlier: Sequence[Message] = (),
+        spent_seconds: float = 0.0,
     ) -> Result:
         """Run the task to its end; see `graphton.loop.run` for what it raises.
 
-        Without a journal nothing outlives the call. Run again with the same journal to go on after `waiting`.
+        Without a journal nothing outlives the call. Run again with the same journal to go on after `waiting`. `earlier`
+        is the conversation that the task goes on from: `graphton.conversation.conversation(journal, task)` of a run
+        that has ended.
         """
         if not task.strip():
             raise SettingError("the task is empty", hint='say what is to be done: agent.run("…")')
         journal = MemoryJournal() if journal is None else journal
-        return await run(self, task, journal=journal, path=path, spent_seconds=spent_seconds)
+        return await run(self, task, journal=journal, path=path, earlier=earlier, spent_seconds=spent_seconds)
 
     async def stream(self, task: str) -> AsyncIterator[Event | Live | Result]:
         """The same run as it happens: every event, live ones too, and the Result at the end."""

@@ -28,6 +28,7 @@ from graphton.messages import (
 __all__ = ["History", "estimate_tokens"]
 
 INTERRUPTED = "This call was interrupted before it had an answer. It may or may not have done its work."
+SUMMARY = "What was said and done before this point, in summary; the messages themselves are left out here:\n\n{text}"
 
 
 def estimate_tokens(text: str) -> int:
@@ -43,21 +44,27 @@ class History:
     """Messages in the order that every provider accepts: each tool call answered, right after its message.
 
     `add` mends what an interrupt or a crash left: a call without a result gets an error result, a result
-    without a call is dropped, and so is a reply that holds nothing at all.
+    without a call is dropped, and so is a reply that holds nothing at all. `compact` puts a summary in the place of
+    the older messages; the task, the latest messages and the system text stay.
     """
 
     def __init__(self, *, system: str = "", tools: Sequence[dict[str, Any]] = (), model: str = "") -> None:
         self.messages: list[Message] = []
-        self._digest = hashlib.sha256()
-        head = [model, system, list(tools)]
-        self._digest.update(orjson.dumps(head))
-        self.fixed_tokens = estimate_tokens(system) + estimate_tokens(orjson.dumps(list(tools)).decode())
+        self.system_tokens = estimate_tokens(system)
+        self.tools_tokens = estimate_tokens(orjson.dumps(list(tools)).decode())
+        self._head = orjson.dumps([model, system, list(tools)])
+        self._digest = hashlib.sha256(self._head)
+        self._sizes: list[int] = []
+        """The estimated tokens of each message."""
         self._tokens = 0
+        self._task = -1
+        """Where the task stands; -1: there is none."""
+        self._summary: Message | None = None
 
     @property
     def tokens(self) -> int:
         """Estimated prompt tokens of a request with all messages, system text and tools."""
-        return self.fixed_tokens + self._tokens
+        return self.system_tokens + self.tools_tokens + self._tokens
 
     @property
     def digest(self) -> str:
@@ -69,8 +76,8 @@ class History:
         for message in messages:
             self.add(message)
 
-    def add(self, message: Message) -> None:
-        """Add one message, mending the order first."""
+    def add(self, message: Message, *, task: bool = False) -> None:
+        """Add one message, mending the order first. `task` marks what the run is about: it is never left out."""
         open_calls = self._open_calls()
         match message:
             case ToolResults():
@@ -83,7 +90,49 @@ class History:
                 self._enter(_closed(open_calls))
             case _:
                 pass
+        if task:
+            self._task = len(self.messages)
         self._enter(message)
+
+    def latest(self, room: int) -> int:
+        """How many of the last messages make whole groups (a reply and its results) of at most `room` tokens; one group at least."""
+        kept = size = 0
+        for count, (message, tokens) in enumerate(
+            zip(reversed(self.messages), reversed(self._sizes), strict=True), 1
+        ):
+            size += tokens
+            if isinstance(message, ToolResults):
+                continue
+            if kept and size > room:
+                break
+            kept = count
+        return kept
+
+    def older(self, kept: int) -> list[Message]:
+        """What a summary would replace, if the last `kept` messages stay; nothing where it would gain nothing."""
+        end = self._first_kept(kept)
+        found = [message for at, message in enumerate(self.messages[:end]) if at != self._task]
+        return [] if found == [self._summary] else found
+
+    def compact(self, kept: int, text: str) -> None:
+        """Put a summary in the place of all but the task and the last `kept` messages."""
+        end = self._first_kept(kept)
+        task = [self.messages[self._task]] if 0 <= self._task < end else []
+        self._summary = UserMessage(SUMMARY.format(text=text))
+        messages = [*task, self._summary, *self.messages[end:]]
+        if self._task >= 0:
+            self._task = 0 if task else self._task - end + 1
+        self.messages, self._sizes, self._tokens = [], [], 0
+        self._digest = hashlib.sha256(self._head)
+        for message in messages:
+            self._enter(message)
+
+    def _first_kept(self, kept: int) -> int:
+        """Where the last `kept` messages begin; results never begin them, for their call would be missing."""
+        at = max(0, len(self.messages) - kept)
+        while at < len(self.messages) and isinstance(self.messages[at], ToolResults):
+            at += 1
+        return at
 
     def drop_reasoning(self) -> bool:
         """Take the providers' own blocks (reasoning, signatures) out of all messages; False where there were none.
@@ -106,7 +155,8 @@ class History:
         self.messages.append(message)
         parts = _parts(message)
         self._digest.update(orjson.dumps(parts))
-        self._tokens += 4 + sum(estimate_tokens(part) for part in parts)
+        self._sizes.append(4 + sum(estimate_tokens(part) for part in parts))
+        self._tokens += self._sizes[-1]
 
 
 def _is_reasoning(block: Block) -> bool:

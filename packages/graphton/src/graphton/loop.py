@@ -7,19 +7,28 @@ resumes: after a crash it walks over what is recorded without a single request a
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Literal
 
 from graphton._answer import Parked, answer
-from graphton._ask import ask
+from graphton._compact import next_reply, replay
 from graphton.approval import Question, Waits
 from graphton.budget import REPEATS_END, REPEATS_TOLD, Exceeded, Repeats, Tree
 from graphton.definition import Definition
 from graphton.errors import GraphtonError
 from graphton.history import History
 from graphton.journal import HistoryChanged, Journal, LoopWarned, Notice
-from graphton.messages import AssistantMessage, StopReason, ToolResult, ToolResults, Usage, UserMessage
+from graphton.messages import (
+    AssistantMessage,
+    Message,
+    StopReason,
+    ToolResult,
+    ToolResults,
+    Usage,
+    UserMessage,
+)
 
 __all__ = ["ReplyError", "Result", "run"]
 
@@ -65,12 +74,13 @@ async def run(
     *,
     journal: Journal,
     path: str = "",
+    earlier: Sequence[Message] = (),
     spent_seconds: float = 0.0,
     tree: Tree | None = None,
 ) -> Result:
     """Run `agent` on `task` until it is done, must wait, or has used its budget.
 
-    `spent_seconds` is the running time of earlier attempts; `tree` is given to sub-agents, whose limits stand in it.
+    `earlier` is a conversation that the task goes on from, as `graphton.conversation` finds it. `spent_seconds` is the running time of earlier attempts; `tree` is given to sub-agents, whose limits stand in it.
     Raises ProviderError when the model server fails for good, ReplyError when the model's reply leads nowhere, Fenced
     when another attempt took over, OutcomeUnknown where the agent says to stop then. Cancelling the task stops the
     model stream, every running tool and every sub-agent before it returns.
@@ -79,7 +89,7 @@ async def run(
     seconds = tree.limits.setdefault(path, agent.budget).seconds
     try:
         async with asyncio.timeout(None if seconds is None else max(0.0, seconds - spent_seconds)) as clock:
-            return await _turns(agent, task, tree=tree, path=path)
+            return await _turns(agent, task, earlier, tree=tree, path=path)
     except TimeoutError:
         if not clock.expired():
             raise
@@ -87,29 +97,39 @@ async def run(
         return _stopped(journal, path, Exceeded("seconds", seconds or 0.0, path))
 
 
-async def _turns(agent: Definition, task: str, *, tree: Tree, path: str) -> Result:
+async def _turns(
+    agent: Definition, task: str, earlier: Sequence[Message], *, tree: Tree, path: str
+) -> Result:
     journal = tree.journal
     history = History(system=agent.system, tools=agent.tool_schemas, model=str(agent.chat.ref))
-    history.add(UserMessage(task))
-    useless, repeats = 0, Repeats()
+    history.extend(earlier)
+    history.add(UserMessage(task), task=True)
+    useless, crowded, repeats = 0, False, Repeats()
     for step in count(1):
+        replay(history, journal, path, step)
         recorded = journal.reply(path, step)
         if recorded is not None:
             _note_change(journal, path, step, history.digest)
         elif journal.pausing:
             return _paused(journal, path)
-        elif exceeded := tree.over(path, step):
-            return _stopped(journal, path, exceeded)
         try:
-            reply = recorded or await ask(agent, history, tree=tree, path=path, step=step)
+            reply = recorded or await next_reply(
+                agent, history, tree=tree, path=path, step=step, crowded=crowded
+            )
         except Waits:
             return _paused(journal, path)
+        if isinstance(reply, Exceeded):
+            return _stopped(journal, path, reply)
         message = reply.message
-        history.add(message)
+        crowded = out_of_room(message, history)
+        if not crowded:
+            history.add(message)
         match message.stop:
+            case StopReason.CONTEXT if crowded:
+                useless += 1
             case StopReason.LENGTH if message.calls:
                 useless += 1
-                history.add(_cut(message, agent.chat.settings.max_tokens))
+                history.add(cut(message, agent.chat.settings.max_tokens))
             case StopReason.PAUSED:
                 continue
             case _ if message.calls and message.stop in (StopReason.TOOLS, StopReason.END):
@@ -121,7 +141,7 @@ async def _turns(agent: Definition, task: str, *, tree: Tree, path: str) -> Resu
                     asked, paused = results.questions, results.paused
                     return _result("waiting", journal, path, waiting=asked, paused=paused)
                 warned = _warning(journal, path, step, repeats.count(message, results))
-                history.add(_with_note(results, warned) if warned else results)
+                history.add(with_note(results, warned) if warned else results)
             case StopReason.END | StopReason.TOOLS if not message.text.strip():
                 useless += 1
                 history.add(UserMessage(EMPTY))
@@ -134,6 +154,11 @@ async def _turns(agent: Definition, task: str, *, tree: Tree, path: str) -> Resu
         if useless > PATIENCE:
             raise _useless(message, agent)
     raise AssertionError("count() never ends")
+
+
+def out_of_room(message: AssistantMessage, history: History) -> bool:
+    """Whether the reply ended where the window ends, and a summary can make room: it is then left out and asked for again."""
+    return message.stop is StopReason.CONTEXT and bool(history.older(history.latest(0)))
 
 
 def _note_change(journal: Journal, path: str, step: int, digest: str) -> None:
@@ -159,12 +184,13 @@ def _warning(journal: Journal, path: str, step: int, times: int) -> LoopWarned |
     return warned
 
 
-def _with_note(results: ToolResults, warned: LoopWarned) -> ToolResults:
+def with_note(results: ToolResults, warned: LoopWarned) -> ToolResults:
+    """The results, the warning below the last one."""
     *rest, last = results.results
     return ToolResults((*rest, replace(last, text=last.text + REPEATED.format(times=warned.times))))
 
 
-def _cut(message: AssistantMessage, limit: int | None) -> ToolResults:
+def cut(message: AssistantMessage, limit: int | None) -> ToolResults:
     """Answers for the calls of a reply that was cut: the last one may be half, so none is run."""
     text = CUT.format(limit=limit)
     return ToolResults(
@@ -191,6 +217,8 @@ def _check_final(message: AssistantMessage, agent: Definition) -> None:
 
 def _useless(message: AssistantMessage, agent: Definition) -> ReplyError:
     model = str(agent.chat.ref)
+    if message.stop is StopReason.CONTEXT:
+        _check_final(message, agent)
     if message.stop is StopReason.LENGTH:
         limit = agent.chat.settings.max_tokens
         return ReplyError(

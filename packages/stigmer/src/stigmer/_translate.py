@@ -23,6 +23,9 @@ from stigmer.api import event_pb2 as pb
 __all__ = ["from_record", "to_live", "to_record"]
 
 
+_COMPACTED = ("first", "last", "kept", "tokens_before", "tokens_after", "room")
+
+
 def to_record(event: g.Event, *, expires_ms: int = 0) -> pb.Event:
     """The record of one event; `expires_ms` is when a question lapses."""
     record = pb.Event(path=_clean(event.path))
@@ -34,6 +37,7 @@ def to_record(event: g.Event, *, expires_ms: int = 0) -> pb.Event:
             record.model_requested.purpose = event.purpose
             record.model_requested.prompt_tokens_estimate = event.prompt_tokens_estimate
             record.model_requested.digest = bytes.fromhex(event.digest)
+            record.model_requested.kept = event.kept
         case g.ModelReplied():
             message = event.message
             record.model_replied.step = event.step
@@ -90,6 +94,11 @@ def to_record(event: g.Event, *, expires_ms: int = 0) -> pb.Event:
         case g.LoopWarned():
             record.loop_warned.step = event.step
             record.loop_warned.times = event.times
+        case g.Compacted():
+            record.compacted.step = event.step
+            _set_try(record.compacted, event.try_)
+            for name in _COMPACTED:
+                setattr(record.compacted, name, getattr(event, name))
         case g.Retrying():
             record.retrying.step = event.step
             _set_try(record.retrying, event.try_)
@@ -214,8 +223,12 @@ def _read_block(block: pb.Block) -> Block:
 
 def _read_requested(path: str, r: pb.ModelRequested) -> g.Event:
     return g.ModelRequested(
-        path, r.step, _try(r), r.model, r.purpose, r.digest.hex(), r.prompt_tokens_estimate
+        path, r.step, _try(r), r.model, r.purpose, r.digest.hex(), r.prompt_tokens_estimate, r.kept
     )
+
+
+def _read_compacted(path: str, r: pb.Compacted) -> g.Event:
+    return g.Compacted(path, r.step, _try(r), **{name: getattr(r, name) for name in _COMPACTED})
 
 
 def _read_replied(path: str, r: pb.ModelReplied) -> g.Event:
@@ -268,6 +281,7 @@ _READ: dict[str, Callable[[str, Any], g.Event]] = {
     "subagent_started": _read_child,
     "subagent_finished": lambda path, r: g.SubagentFinished(path, r.call),
     "loop_warned": lambda path, r: g.LoopWarned(path, r.step, r.times),
+    "compacted": _read_compacted,
     "retrying": lambda path, r: g.Retrying(path, r.step, _try(r), r.status, r.in_seconds, r.reason),
     "fallback": lambda path, r: g.Fallback(path, r.step, getattr(r, "from"), r.to, r.reason),
     "arguments_repaired": lambda path, r: g.ArgumentsRepaired(

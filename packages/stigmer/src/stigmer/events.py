@@ -208,6 +208,16 @@ _FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "subagent_started": lambda e: {"call": e.call, "name": e.name, "budget": _budget(e.budget)},
     "subagent_finished": lambda e: {"call": e.call},
     "loop_warned": lambda e: {"step": e.step, "times": e.times},
+    "compacted": lambda e: {
+        "step": e.step,
+        "try": _try(e),
+        "first": e.first,
+        "last": e.last,
+        "kept": e.kept,
+        "tokens_before": e.tokens_before,
+        "tokens_after": e.tokens_after,
+        "room": e.room,
+    },
     "waiting": _waiting,
     "resumed": lambda e: {"by": e.by},
     "retrying": lambda e: {

@@ -13,7 +13,7 @@ from graphton.chat._failures import Peer
 from graphton.chat._http import HEADERS, Reply, endpoint, fetch, limits_for, post
 from graphton.chat._keys import check_key
 from graphton.chat._think_tags import ThinkTags
-from graphton.chat._window import ROOM_TO_GROW, Prompt, rung, too_long, was_cut
+from graphton.chat._window import LADDER, ROOM_TO_GROW, Prompt, rung, too_long, was_cut
 from graphton.chat._wire import THINKING_LEVELS, Fragment, call_arguments, dumps, result_text, sent_arguments
 from graphton.chat.base import Chunk, Done, Preview, Request, TextChunk, ThinkingChunk, ToolSpec, WaitChunk
 from graphton.errors import ConnectError, ProviderError, SettingError, StatusError
@@ -108,6 +108,13 @@ class OllamaChat:
             self.window = self._rung(need + ROOM_TO_GROW)
             return ""
         return self._grow(need) if need > self.window else ""
+
+    @property
+    def largest_window(self) -> int:
+        """What the window may still become."""
+        if self.window is None or self._can_grow:
+            return self._rung(LADDER[-1])
+        return self.window
 
     @property
     def _can_grow(self) -> bool:

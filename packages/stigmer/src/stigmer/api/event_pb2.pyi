@@ -56,6 +56,7 @@ class Event(_message.Message):
     SUBAGENT_FINISHED_FIELD_NUMBER: _builtins.int
     LOOP_WARNED_FIELD_NUMBER: _builtins.int
     PAUSE_REQUESTED_FIELD_NUMBER: _builtins.int
+    COMPACTED_FIELD_NUMBER: _builtins.int
     TEXT_DELTA_FIELD_NUMBER: _builtins.int
     THINKING_DELTA_FIELD_NUMBER: _builtins.int
     STREAM_RESET_FIELD_NUMBER: _builtins.int
@@ -121,6 +122,8 @@ class Event(_message.Message):
     @_builtins.property
     def pause_requested(self) -> Global___PauseRequested: ...
     @_builtins.property
+    def compacted(self) -> Global___Compacted: ...
+    @_builtins.property
     def text_delta(self) -> Global___TextDelta:
         """Live only: 60 and above."""
 
@@ -163,16 +166,17 @@ class Event(_message.Message):
         subagent_finished: Global___SubagentFinished | None = ...,
         loop_warned: Global___LoopWarned | None = ...,
         pause_requested: Global___PauseRequested | None = ...,
+        compacted: Global___Compacted | None = ...,
         text_delta: Global___TextDelta | None = ...,
         thinking_delta: Global___ThinkingDelta | None = ...,
         stream_reset: Global___StreamReset | None = ...,
         progress: Global___Progress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "config_resolved", b"config_resolved", "created", b"created", "fallback", b"fallback", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "loop_warned", b"loop_warned", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "pause_requested", b"pause_requested", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "rule_matched", b"rule_matched", "stream_reset", b"stream_reset", "subagent_finished", b"subagent_finished", "subagent_started", b"subagent_started", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "compacted", b"compacted", "config_resolved", b"config_resolved", "created", b"created", "fallback", b"fallback", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "loop_warned", b"loop_warned", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "pause_requested", b"pause_requested", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "rule_matched", b"rule_matched", "stream_reset", b"stream_reset", "subagent_finished", b"subagent_finished", "subagent_started", b"subagent_started", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "config_resolved", b"config_resolved", "created", b"created", "fallback", b"fallback", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "loop_warned", b"loop_warned", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "path", b"path", "pause_requested", b"pause_requested", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "rule_matched", b"rule_matched", "seq", b"seq", "stream_reset", b"stream_reset", "subagent_finished", b"subagent_finished", "subagent_started", b"subagent_started", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "time_ms", b"time_ms", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "compacted", b"compacted", "config_resolved", b"config_resolved", "created", b"created", "fallback", b"fallback", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "loop_warned", b"loop_warned", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "path", b"path", "pause_requested", b"pause_requested", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "rule_matched", b"rule_matched", "seq", b"seq", "stream_reset", b"stream_reset", "subagent_finished", b"subagent_finished", "subagent_started", b"subagent_started", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "time_ms", b"time_ms", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["created", "config_resolved", "attempt_started", "attempt_ended", "model_requested", "model_replied", "tool_dispatched", "process_started", "tool_finished", "tool_outcome_unknown", "approval_requested", "approval_decided", "waiting", "resumed", "retrying", "history_changed", "budget_exceeded", "cancel_requested", "notice", "finished", "arguments_repaired", "fallback", "rule_matched", "subagent_started", "subagent_finished", "loop_warned", "pause_requested", "text_delta", "thinking_delta", "stream_reset", "progress"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["created", "config_resolved", "attempt_started", "attempt_ended", "model_requested", "model_replied", "tool_dispatched", "process_started", "tool_finished", "tool_outcome_unknown", "approval_requested", "approval_decided", "waiting", "resumed", "retrying", "history_changed", "budget_exceeded", "cancel_requested", "notice", "finished", "arguments_repaired", "fallback", "rule_matched", "subagent_started", "subagent_finished", "loop_warned", "pause_requested", "compacted", "text_delta", "thinking_delta", "stream_reset", "progress"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -570,6 +574,7 @@ class ModelRequested(_message.Message):
     PURPOSE_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_ESTIMATE_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     model: _builtins.str
     """provider:model id"""
@@ -578,6 +583,8 @@ class ModelRequested(_message.Message):
     prompt_tokens_estimate: _builtins.int
     digest: _builtins.bytes
     """SHA-256 of what the reply depends on."""
+    kept: _builtins.int
+    """Of a compaction: how many of the last messages stay as they are."""
     def __init__(
         self,
         *,
@@ -586,10 +593,11 @@ class ModelRequested(_message.Message):
         purpose: _builtins.str = ...,
         prompt_tokens_estimate: _builtins.int = ...,
         digest: _builtins.bytes = ...,
+        kept: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "model", b"model", "prompt_tokens_estimate", b"prompt_tokens_estimate", "purpose", b"purpose", "step", b"step", "try", b"try"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "kept", b"kept", "model", b"model", "prompt_tokens_estimate", b"prompt_tokens_estimate", "purpose", b"purpose", "step", b"step", "try", b"try"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1085,6 +1093,54 @@ class LoopWarned(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoopWarned: _TypeAlias = LoopWarned  # noqa: Y015
+
+@_typing.final
+class Compacted(_message.Message):
+    """Before this step's request a summary took the place of older messages. It is the text of the reply to the compaction of
+    this step and try; the messages themselves stay in the journal.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    TRY_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    TOKENS_BEFORE_FIELD_NUMBER: _builtins.int
+    TOKENS_AFTER_FIELD_NUMBER: _builtins.int
+    ROOM_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    first: _builtins.int
+    """The replaced messages of the history as it was then, but for the task: `first` to `last`, which is not among them. Both
+    0: the summary was empty, and nothing was replaced.
+    """
+    last: _builtins.int
+    kept: _builtins.int
+    """How many messages after them stayed."""
+    tokens_before: _builtins.int
+    """Estimated tokens of the next request."""
+    tokens_after: _builtins.int
+    room: _builtins.int
+    """Tokens that a prompt may take."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+        kept: _builtins.int = ...,
+        tokens_before: _builtins.int = ...,
+        tokens_after: _builtins.int = ...,
+        room: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "kept", b"kept", "last", b"last", "room", b"room", "step", b"step", "tokens_after", b"tokens_after", "tokens_before", b"tokens_before", "try", b"try"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Compacted: _TypeAlias = Compacted  # noqa: Y015
 
 @_typing.final
 class Waiting(_message.Message):

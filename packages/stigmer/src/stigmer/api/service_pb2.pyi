@@ -81,10 +81,12 @@ class CreateExecutionRequest(_message.Message):
     ON_UNKNOWN_FIELD_NUMBER: _builtins.int
     INTERACTIVE_FIELD_NUMBER: _builtins.int
     RETRY_OF_FIELD_NUMBER: _builtins.int
+    IF_RUNNING_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     agent: _builtins.str
     """An agent's name; "" is the default agent."""
     session: _builtins.str
+    """The conversation that this execution goes on with; `new` begins one, whose id the answer names. "": none."""
     workspace: _builtins.str
     """Absolute path on the server's machine; "" is none."""
     approve_all: _builtins.bool
@@ -102,6 +104,8 @@ class CreateExecutionRequest(_message.Message):
     """Begin with what this execution has recorded: it failed, was cancelled or stopped by a limit. Task, agent, session
     and workspace are its own; flags, shell, project file and budget are this request's.
     """
+    if_running: _builtins.str
+    """reject | enqueue | interrupt: what is to happen while another execution of the session has not finished. "": enqueue."""
     @_builtins.property
     def execution_config(self) -> Global___ExecutionConfig: ...
     @_builtins.property
@@ -149,10 +153,11 @@ class CreateExecutionRequest(_message.Message):
         on_unknown: _builtins.str = ...,
         interactive: _builtins.bool = ...,
         retry_of: _builtins.str = ...,
+        if_running: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_agent_record", b"_agent_record", "_project_file", b"_project_file", "agent_record", b"agent_record", "budget", b"budget", "execution_config", b"execution_config", "project_file", b"project_file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agent_record", b"_agent_record", "_project_file", b"_project_file", "agent", b"agent", "agent_record", b"agent_record", "approvals", b"approvals", "approve_all", b"approve_all", "budget", b"budget", "caller", b"caller", "execution_config", b"execution_config", "flags", b"flags", "idempotency_key", b"idempotency_key", "interactive", b"interactive", "on_unknown", b"on_unknown", "project_file", b"project_file", "retry_of", b"retry_of", "session", b"session", "shell", b"shell", "task", b"task", "workspace", b"workspace", "workspace_named", b"workspace_named"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agent_record", b"_agent_record", "_project_file", b"_project_file", "agent", b"agent", "agent_record", b"agent_record", "approvals", b"approvals", "approve_all", b"approve_all", "budget", b"budget", "caller", b"caller", "execution_config", b"execution_config", "flags", b"flags", "idempotency_key", b"idempotency_key", "if_running", b"if_running", "interactive", b"interactive", "on_unknown", b"on_unknown", "project_file", b"project_file", "retry_of", b"retry_of", "session", b"session", "shell", b"shell", "task", b"task", "workspace", b"workspace", "workspace_named", b"workspace_named"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__agent_record: _TypeAlias = _typing.Literal["agent_record"]  # noqa: Y015
     _WhichOneofArgType__agent_record: _TypeAlias = _typing.Literal["_agent_record", b"_agent_record"]  # noqa: Y015
@@ -964,6 +969,143 @@ class WakeExecutionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WakeExecutionsResponse: _TypeAlias = WakeExecutionsResponse  # noqa: Y015
+
+@_typing.final
+class Session(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CREATED_MS_FIELD_NUMBER: _builtins.int
+    USED_MS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    EXECUTIONS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    created_ms: _builtins.int
+    used_ms: _builtins.int
+    """When its last execution was created."""
+    state: _builtins.str
+    """That of its last execution."""
+    count: _builtins.int
+    """How many executions it has."""
+    @_builtins.property
+    def executions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Execution]:
+        """Long texts are cut. In a list: the first and the last one."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        created_ms: _builtins.int = ...,
+        used_ms: _builtins.int = ...,
+        state: _builtins.str = ...,
+        count: _builtins.int = ...,
+        executions: _abc.Iterable[Global___Execution] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "created_ms", b"created_ms", "executions", b"executions", "id", b"id", "state", b"state", "used_ms", b"used_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Session: _TypeAlias = Session  # noqa: Y015
+
+@_typing.final
+class GetSessionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSessionRequest: _TypeAlias = GetSessionRequest  # noqa: Y015
+
+@_typing.final
+class ListSessionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSessionsRequest: _TypeAlias = ListSessionsRequest  # noqa: Y015
+
+@_typing.final
+class ListSessionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Session]: ...
+    def __init__(
+        self,
+        *,
+        sessions: _abc.Iterable[Global___Session] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sessions", b"sessions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSessionsResponse: _TypeAlias = ListSessionsResponse  # noqa: Y015
+
+@_typing.final
+class DeleteSessionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSessionRequest: _TypeAlias = DeleteSessionRequest  # noqa: Y015
+
+@_typing.final
+class DeleteSessionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTIONS_FIELD_NUMBER: _builtins.int
+    executions: _builtins.int
+    """How many executions were deleted with it."""
+    def __init__(
+        self,
+        *,
+        executions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executions", b"executions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSessionResponse: _TypeAlias = DeleteSessionResponse  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):

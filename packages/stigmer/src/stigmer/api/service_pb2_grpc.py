@@ -536,6 +536,167 @@ class ExecutionService:
             _registered_method=True)
 
 
+class SessionServiceStub:
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.GetSession = channel.unary_unary(
+                '/stigmer.v1.SessionService/GetSession',
+                request_serializer=stigmer_dot_api_dot_service__pb2.GetSessionRequest.SerializeToString,
+                response_deserializer=stigmer_dot_api_dot_service__pb2.Session.FromString,
+                _registered_method=True)
+        self.ListSessions = channel.unary_unary(
+                '/stigmer.v1.SessionService/ListSessions',
+                request_serializer=stigmer_dot_api_dot_service__pb2.ListSessionsRequest.SerializeToString,
+                response_deserializer=stigmer_dot_api_dot_service__pb2.ListSessionsResponse.FromString,
+                _registered_method=True)
+        self.DeleteSession = channel.unary_unary(
+                '/stigmer.v1.SessionService/DeleteSession',
+                request_serializer=stigmer_dot_api_dot_service__pb2.DeleteSessionRequest.SerializeToString,
+                response_deserializer=stigmer_dot_api_dot_service__pb2.DeleteSessionResponse.FromString,
+                _registered_method=True)
+
+
+class SessionServiceServicer:
+    """Missing associated documentation comment in .proto file."""
+
+    def GetSession(self, request, context):
+        """A session with its executions, the oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSessions(self, request, context):
+        """The one that was used last comes first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSession(self, request, context):
+        """Deletes a session and its executions, for good. FAILED_PRECONDITION while one of them has not finished.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_SessionServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'GetSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSession,
+                    request_deserializer=stigmer_dot_api_dot_service__pb2.GetSessionRequest.FromString,
+                    response_serializer=stigmer_dot_api_dot_service__pb2.Session.SerializeToString,
+            ),
+            'ListSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessions,
+                    request_deserializer=stigmer_dot_api_dot_service__pb2.ListSessionsRequest.FromString,
+                    response_serializer=stigmer_dot_api_dot_service__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'DeleteSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSession,
+                    request_deserializer=stigmer_dot_api_dot_service__pb2.DeleteSessionRequest.FromString,
+                    response_serializer=stigmer_dot_api_dot_service__pb2.DeleteSessionResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'stigmer.v1.SessionService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('stigmer.v1.SessionService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class SessionService:
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def GetSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stigmer.v1.SessionService/GetSession',
+            stigmer_dot_api_dot_service__pb2.GetSessionRequest.SerializeToString,
+            stigmer_dot_api_dot_service__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stigmer.v1.SessionService/ListSessions',
+            stigmer_dot_api_dot_service__pb2.ListSessionsRequest.SerializeToString,
+            stigmer_dot_api_dot_service__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stigmer.v1.SessionService/DeleteSession',
+            stigmer_dot_api_dot_service__pb2.DeleteSessionRequest.SerializeToString,
+            stigmer_dot_api_dot_service__pb2.DeleteSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class ConfigServiceStub:
     """Missing associated documentation comment in .proto file."""
 

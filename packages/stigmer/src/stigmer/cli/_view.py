@@ -70,6 +70,7 @@ class TextView:
             "subagent_started": self._subagent_started,
             "subagent_finished": self._subagent_finished,
             "loop_warned": self._loop_warned,
+            "compacted": self._compacted,
             "attempt_started": self._attempt_started,
             "retrying": self._retrying,
             "fallback": self._fallback,
@@ -112,7 +113,8 @@ class TextView:
     def _model_requested(self, event: Event, requested: Any) -> None:
         self._name_model(event, model_line(requested.model, self._config))
         if not event.path:
-            self._terminal.status("waiting for the model …")
+            whole = requested.purpose != "compaction"
+            self._terminal.status("waiting for the model …" if whole else "summarising the older messages …")
 
     def _name_model(self, event: Event, text: str) -> None:
         """The first line of a run: which model, whose, and why; then what else there is to say of the settings."""
@@ -224,6 +226,14 @@ class TextView:
             f"the model made the same call with the same result {warned.times} times in a row; it was told so"
         )
         self._line(event, text, style="yellow")
+
+    def _compacted(self, event: Event, done: Any) -> None:
+        text = (
+            f"summarised the older messages: about {done.tokens_before:,} tokens became {done.tokens_after:,}"
+        )
+        self._line(
+            event, text if done.last else "a summary of the older messages came back empty", style="dim"
+        )
 
     # ---- what goes wrong, and what takes long ----
 
