@@ -24,8 +24,6 @@ from stigmer.config._own import own_words
 from stigmer.errors import StigmerError
 
 if TYPE_CHECKING:
-    from graphton.approval import Rule
-
     from stigmer.api.service_pb2 import Agent, ExecutionConfig
 
 __all__ = [
@@ -42,7 +40,6 @@ __all__ = [
     "label",
     "parse_agent",
     "read_agent",
-    "rules",
     "to_record",
     "unknown_tools",
     "with_own_settings",
@@ -481,14 +478,6 @@ def unknown_tools(agent: Agent) -> list[str]:
     """What is wrong with the tools that a request chooses; a request may come from any program."""
     wrong = [_unknown_tool(name) for name in agent.tools.names if name not in TOOLS]
     return wrong + [problem for child in agent.subagents for problem in unknown_tools(child)]
-
-
-def rules(agent: Agent) -> tuple[Rule, ...]:
-    """The approval rules of a record. Raises SettingError: a request may come from any program."""
-    from graphton.approval import Rule
-
-    given = [{"tool": one.tool, "when": dict(one.when), "verdict": one.verdict} for one in agent.approvals]
-    return Rule.parse_all(given, where="approvals")
 
 
 _LLM_PARTS: tuple[Literal["llm", "llm_local", "llm_cloud"], ...] = ("llm", "llm_local", "llm_cloud")

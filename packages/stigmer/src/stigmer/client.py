@@ -34,8 +34,12 @@ from stigmer.api.service_pb2 import (
     GetStatusRequest,
     ListExecutionsRequest,
     ListExecutionsResponse,
+    PauseExecutionRequest,
+    PauseExecutionResponse,
     PreviewExecutionResponse,
     ResolveConfigResponse,
+    ResumeExecutionRequest,
+    ResumeExecutionResponse,
     ShutdownRequest,
     Status,
     WakeExecutionsRequest,
@@ -207,6 +211,16 @@ class Client:
         request = CancelExecutionRequest(execution=execution, by=by)
         return await self._ask(CancelExecutionResponse, "CancelExecution", request, limit=120.0)
 
+    async def pause(self, execution: str, *, by: str = "") -> PauseExecutionResponse:
+        """Lets an execution rest as soon as what runs has ended; answers at once."""
+        request = PauseExecutionRequest(execution=execution, by=by)
+        return await self._ask(PauseExecutionResponse, "PauseExecution", request)
+
+    async def resume(self, execution: str, *, by: str = "") -> ResumeExecutionResponse:
+        """Lets a paused execution go on."""
+        request = ResumeExecutionRequest(execution=execution, by=by)
+        return await self._ask(ResumeExecutionResponse, "ResumeExecution", request)
+
     async def decide(
         self,
         execution: str,
@@ -217,10 +231,21 @@ class Client:
         digest: bytes = b"",
         by: str = "",
         reason: str = "",
+        always: bool = False,
     ) -> DecideApprovalResponse:
-        """Answers one approval. With `digest` only for the arguments that were shown."""
+        """Answers one approval. With `digest` only for the arguments that were shown.
+
+        `always` keeps the answer for all such calls of the agent, where the listed question offers it.
+        """
         request = DecideApprovalRequest(
-            execution=execution, call=call, path=path, digest=digest, approve=approve, by=by, reason=reason
+            execution=execution,
+            call=call,
+            path=path,
+            digest=digest,
+            approve=approve,
+            by=by,
+            reason=reason,
+            always=always,
         )
         return await self._ask(DecideApprovalResponse, "DecideApproval", request)
 

@@ -19,7 +19,15 @@ from stigmer._translate import from_record, to_live, to_record
 from stigmer.api import event_pb2 as pb
 from stigmer.store import Store
 
-__all__ = ["APPROVAL_SECONDS", "DELTA_SECONDS", "StoreJournal", "masked", "open_questions", "running_seconds"]
+__all__ = [
+    "APPROVAL_SECONDS",
+    "DELTA_SECONDS",
+    "StoreJournal",
+    "is_paused",
+    "masked",
+    "open_questions",
+    "running_seconds",
+]
 
 DELTA_SECONDS = 0.05
 """Text is shown in pieces this far apart, the first piece at once: half the work of a piece per token."""
@@ -79,8 +87,19 @@ class StoreJournal(g.Record):
         event = from_record(record)
         if event is not None:
             self.add(event)
+        if record.HasField("pause_requested") or record.HasField("resumed"):
+            self.pausing = record.HasField("pause_requested")
         if isinstance(event, g.ApprovalRequested):
             self._expires[event.path, event.call] = record.approval_requested.expires_ms
+
+    def resting(self) -> pb.Event:
+        """The record of a pause; questions that are open meanwhile expire as they would."""
+        open_ = [
+            expires
+            for (path, call), expires in self._expires.items()
+            if self.decision(path, call, self.approvals[path, call].digest) is None
+        ]
+        return pb.Event(waiting=pb.Waiting(reason="pause", expires_ms=min(open_, default=0)))
 
     def waiting(self, questions: Sequence[Question]) -> pb.Event:
         """The record of waiting for these calls, under the path of the first, until the first of them expires."""
@@ -210,6 +229,14 @@ def open_questions(records: Iterable[pb.Event]) -> list[pb.Event]:
             case _:
                 pass
     return list(asked.values())
+
+
+def is_paused(records: Sequence[pb.Event]) -> bool:
+    """Whether somebody wants the execution to rest, and nobody has let it go on since."""
+    for record in reversed(records):
+        if record.HasField("pause_requested") or record.HasField("resumed"):
+            return record.HasField("pause_requested")
+    return False
 
 
 def running_seconds(records: Iterable[pb.Event], *, now_ms: int) -> float:

@@ -18,10 +18,10 @@ from graphton.models import ModelRef, ModelSettings, Timeouts
 
 from stigmer import redact
 from stigmer._translate import from_record
-from stigmer.agents import rules
 from stigmer.api import event_pb2 as pb
 from stigmer.api.service_pb2 import Agent as AgentRecord
 from stigmer.api.service_pb2 import CreateExecutionRequest
+from stigmer.approvals import Answers, AnswersError, agent_name, rules_of
 from stigmer.config import clock
 from stigmer.errors import StigmerError
 from stigmer.journal import StoreJournal, running_seconds
@@ -29,6 +29,7 @@ from stigmer.store import Row
 
 if TYPE_CHECKING:
     from graphton.agent import Agent
+    from graphton.approval import Rule
     from graphton.budget import Budget
     from graphton.chat.base import Chat
     from graphton.loop import Result
@@ -79,6 +80,8 @@ class Runner:
     async def _run(self, row: Row, records: Sequence[pb.Event], journal: StoreJournal) -> list[pb.Event]:
         request = CreateExecutionRequest.FromString(row.request)
         recorded = _config(records)
+        if journal.pausing:
+            return [journal.resting()]
         if not self.can_go_on(row, records):
             return [pb.Event(waiting=pb.Waiting(reason="key"))]
         told = {record.notice.text for record in records if record.HasField("notice")}
@@ -90,6 +93,7 @@ class Runner:
             closed=(self._home,),
             fallbacks=chats.pop("")[1:],
             children=chats,
+            always=self._always(request, journal, told),
         )
         try:
             spent = running_seconds(records, now_ms=records[-1].time_ms)
@@ -111,6 +115,17 @@ class Runner:
         for name in lacking:
             _say(f"{name} is no fallback just now: its key is missing", journal, told)
         return [chat, *fallbacks]
+
+    def _always(
+        self, request: CreateExecutionRequest, journal: StoreJournal, told: set[str]
+    ) -> Sequence[Rule]:
+        """The answers that people gave for all runs of this agent, as they are now."""
+        name = agent_name(request)
+        try:
+            return Answers(self._home).rules(name) if name else ()
+        except AnswersError as error:  # Asking is the safe way on.
+            _say(error.message, journal, told)
+            return ()
 
     def _fallbacks(self, row: Row, models: Iterable[pb.ResolvedModel]) -> tuple[list[Chat], list[str]]:
         """The chats of the fallbacks, and the names of those whose key is nowhere to be had."""
@@ -255,10 +270,12 @@ def agent_for(
     closed: Iterable[Path],
     fallbacks: Sequence[Chat] = (),
     children: Mapping[str, Sequence[Chat]] | None = None,
+    always: Sequence[Rule] = (),
 ) -> Agent:
     """The agent that a request asks for; folders in `closed` are shut to its tools.
 
-    `children` holds the chats of sub-agents with settings of their own, by name, one below another as `a/b`.
+    `children` holds the chats of sub-agents with settings of their own, by name, one below another as `a/b`;
+    `always` what may run without a question.
     """
     from graphton._instructions import DEFAULT_INSTRUCTIONS
     from graphton.agent import create_deep_agent
@@ -273,9 +290,9 @@ def agent_for(
         instructions=record.instructions or (DEFAULT_INSTRUCTIONS if chosen else None),
         tools=chosen,
         subagents=_subagents(record, tools, chosen, children or {}),
-        approval=Approval(approve_all=request.approve_all, rules=rules(record)),
+        approval=Approval(request.approve_all, rules=rules_of(request), always=tuple(always)),
         budget=_budget(request.budget),
-        on_unknown=record.on_unknown or "tell",  # type: ignore[arg-type]  # checked when it was accepted
+        on_unknown=record.on_unknown or request.on_unknown or "tell",  # type: ignore[arg-type]  # checked when it was accepted
         name=request.agent,
     )
 
@@ -352,5 +369,7 @@ def _outcome(result: Result, journal: StoreJournal) -> list[pb.Event]:
             exceeded = pb.BudgetExceeded(limit=result.limit, value=result.value)
             finished = pb.Finished(outcome="budget_exceeded", text=result.text)
             return [pb.Event(budget_exceeded=exceeded), pb.Event(finished=finished)]
+        case "waiting" if result.paused:
+            return [journal.resting()]
         case "waiting":
             return [journal.waiting(result.waiting)]

@@ -20,11 +20,11 @@ from graphton.errors import Fenced, JournalError
 from stigmer._translate import from_record
 from stigmer.api import event_pb2 as pb
 from stigmer.engines._leftovers import end_leftovers
-from stigmer.journal import StoreJournal, open_questions
+from stigmer.journal import StoreJournal, is_paused, open_questions
 from stigmer.runner import complete
 from stigmer.store import Moved, Row, Store
 
-__all__ = ["EmbeddedEngine", "Runs"]
+__all__ = ["EmbeddedEngine", "Runs", "going_on"]
 
 log = logging.getLogger("stigmer.engine")
 
@@ -200,7 +200,7 @@ class EmbeddedEngine:
                 self._errand(self._look(running))
 
     async def _look(self, running: _Running) -> None:
-        """What others appended to an execution that runs here: a cancel stops it, a decision reaches its loop."""
+        """What others appended to an execution that runs here: a cancel stops it, a decision or a pause reaches its loop."""
         row, journal = running.row, running.journal
         if row is None or journal is None:
             running.woken = True
@@ -211,7 +211,7 @@ class EmbeddedEngine:
                 record = pb.Event.FromString(body)
                 if record.HasField("cancel_requested") and running.why != "cancel":
                     running.interrupt("cancel", by=record.cancel_requested.by)
-                elif record.HasField("approval_decided") and _unseen(record, journal):
+                elif _steers(record) or _unseen(record, journal):
                     journal.record(record)
                     running.woken = running.woken or running.journal is not journal
 
@@ -341,9 +341,11 @@ class EmbeddedEngine:
         return pb.Event(finished=complete(end, records, now_ms=self._store.now_ms))
 
     async def _decided_meanwhile(self, row: Row, journal: StoreJournal) -> bool:
-        """Whether a decision came that the attempt did not hear of, or heard of too late to act on it."""
+        """Whether a decision, or the end of a pause, came that the attempt did not hear of or could not act on any more."""
         records = await self._store.replay(row.no)
-        if any(_unseen(record, journal) for record in records):
+        if is_paused(records):
+            return False
+        if _last_wait(records) == "pause" or any(_unseen(record, journal) for record in records):
             return True
         return _last_wait(records) in ("approval", "outcome") and not open_questions(records)
 
@@ -382,7 +384,9 @@ class EmbeddedEngine:
 
     def _may_go_on(self, row: Row, records: Sequence[pb.Event]) -> bool:
         """Whether what a waiting execution waits for has come."""
-        if _last_wait(records) == "key":
+        if is_paused(records):
+            return False
+        if _last_wait(records) in ("key", "pause"):
             return self._runner.can_go_on(row, records)
         return _decided_since_wait(records) or not open_questions(records)
 
@@ -423,10 +427,19 @@ class EmbeddedEngine:
         late = [q for q in open_questions(records) if q.approval_requested.expires_ms <= now]
         if late:
             decided = [_decided(question, "expired", by="stigmer") for question in late]
-            resumed = pb.Event(resumed=pb.Resumed(by="stigmer"))
             with suppress(Fenced, Moved):  # Somebody decided meanwhile, or another server saw it too.
-                await self._store.control(row.no, [*decided, resumed], seen=records[-1].seq)
+                events = [*decided, going_on(records, decided, by="stigmer")]
+                await self._store.control(row.no, events, seen=records[-1].seq)
                 self.wake(row.id)
+
+
+def going_on(records: Sequence[pb.Event], decided: Sequence[pb.Event], *, by: str) -> pb.Event:
+    """What follows decisions about a waiting execution: it goes on, or goes on resting where it is paused."""
+    if not is_paused(records):
+        return pb.Event(resumed=pb.Resumed(by=by))
+    left = open_questions([*records, *decided])
+    expires = min((question.approval_requested.expires_ms for question in left), default=0)
+    return pb.Event(waiting=pb.Waiting(reason="pause", expires_ms=expires))
 
 
 _CRASHES = pb.Error(
@@ -449,6 +462,11 @@ def _decided(question: pb.Event, decision: str, *, by: str) -> pb.Event:
 def _unseen(record: pb.Event, journal: StoreJournal) -> bool:
     """Whether this is a decision that the attempt does not know."""
     return record.HasField("approval_decided") and from_record(record) not in journal.decisions.values()
+
+
+def _steers(record: pb.Event) -> bool:
+    """Whether it lets an attempt rest or go on."""
+    return record.HasField("pause_requested") or record.HasField("resumed")
 
 
 def _of_this_machine(records: Iterable[pb.Event]) -> Iterator[pb.Event]:

@@ -40,6 +40,10 @@ class Resolved:
     key: str | None = field(default=None, repr=False)
     key_is_stored: bool = False
     """It is a stored secret: looked up afresh whenever it is needed, so that a changed one counts."""
+    rules: tuple[api.ApprovalRule, ...] = ()
+    """Approval rules of the user's file and of the project's."""
+    on_unknown: str = ""
+    """What the user's file says follows a lost write."""
     fallback_keys: tuple[tuple[str, str, str], ...] = field(default=(), repr=False)
     """Provider, base URL and key of the fallbacks and sub-agents that have one, stored ones left out."""
 
@@ -77,7 +81,8 @@ class Resolver:
         `local`: the request came over the Unix socket, the only way that the caller's shell and files may take.
         """
         secrets = await self._secrets()
-        found = await self._resolve(await self._layers(request, secrets, local=local))
+        layers = await self._layers(request, secrets, local=local)
+        found = await self._resolve(layers)
         below = [
             (name, await self._resolve(await self._layers(own, secrets, local=local)))
             for name, own in _subagent_requests(request)
@@ -101,6 +106,8 @@ class Resolver:
             line=f"{found.values['model'].value} on {ref.provider} ({found.values['provider'].source})",
             key=settings.api_key,
             key_is_stored=settings.api_key in stored,
+            rules=tuple(api.ApprovalRule(**rule) for layer in layers for rule in layer.rules),
+            on_unknown=next((layer.on_unknown for layer in layers if layer.on_unknown), ""),
             fallback_keys=tuple(
                 (used.provider, own.base_url or "", own.api_key)
                 for used, own in others

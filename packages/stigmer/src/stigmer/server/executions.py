@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
+from graphton.approval import Rule
 from graphton.errors import Fenced
 
-from stigmer.agents import rules, unknown_tools
+from stigmer.agents import unknown_tools
 from stigmer.api import event_pb2 as pb
 from stigmer.api import service_pb2 as api
 from stigmer.api import service_pb2_grpc
+from stigmer.approvals import Answer as StoredAnswer
+from stigmer.approvals import Answers, agent_name, offered, rules_of
 from stigmer.engines import Engine
+from stigmer.engines.embedded import going_on
 from stigmer.home import Home
-from stigmer.journal import masked, open_questions
+from stigmer.journal import is_paused, masked, open_questions
 from stigmer.runner import agent_for, needed_models, recorded_chat
 from stigmer.secrets import Keys
 from stigmer.server._activity import Activity
 from stigmer.server._resolve import Resolved, check_model_file
+from stigmer.server._retry import carried, request_again
 from stigmer.server.auth import by_unix_socket
 from stigmer.server.status import Refused, abort
 from stigmer.store import Moved, Row, Store, Watcher, new_id
@@ -101,6 +107,18 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         """Ends an execution; answers when its last tool has stopped."""
         return await self._answered(context, self._cancel(request))
 
+    async def PauseExecution(
+        self, request: api.PauseExecutionRequest, context: Any
+    ) -> api.PauseExecutionResponse:
+        """Lets an execution rest as soon as what runs has ended; answers at once."""
+        return await self._answered(context, self._pause(request))
+
+    async def ResumeExecution(
+        self, request: api.ResumeExecutionRequest, context: Any
+    ) -> api.ResumeExecutionResponse:
+        """Lets a paused execution go on."""
+        return await self._answered(context, self._resume(request))
+
     async def DecideApproval(
         self, request: api.DecideApprovalRequest, context: Any
     ) -> api.DecideApprovalResponse:
@@ -156,6 +174,11 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             known = await self._store.by_idempotency_key(request.idempotency_key)
             if known is not None:
                 return known, False
+        before: list[pb.Event] = []
+        if request.retry_of:
+            first = await self._known(request.retry_of)
+            request = request_again(first, request)
+            before = carried(await self._store.replay(first.no))
         _check(request, home=self._home.path)
         told = _narrow(request)
         _limit(request)
@@ -164,13 +187,23 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         check_model_file(resolved.provider, resolved.model, resolved.base_url)
         for child in resolved.config.subagents:
             check_model_file(child.models[0].provider, child.models[0].model, child.models[0].base_url)
+        request.approvals.extend(resolved.rules)
+        request.on_unknown = (
+            request.agent_record.on_unknown
+            or request.on_unknown
+            or resolved.on_unknown
+            or ("ask" if request.interactive else "tell")
+        )
         id = new_id(self._store.now_ms / 1000)
         if resolved.key is not None and not resolved.key_is_stored:
             self._keys.put(id, resolved.key, provider=resolved.provider, base_url=resolved.base_url)
         for provider, base_url, key in resolved.fallback_keys:
             self._keys.put(id, key, provider=provider, base_url=base_url)
-        events = [pb.Event(created=_created(request)), pb.Event(config_resolved=resolved.config)]
+        events = [pb.Event(created=_created(request)), pb.Event(config_resolved=resolved.config), *before]
         events.append(pb.Event(notice=pb.Notice(code="model", text=resolved.line)))
+        if request.retry_of:
+            text = f"goes on from {request.retry_of}: its {len(before)} recorded events count, and are not done again"
+            events.append(pb.Event(notice=pb.Notice(code="retry", text=text)))
         row, created = await self._store.accept(
             id,
             _without_secrets(request).SerializeToString(),
@@ -307,6 +340,55 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         row = await self._known(row.id)
         return api.CancelExecutionResponse(execution=await self._execution(row), already_finished=not stopped)
 
+    async def _pause(self, request: api.PauseExecutionRequest) -> api.PauseExecutionResponse:
+        by = request.by or "somebody"
+        while True:
+            row = await self._known(request.execution)
+            records = await self._store.replay(row.no)
+            if row.finished_ms is not None:
+                return api.PauseExecutionResponse(execution=await self._execution(row), already_finished=True)
+            if is_paused(records):
+                return api.PauseExecutionResponse(execution=await self._execution(row))
+            events = [pb.Event(pause_requested=pb.PauseRequested(by=by))]
+            if row.state == "waiting":  # It rests already, and goes on resting whatever it waited for.
+                events.append(going_on([*records, *events], (), by=by))
+            if await self._steered(row, events):
+                self._engine.wake(row.id)
+                row = await self._known(row.id)
+                return api.PauseExecutionResponse(execution=await self._execution(row))
+
+    async def _resume(self, request: api.ResumeExecutionRequest) -> api.ResumeExecutionResponse:
+        while True:
+            row = await self._known(request.execution)
+            records = await self._store.replay(row.no)
+            if row.finished_ms is not None:
+                raise Refused(
+                    f"execution {row.id} has ended: {row.state}",
+                    code="finished",
+                    hint="to see it: stigmer get execution …"
+                    if row.state == "completed"
+                    else f"stigmer retry {row.id} begins a new one with what it has recorded",
+                )
+            if not is_paused(records):
+                raise Refused(
+                    f"execution {row.id} is not paused: it is {row.state}",
+                    code="not_paused",
+                    hint="stigmer approvals" if row.state == "waiting" else f"stigmer attach {row.id}",
+                )
+            resumed = pb.Event(resumed=pb.Resumed(by=request.by or "somebody"))
+            if await self._steered(row, [resumed]):
+                self._engine.wake(row.id)
+                row = await self._known(row.id)
+                return api.ResumeExecutionResponse(execution=await self._execution(row))
+
+    async def _steered(self, row: Row, events: list[pb.Event]) -> bool:
+        """Appends control events; False when the execution has grown, or ended, since it was looked at."""
+        try:
+            await self._store.control(row.no, [masked(event) for event in events], seen=row.seq)
+        except (Moved, Fenced):
+            return False
+        return True
+
     async def _decide(self, request: api.DecideApprovalRequest) -> api.DecideApprovalResponse:
         row = await self._known(request.execution)
         while not await self._decided(row, request):
@@ -319,22 +401,26 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         async with self._deciding:
             records = await self._store.replay(row.no)
             question = _question(records, request)
+            answer = _for_always(row, question, request) if request.always else None
             decided = pb.ApprovalDecided(
                 call=question.approval_requested.call,
                 digest=question.approval_requested.digest,
                 decision="approved" if request.approve else "rejected",
                 by=request.by or "somebody",
                 reason=request.reason,
+                rule=str(answer) if answer else "",
             )
             events = [pb.Event(path=question.path, approval_decided=decided)]
             if (await self._known(row.id)).state == "waiting":
-                events.append(pb.Event(resumed=pb.Resumed(by=decided.by)))
+                events.append(going_on(records, events, by=decided.by))
             try:
                 await self._store.control(row.no, [masked(event) for event in events], seen=records[-1].seq)
             except Moved:
                 return False
             except Fenced:
                 raise _already(records, request, f"execution {row.id} has finished") from None
+            if answer is not None:
+                Answers(self._home.path).add(answer._replace(time_ms=self._store.now_ms))
             return True
 
     async def _execution(self, row: Row) -> api.Execution:
@@ -350,6 +436,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             finished_ms=row.finished_ms or 0,
             attempt=row.epoch,
             last_seq=row.seq,
+            retry_of=request.retry_of,
         )
         for _, body in await self._store.events(row.no, 1, limit=2):
             event = pb.Event.FromString(body)
@@ -360,7 +447,9 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
                 ((_, body),) = await self._store.events(row.no, row.seq, limit=1)
                 shown.finished.CopyFrom(pb.Event.FromString(body).finished)
         elif row.state == "waiting":
-            shown.approvals.extend(map(_addressed, open_questions(await self._store.replay(row.no))))
+            records = await self._store.replay(row.no)
+            shown.approvals.extend(_addressed(question, request) for question in open_questions(records))
+            shown.waits_for = "pause" if is_paused(records) else _last_wait(records)
         return shown
 
 
@@ -403,6 +492,10 @@ def _check(request: api.CreateExecutionRequest, *, home: Path) -> None:
         raise Refused(
             f"there is no session {request.session!r}", code="not_found", hint="leave --session out"
         )
+    rules_of(request)
+    if request.on_unknown not in ("", "ask", "tell", "stop"):
+        given = request.on_unknown
+        raise Refused(f"on_unknown {given!r} is not ask, tell or stop", code="usage", hint="on_unknown: ask")
     limits = [*request.budget.ListFields(), *request.agent_record.budget.ListFields()]
     for field, value in limits:
         if not value > 0:
@@ -434,7 +527,6 @@ def _check_agent(request: api.CreateExecutionRequest) -> None:
         )
     if wrong := unknown_tools(request.agent_record):
         raise Refused("; ".join(wrong), code="agent")
-    rules(request.agent_record)
     if request.agent_record.on_unknown not in ("", "ask", "tell", "stop"):
         given = request.agent_record.on_unknown
         raise Refused(f"on_unknown {given!r} is not ask, tell or stop", code="agent", hint="on_unknown: ask")
@@ -488,6 +580,10 @@ def _created(request: api.CreateExecutionRequest) -> pb.Created:
         workspace=request.workspace,
         budget=request.budget,
         approve_all=request.approve_all,
+        parent=request.retry_of,
+        retry_of=request.retry_of,
+        rules=map(str, rules_of(request)[len(request.agent_record.approvals) :]),
+        on_unknown=request.on_unknown,
     )
 
 
@@ -507,12 +603,53 @@ def _address(path: str, call: str) -> str:
     return f"{path}:{call}" if path else call
 
 
-def _addressed(question: pb.Event) -> pb.ApprovalRequested:
+def _addressed(question: pb.Event, request: api.CreateExecutionRequest) -> pb.ApprovalRequested:
     """The question as it is listed, its call named so that `approve` finds it wherever in the tree it is."""
     shown = pb.ApprovalRequested()
     shown.CopyFrom(question.approval_requested)
+    rule = _rule_for_always(shown, request)
+    shown.always = str(rule) if rule else ""
     shown.call = _address(question.path, shown.call)
     return shown
+
+
+def _rule_for_always(asked: pb.ApprovalRequested, request: api.CreateExecutionRequest) -> Rule | None:
+    """The answer for all such calls that may be given to this question, if any."""
+    if asked.reason == "outcome" or not agent_name(request):
+        return None
+    return offered(asked.name, json.loads(asked.arguments or b"{}"))
+
+
+def _for_always(row: Row, question: pb.Event, request: api.DecideApprovalRequest) -> StoredAnswer:
+    """The answer to be kept. Raises Refused where none is offered."""
+    asked = question.approval_requested
+    made_by = api.CreateExecutionRequest.FromString(row.request)
+    rule = _rule_for_always(asked, made_by) if request.approve else None
+    if rule is None:
+        raise Refused(
+            f"call {request.call!r} cannot be answered for always: {_why_not_always(asked, made_by, request)}",
+            code="not_offered",
+            hint=f"stigmer approve {row.id} {request.call}",
+        )
+    return StoredAnswer(agent_name(made_by), rule.tool, rule.when, request.by or "somebody", 0)
+
+
+def _why_not_always(
+    asked: pb.ApprovalRequested, made_by: api.CreateExecutionRequest, request: api.DecideApprovalRequest
+) -> str:
+    if not request.approve:
+        return "only a yes can be kept; to refuse such calls always, write a deny rule"
+    if asked.reason == "outcome":
+        return "whether a lost call did its work is a question of its own each time"
+    if not agent_name(made_by):
+        return f"the folder of agent {made_by.agent} is not trusted (stigmer trust)"
+    if asked.name == "run_command":
+        return "a command that is not confined is asked about each time"
+    return "its arguments are commands, or too long for a pattern"
+
+
+def _last_wait(records: list[pb.Event]) -> str:
+    return next((r.waiting.reason for r in reversed(records) if r.HasField("waiting")), "")
 
 
 def _question(records: list[pb.Event], request: api.DecideApprovalRequest) -> pb.Event:
