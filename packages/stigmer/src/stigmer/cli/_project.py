@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,6 +26,8 @@ class File(NamedTuple):
     path: Path
     data: bytes
     trusted: bool
+    problem: str = ""
+    """Why it cannot be used, where that was seen at once."""
 
 
 class Project(NamedTuple):
@@ -41,8 +44,10 @@ class Project(NamedTuple):
         """The agent as a request carries it. Raises AgentError with everything that is wrong with its file."""
         if self.agent is None:
             return None
-        from stigmer.agents import parse_agent, to_record
+        from stigmer.agents import AgentError, parse_agent, to_record
 
+        if self.agent.problem:
+            raise AgentError([self.agent.problem])
         parsed = parse_agent(self.agent.data, self.agent_shown, named=self.agent_name)
         return to_record(parsed, trusted=self.agent.trusted)
 
@@ -76,7 +81,7 @@ def _read(
 ) -> tuple[dict[Path, File], list[str]]:
     """The files, each with whether it is trusted, and what is to be told."""
     from stigmer.agents import AgentError
-    from stigmer.config._files import read_text
+    from stigmer.config._files import ReadFile, read_text
     from stigmer.trust import Trust, contents_of, folder_of
 
     trust = Trust(home)
@@ -100,11 +105,24 @@ def _read(
                     f"to trust it: stigmer trust {folder}"
                 )
         contents, trusted = looked_at[folder]
-        data = contents.files.get(os.path.relpath(path, folder))
-        files[path] = File(
-            path, read_text(path, str(path)).data if data is None else data, trusted and data is not None
-        )
+        name = os.path.relpath(path, folder)
+        data = contents.files.get(name)
+        # Nothing in it may mean that it could not be read.
+        found = read_text(path, name) if not data else ReadFile(data)
+        problem = found.problem or _no_text(found.data, name)
+        files[path] = File(path, found.data, trusted and data is not None, problem)
     return files, told
+
+
+def _no_text(data: bytes, shown: str) -> str:
+    """Why a settings file can be no text; the way of most files costs nothing."""
+    from stigmer.config._files import LIMIT, read_yaml
+
+    with suppress(UnicodeDecodeError):
+        if len(data) <= LIMIT:
+            data.decode()
+            return ""
+    return read_yaml(data, shown).problem
 
 
 def _asked(contents: Contents, trust: Trust, talk: Terminal) -> bool:

@@ -10,6 +10,7 @@ from stigmer.api.service_pb2 import CreateExecutionRequest, ProjectFile
 from stigmer.cli._project import Project, find_project
 from stigmer.cli._terminal import Terminal, harmless
 from stigmer.config import llm_variables, named_key_variables
+from stigmer.errors import ConfigError
 from stigmer.home import Home
 
 __all__ = ["build"]
@@ -50,6 +51,8 @@ def build(
     for notice in project.notices:
         talk.say(f"note: {harmless(notice)}")
     if (file := project.config) is not None:
+        if file.problem:
+            raise ConfigError([file.problem])
         text = file.data.decode(errors="replace")
         request.project_file.CopyFrom(ProjectFile(path=str(file.path), text=text, trusted=file.trusted))
     if (agent := project.agent_record()) is not None:

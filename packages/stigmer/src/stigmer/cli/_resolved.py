@@ -40,9 +40,15 @@ def resolved_each(several: Sequence[dict[str, str]], agent: str | None = None) -
     home = Home.find()
     address = find(home)
     project = find_project(Path.cwd(), agent=agent, home=home, talk=terminal(), asks=False)
-    if address is not None:
-        return _asked_of_the_daemon(several, home, address, project)
-    return _as_from_here(several, home, project)
+    faults = [project.config.problem] if project.config is not None and project.config.problem else []
+    if faults:
+        project = project._replace(config=None)
+    answers = (
+        _as_from_here(several, home, project)
+        if address is None
+        else _asked_of_the_daemon(several, home, address, project)
+    )
+    return [one._replace(problems=[*faults, *one.problems]) for one in answers]
 
 
 def user_file() -> Path:
@@ -103,7 +109,7 @@ def _with_project(layers: list[cascade.Layer], project: Project) -> cascade.LLMC
     agent = project.agent_record()
     files: list[tuple[cascade.Layer, bool]] = []
     if project.config is not None:
-        path, data, trusted = project.config
+        path, data, trusted, _ = project.config
         files.append((cascade.layer_from_file(path, data, "project_file"), trusted))
     if agent is not None:
         from stigmer.agents import from_record

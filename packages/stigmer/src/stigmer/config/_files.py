@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 __all__ = [
+    "LIMIT",
     "Document",
     "ReadFile",
     "display_path",
@@ -19,7 +20,7 @@ __all__ = [
     "read_yaml",
 ]
 
-_LIMIT = 1_000_000
+LIMIT = 1_000_000
 """Bytes. Nobody writes so much by hand; a larger file is something else under this name."""
 
 
@@ -55,7 +56,7 @@ def read_text(path: str | Path, shown: str) -> ReadFile:
         if not os.path.isfile(path) and os.path.exists(path):
             return ReadFile(problem=f"file {shown} is no regular file: name a text file")
         with open(path, "rb") as file:
-            data = file.read(_LIMIT + 1)
+            data = file.read(LIMIT + 1)
             mode = os.fstat(file.fileno()).st_mode
     except FileNotFoundError:
         return ReadFile(problem=f"file {shown} does not exist: make it, or name another one")
@@ -70,7 +71,7 @@ def named_key_variables(path: str | Path) -> list[str]:
     """The variables that a user's file names by `api_key_env`. Reading it as YAML would cost a command 50 ms."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            text = file.read(_LIMIT)
+            text = file.read(LIMIT)
     except OSError:
         return []  # None, or one that whoever resolves will complain of.
     return re.findall(r"\bapi_key_env\s*:\s*[\"']?([A-Za-z_][A-Za-z0-9_]*)", text)
@@ -91,7 +92,7 @@ def load_yaml(data: bytes, shown: str, *, what: str = "settings", levels: str = 
 
     Duplicate keys, tabs and other encodings are problems. `what` the file holds, and on how many levels, is told.
     """
-    if len(data) > _LIMIT:
+    if len(data) > LIMIT:
         return (
             None,
             f"file {shown} is larger than 1 MB ({len(data):,} bytes or more): this is no {what} file",

@@ -340,19 +340,19 @@ def find_project_file(
     home = Path(os.path.realpath(home if home is not None else os.path.expanduser("~")))
     closed = Path(os.path.realpath(stigmer_home if stigmer_home is not None else home / ".stigmer"))
     folders = [start, *start.parents]
-    root = next((folder for folder in folders if (folder / ".git").exists()), None)
+    root = next((folder for folder in folders if os.path.exists(folder / ".git")), None)
     for folder in folders:
         real = Path(os.path.realpath(folder))
         if root is None and real == home:
             break
         candidate = folder / ".stigmer" / name
         place = Path(os.path.realpath(candidate))
-        if (
-            not place.is_relative_to(closed)
-            and not (real / ".stigmer").is_relative_to(closed)
-            and candidate.exists()
-        ):
-            reason = _not_the_users(candidate, below=folder)
+        ours = place.is_relative_to(closed) or (real / ".stigmer").is_relative_to(closed)
+        try:
+            reason = _not_the_users(candidate, below=folder) if not ours and candidate.exists() else None
+        except OSError as error:
+            reason = f"it cannot be looked at ({(error.strerror or 'no reason given').lower()})"
+        if reason is not None:
             if reason:
                 return None, (f"file {candidate} is skipped: {reason}",)
             return candidate, ()
