@@ -1,0 +1,116 @@
+"""scripts/bench kills: kills at random moments, a line for each run and a table of what came of them.
+
+    scripts/bench kills [--points N] [--seed S] [--store sqlite|postgres]
+
+The same seed draws the same runs and kills; the exact moment is the machine's. On SQLite a full disk (as root) and
+llama.cpp's child (with STIGMER_TEST_GGUF) follow. Exit code 1 when a promise was broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from kills.checks import Evidence, Kill
+from kills.local import local
+from kills.places import Missing, postgres, small_disk
+from kills.suite import suite
+
+
+def told(seen: Evidence, wrong: list[str]) -> None:
+    """A line for each run, as it ends."""
+    kills = " ".join(f"{kill.kind}+{kill.after}" for kill in seen.kills if kill.hit)
+    print(
+        f"run {seen.run}: {len(seen.fetched)} events, kills: {kills}: {'; '.join(wrong) or 'ok'}", flush=True
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/bench kills", description=__doc__)
+    parser.add_argument("--points", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite")
+    given = parser.parse_args()
+    begun = time.monotonic()
+    found = asyncio.run(_all(given.points, given.seed, given.store))
+    print(
+        f"\n{time.monotonic() - begun:.0f} s, seed {given.seed}, {given.store}: {len(found)} broken promises"
+    )
+    for fault in found:
+        print(fault)
+    return 1 if found else 0
+
+
+async def _all(points: int, seed: int, store: str) -> list[str]:
+    with _folder() as folder:
+        if store == "postgres":
+            with postgres() as server:
+                return await _suite(folder, points, seed, plan="postgres", postgres=server)
+        found = await _suite(folder, points, seed, plan="sqlite")
+    with _folder() as folder:
+        try:
+            with small_disk(folder / "home"):
+                print("\na full disk")
+                found += await _suite(folder, -(-points // 20), seed, plan="disk")
+        except Missing as missing:
+            print(f"\nno full disk: {missing}")
+    return found + await _local(seed)
+
+
+async def _suite(folder: Path, points: int, seed: int, **given: object) -> list[str]:
+    report = await suite(folder, points=points, seed=seed, told=told, **given)  # type: ignore[arg-type]  # passed on
+    _table(report.kills, report.runs)
+    return report.faults
+
+
+async def _local(seed: int) -> list[str]:
+    named = os.environ.get("STIGMER_TEST_GGUF")
+    if not named:
+        print("\nno kill of llama.cpp: name a small model file in STIGMER_TEST_GGUF")
+        return []
+    with _folder() as folder:
+        model = shutil.copy(named, folder / "model.gguf")  # Its server can then be told from all others.
+        hits, wrong = await local(folder, model=Path(model), kills=2, seed=seed)
+    print(f"\nllama.cpp's child, in the middle of a reply: {hits} kills: {'; '.join(wrong) or 'ok'}")
+    return wrong
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="kills-") as folder:
+        yield Path(folder)
+
+
+def _table(kills: Sequence[Kill], runs: Sequence[Evidence]) -> None:
+    print(
+        f"\n{'killed':<10}{'times':>6}   next attempt begins, seconds: after the kill | after its daemon's start"
+    )
+    for kind, times in sorted(Counter(kill.kind for kill in kills).items()):
+        after = [k.resumed - k.at for k in kills if k.kind == kind and k.resumed]
+        since = [k.resumed - k.revived for k in kills if k.kind == kind and k.resumed and k.revived]
+        print(f"{kind:<10}{times:>6}   {_spread(after)} | {_spread(since)}")
+    events = Counter(event["type"] for run in runs for event in run.fetched)
+    print(
+        f"{len(runs)} runs, {events['model_replied']} model calls answered ({sum(len(r.asked) for r in runs)} asked), "
+        f"{events['tool_dispatched']} tool calls ({events['tool_outcome_unknown']} with an unknown outcome), "
+        f"{sum(sum(r.lines.values()) + sum(r.posts.values()) for r in runs)} effects seen by the witnesses"
+    )
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return "-"
+    return f"median {statistics.median(seconds):.2f}, longest {max(seconds):.2f}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
