@@ -32,6 +32,7 @@ _STATUS = {
     "model_missing": grpc.StatusCode.FAILED_PRECONDITION,
     "decided": grpc.StatusCode.FAILED_PRECONDITION,
     "changed": grpc.StatusCode.FAILED_PRECONDITION,
+    "session_busy": grpc.StatusCode.FAILED_PRECONDITION,
     "busy": grpc.StatusCode.FAILED_PRECONDITION,
     "fenced": grpc.StatusCode.ABORTED,
     "store": grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from stigmer.store._dialect import StoreError
 from stigmer.store._feed import Feed, Watcher
-from stigmer.store._store import Moved, Row, Store, new_id
+from stigmer.store._store import Busy, Moved, Row, SessionRow, Store, new_id
 
-__all__ = ["Feed", "Moved", "Row", "Store", "StoreError", "Watcher", "new_id"]
+__all__ = ["Busy", "Feed", "Moved", "Row", "SessionRow", "Store", "StoreError", "Watcher", "new_id"]

@@ -6,7 +6,7 @@ PostgreSQL's. The same holds for `migrations/`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, Protocol, TypeVar
@@ -30,6 +30,7 @@ class Found(Protocol):
     """The rows that a statement gave."""
 
     def fetchone(self) -> Any: ...
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 class Session(Protocol):

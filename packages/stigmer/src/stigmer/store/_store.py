@@ -28,7 +28,7 @@ from stigmer.store._sqlite import SQLite
 if TYPE_CHECKING:
     from stigmer.store._news import Teller
 
-__all__ = ["Moved", "Row", "Store", "StoreError", "new_id"]
+__all__ = ["Busy", "Moved", "Row", "SessionRow", "Store", "StoreError", "new_id"]
 
 Answer = TypeVar("Answer")
 
@@ -38,6 +38,12 @@ _NEVER = 1 << 62
 """Later than every time, above every number."""
 _LOST = -1
 """The batch of an attempt that was given up; see lose.sql."""
+
+
+class Busy(StoreError):
+    """An execution of the session has not finished."""
+
+    code = "session_busy"
 
 
 class Moved(StoreError):
@@ -60,6 +66,16 @@ class Row:
     finished_ms: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """A session: how many executions it has, the first and the last one."""
+
+    id: str
+    count: int
+    first: Row
+    last: Row
+
+
 _Committed = list[tuple[int, pb.Event, bytes]]
 
 
@@ -80,11 +96,11 @@ class _Op:
     future: asyncio.Future[Any]
 
 
-def new_id(now: float | None = None) -> str:
-    """`exec_` and 26 letters that sort by time of making."""
+def new_id(now: float | None = None, *, kind: str = "exec") -> str:
+    """The kind, `_` and 26 letters that sort by time of making."""
     number = (int((time.time() if now is None else now) * 1000) << 80) | secrets.randbits(80)
     letters = [_ALPHABET[number >> shift & 31] for shift in range(125, -5, -5)]
-    return "exec_" + "".join(letters)
+    return f"{kind}_" + "".join(letters)
 
 
 class Store:
@@ -138,9 +154,19 @@ class Store:
     # Writing
 
     def accept(
-        self, id: str, request: bytes, *, events: Sequence[pb.Event], idempotency_key: str = ""
+        self,
+        id: str,
+        request: bytes,
+        *,
+        events: Sequence[pb.Event],
+        idempotency_key: str = "",
+        session: str = "",
+        alone: bool = False,
     ) -> asyncio.Future[tuple[Row, bool]]:
-        """Stores a new execution with its first events; False when the idempotency key named an older one."""
+        """Stores a new execution with its first events; False when the idempotency key named an older one.
+
+        One of a session begins when those before it have finished. With `alone` it raises Busy where one has not.
+        """
 
         if "\0" in idempotency_key:
             raise StoreError("the idempotency key holds a zero byte", hint="use letters and digits")
@@ -150,10 +176,18 @@ class Store:
             known = idempotency_key and db.run("by_idempotency_key", key).fetchone()
             if known:
                 return _Done((Row(*known), False))
+            if session:
+                db.run("lock_session", {"session": session})
+            if alone and (busy := _unfinished(db, session)):
+                raise Busy(
+                    f"{busy.id} of session {session!r} has not finished ({busy.state})",
+                    hint=f"wait for it: --if-running enqueue; or stop it: stigmer cancel {busy.id}",
+                )
             now = db.now_ms
             for event in events:
                 event.time_ms = now
-            made = db.run("accept", {"id": id, "request": request, "now": now, **key}).fetchone()
+            values = {"id": id, "request": request, "now": now, "session": session or None, **key}
+            made = db.run("accept", values).fetchone()
             if made is None:
                 return _Done((Row(*db.run("by_idempotency_key", key).fetchone()), False))
             committed = self._control(db, made[0], events)
@@ -234,6 +268,26 @@ class Store:
                 return _Done(False)
             ended = pb.Event(attempt_ended=pb.AttemptEnded(attempt=row.epoch, outcome="lost"))
             return _Done(True, row.no, self._insert(db, row.no, found[0], [ended]))
+
+        return self._submit(work)
+
+    def delete_session(self, session: str) -> asyncio.Future[int]:
+        """Deletes a session's executions and says how many; raises Busy while one of them has not finished."""
+
+        def work(db: Session) -> _Done:
+            db.run("lock_session", {"session": session})
+            if busy := _unfinished(db, session):
+                raise Busy(
+                    f"{busy.id} of session {session!r} has not finished ({busy.state})",
+                    hint=f"stigmer cancel {busy.id}",
+                )
+            rows = [Row(*row) for row in db.run("of_session", {"session": session})]
+            for row in rows:
+                keys = {"first": _key(row.no, 0), "end": _key(row.no + 1, 0)}
+                db.run("delete_events", keys)
+                db.run("delete_originals", keys)
+                db.run("delete_execution", {"no": row.no})
+            return _Done(len(rows))
 
         return self._submit(work)
 
@@ -343,6 +397,28 @@ class Store:
     async def page(self, *, limit: int, before: int | None = None, state: str = "") -> list[Row]:
         """The newest first, those with a number below `before`."""
         return await self._rows("list", {"before": before or _NEVER, "state": state, "limit": limit})
+
+    async def sessions(self, *, limit: int) -> list[SessionRow]:
+        """Those that were used last come first."""
+        found: list[tuple[str, int, int, int]] = await self._read("sessions", {"limit": limit}, list)
+        rows = {
+            no: row
+            for no in {no for _, _, *nos in found for no in nos}
+            for row in await self._rows("by_no", {"no": no})
+        }
+        return [SessionRow(id, count, rows[first], rows[last]) for id, count, first, last in found]
+
+    async def of_session(self, session: str) -> list[Row]:
+        """The executions of a session, in their order; none where there is no such session."""
+        return await self._rows("of_session", {"session": session})
+
+    async def earlier(self, no: int) -> list[Row]:
+        """The executions of the same session that came before this one."""
+        return await self._rows("earlier", {"no": no})
+
+    async def next_of_session(self, no: int) -> Row | None:
+        """The execution that this one's session has come to: the first that has not finished."""
+        return next(iter(await self._rows("next", {"no": no})), None)
 
     async def unfinished(self) -> list[Row]:
         return await self._rows("unfinished", {})
@@ -462,6 +538,12 @@ class Store:
             if threads is not None:
                 await asyncio.get_running_loop().run_in_executor(None, threads.shutdown)
         self._dialect.close()
+
+
+def _unfinished(db: Session, session: str) -> Row | None:
+    """The first execution of a session that has not finished."""
+    rows = (Row(*row) for row in db.run("of_session", {"session": session}))
+    return next((row for row in rows if row.finished_ms is None), None)
 
 
 def _attempt(work: Callable[[Session], _Done], db: Session) -> _Done:

@@ -1,5 +1,10 @@
--- Nobody seems to drive these: the lease has run out, or nobody has begun, or gone on, since :idle.
+-- Nobody seems to drive these: the lease has run out, or they have been queued since :idle, and not behind another one of
+-- their session.
 SELECT no, id, request, state, epoch, seq, created_ms, finished_ms FROM executions
 WHERE (state = 'running' AND lease_until_ms <= :now)
-   OR (state = 'queued' AND lease_until_ms <= :idle AND (epoch > 0 OR created_ms <= :idle))
+   OR (state = 'queued' AND lease_until_ms <= :idle AND created_ms <= :idle
+       AND NOT EXISTS (
+         SELECT 1 FROM executions AS earlier
+         WHERE earlier.session = executions.session AND earlier.no < executions.no AND earlier.finished_ms IS NULL
+       ))
 ORDER BY no

@@ -1,0 +1,1 @@
+DELETE FROM events WHERE key >= :first AND key < :end

@@ -1,0 +1,1 @@
+DELETE FROM originals WHERE key >= :first AND key < :end

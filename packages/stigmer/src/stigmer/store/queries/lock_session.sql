@@ -1,0 +1,2 @@
+-- One writer at a time: nothing to lock.
+SELECT :session
