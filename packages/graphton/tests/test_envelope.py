@@ -356,6 +356,34 @@ def test_a_long_result_is_shown_without_its_middle() -> None:
     )
 
 
+def looked(number: int, text: str, path: str = "") -> list[Message]:
+    """A step that listed a folder, and what it saw."""
+    call = ToolCall("list_files", {"path": path}, f"{number}.0")
+    return [AssistantMessage((call,)), ToolResults((ToolResult(call.id, "", call.name, text),))]
+
+
+ASKED = UserMessage("Which file is the largest?")
+
+
+@pytest.mark.parametrize(
+    ("history", "round_"),
+    [
+        ([ASKED, *looked(1, "a.txt"), *looked(2, "a.txt")], True),
+        ([ASKED, *looked(1, "a.txt"), *looked(2, "b.txt", "src"), *looked(3, "a.txt")], True),
+        ([ASKED, *looked(1, "a.txt"), *looked(2, "a.txt, b.txt")], False),
+        ([ASKED, *looked(1, "a.txt"), *looked(2, "a.txt", "src")], False),
+        ([ASKED, *looked(1, "a.txt"), UserMessage("And now?"), *looked(2, "a.txt")], False),
+        ([ASKED], False),
+    ],
+)
+def test_a_model_that_goes_round_in_circles_can_only_answer(history: list[Message], round_: bool) -> None:
+    sent = enveloped(Request("", history, (LIST,)))
+    assert ("anyOf" not in (sent.schema or {})) is round_
+    last = sent.messages[-1]
+    assert isinstance(last, UserMessage)
+    assert last.text.endswith("Answer the user now.") is round_
+
+
 def test_a_longer_history_begins_with_the_shorter_one() -> None:
     requests = [enveloped(Request("Be kind.", HISTORY[:n], (LIST,))) for n in (1, 3, 5)]
     assert len({request.system for request in requests}) == 1

@@ -29,7 +29,7 @@ from graphton.messages import (
 )
 from graphton.recovery import calls_in, streaming
 
-__all__ = ["EnvelopeChat", "ReplyText", "enveloped", "opened", "reply_schema"]
+__all__ = ["EnvelopeChat", "ReplyText", "enveloped", "goes_round", "opened", "reply_schema"]
 
 TOOL, ARGUMENTS, REPLY = "tool", "arguments", "reply"
 
@@ -54,6 +54,8 @@ of 1.5b on two idle cores, and leaves room in a window of 8,192. The journal kee
 CLIPPED_END = 500
 LONG_RESULT = 1_000
 """Characters from which on the question is repeated behind a result."""
+
+ENOUGH = "You have seen this before. Answer the user now."
 
 MAX_DEPTH = 8
 """How deep a schema is followed; below, any value goes. A recursive one would never end."""
@@ -106,7 +108,39 @@ def enveloped(request: Request) -> Request:
     What an earlier request began with, a later one of the same run begins with too: prompt caches need it.
     """
     system = "\n\n".join(part for part in (request.system.strip(), addendum(request.tools)) if part)
-    return Request(system, _turns(request.messages), schema=reply_schema(request.tools))
+    turns = _turns(request.messages)
+    if not goes_round(request.messages):
+        return Request(system, turns, schema=reply_schema(request.tools))
+    return Request(system, [*turns[:-1], _told(turns[-1])], schema=_closed({REPLY: {"type": "string"}}))
+
+
+def goes_round(messages: Sequence[Message]) -> bool:
+    """Whether the last calls were made before, for this question, and had the same answers.
+
+    A small model that does so does it for ever: the next thing it can write is its answer.
+    """
+    seen: set[tuple[str, str, str]] = set()
+    calls: dict[str, ToolCall] = {}
+    repeated = False
+    for message in messages:
+        match message:
+            case UserMessage():
+                seen.clear()
+                repeated = False
+            case AssistantMessage():
+                calls = {call.id: call for call in message.calls}
+            case ToolResults():
+                made = {
+                    (r.name, _dump(calls[r.call].arguments) if r.call in calls else "", r.text)
+                    for r in message.results
+                }
+                repeated = made <= seen
+                seen |= made
+    return repeated
+
+
+def _told(turn: Message) -> Message:
+    return UserMessage(f"{turn.text}\n\n{ENOUGH}") if isinstance(turn, UserMessage) else turn
 
 
 def addendum(tools: Sequence[ToolSpec]) -> str:

@@ -13,23 +13,38 @@ import pytest
 
 
 async def test_a_listing_shows_sizes_and_marks_the_largest(folder: Path, call: Any) -> None:
-    (folder / "big.csv").write_bytes(b"x" * 1000)
+    (folder / "big.csv").write_bytes(b"\0" * 1000)
     (folder / "empty").mkdir()
     os.symlink("notes.txt", folder / "alias")
     assert (await call("list_files")).split("\n") == [
         "big.csv (1000 bytes, largest)",
-        "notes.txt (38 bytes)",
+        "notes.txt (38 bytes) begins: first line the zebra sleeps last line",
         "alias (link)",
         "empty/ (folder)",
         "src/ (folder)",
-        "(sizes only; read_file big.csv shows what is in it)",
+        "(read_file big.csv shows the whole file)",
     ]
     assert await call("list_files", path="src") == (
-        "app.py (25 bytes)\n(sizes only; read_file src/app.py shows what is in it)"
+        "app.py (25 bytes) begins: def main(): return 1\n(read_file src/app.py shows the whole file)"
     )
     assert await call("list_files", path="empty") == "'empty' is empty"
     assert await call("list_files", path="notes.txt") == "error: 'notes.txt' is a file, not a folder"
     assert await call("list_files", path="scr") == "error: there is no 'scr'; did you mean 'src'?"
+
+
+async def test_a_listing_tells_how_the_largest_files_begin(folder: Path, call: Any) -> None:
+    for number in range(7):
+        (folder / "src" / f"{number}.txt").write_text("word " * (200 - number))
+    (folder / "src" / "image.bin").write_bytes(b"\0" * 5000)
+    said = (await call("list_files", path="src")).split("\n")
+    assert said[0] == "image.bin (5000 bytes, largest)"
+    assert said[1] == f"0.txt (1000 bytes) begins: {('word ' * 12)}…"
+    assert [" begins: " in line for line in said[:-1]] == [False, *[True] * 4, *[False] * 4]
+
+
+async def test_a_long_file_named_in_a_search_is_shown_in_part(folder: Path, call: Any) -> None:
+    (folder / "long.txt").write_text("word " * 1000)
+    assert (await call("search_files", text="long.txt")).endswith("(read_file shows the rest)")
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="names are text there")
@@ -83,7 +98,8 @@ async def test_search_shows_file_line_and_text(folder: Path, call: Any) -> None:
     )
     assert await call("search_files", text="giraffe", path="src") == "no line in 1 files holds 'giraffe'"
     assert await call("search_files", text="src/app.py") == (
-        "no line in 2 files holds 'src/app.py'\n(there is a file 'src/app.py'; read_file shows what is in it)"
+        "no line in 2 files holds 'src/app.py'\n"
+        "(but there is a file 'src/app.py'; this is in it:)\ndef main():\n    return 1"
     )
     assert await call("search_files", text="return", path="src/app.py") == "src/app.py:2: return 1"
     assert await call("search_files", text="z.bra") == "no line in 2 files holds 'z.bra'"
@@ -196,7 +212,7 @@ async def test_a_huge_folder_is_looked_at_in_part(folder: Path, call: Any) -> No
     assert said[-3:] == [
         "(19800 more not shown; name a folder or a narrower pattern)",
         "(more than 20000 names; only the first 20000 were looked at)",
-        "(sizes only; read_file huge/00000 shows what is in it)",
+        "(read_file huge/00000 shows the whole file)",
     ]
     assert "(stopped after 20000 names; name a folder to look further)" in await call(
         "find_files", pattern="*"

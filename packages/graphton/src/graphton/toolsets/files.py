@@ -40,6 +40,12 @@ MAX_READ = 16_000
 """Characters in one read_file result."""
 MAX_FILE = 16 * 1024 * 1024
 """Bytes of a file that read_file and edit_file take."""
+MAX_MEANT = 1_500
+"""Bytes shown of a file whose name was searched for as if it were a text in files."""
+PEEKS = 5
+"""So many of the largest files are listed with how they begin."""
+PEEK = 60
+"""Characters of a beginning."""
 REGEX_SECONDS = 3
 SKIPPED = {"node_modules", "__pycache__", "venv", "site-packages"}
 """Folders that find_files and search_files leave out, besides those with a leading dot, unless they are named."""
@@ -101,12 +107,14 @@ def _list(workspace: Workspace, path: str) -> str:
             names = [entry.name for entry in itertools.islice(entries, MAX_ENTRIES + 1)]
         cut = len(names) > MAX_ENTRIES
         kinds = [(name, *_kind(fd, name)) for name in names[:MAX_ENTRIES]]
-    files = sorted(
-        ((name, size) for name, kind, size in kinds if kind == "file"), key=lambda one: (-one[1], one[0])
-    )
+        files = sorted(
+            ((name, size) for name, kind, size in kinds if kind == "file"), key=lambda one: (-one[1], one[0])
+        )
+        begins = [_beginning(workspace, fd, (*place.parts, name)) for name, _ in files[:PEEKS]]
     lines = [f"{name} ({size} bytes)" for name, size in files]
     if len(files) > 1 and files[0][1] > files[1][1]:
         lines[0] = f"{files[0][0]} ({files[0][1]} bytes, largest)"
+    lines[: len(begins)] = [f"{line}{begin}" for line, begin in zip(lines, begins, strict=False)]
     lines += sorted(
         f"{name}{'/' if kind == 'folder' else ''} ({kind})" for name, kind, _ in kinds if kind != "file"
     )
@@ -117,8 +125,22 @@ def _list(workspace: Workspace, path: str) -> str:
         # Without it, small models answered that the content "is not provided".
         # The path is written out: they joined names of this list to other folders of it.
         path = "/".join((*place.parts, files[0][0]))
-        more.append(f"(sizes only; read_file {path} shows what is in it)")
+        more.append(f"(read_file {path} shows the whole file)")
     return "\n".join(_capped(lines, MAX_SHOWN) + more)
+
+
+def _beginning(workspace: Workspace, folder: int, parts: tuple[str, ...]) -> str:
+    """How a file begins, in a few words: whoever lists files mostly wants to know next what is in them."""
+    name = parts[-1]
+    try:
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        data = _content(Place(workspace, folder, name, parts, status), PEEK * 4)
+    except (OSError, ToolError):
+        return ""  # gone, unreadable or closed to tools: listed all the same
+    words = " ".join((data or b"").decode(errors="replace").split())
+    if not words:
+        return ""
+    return f" begins: {words[:PEEK]}{'…' if len(words) > PEEK or status.st_size > PEEK * 4 else ''}"
 
 
 def _kind(folder: int, name: str) -> tuple[str, int]:
@@ -260,7 +282,10 @@ def _found_below(
 def _meant(workspace: Workspace, text: str) -> list[str]:
     """Small models search for the name of a file when they should read it."""
     with contextlib.suppress(ToolError), workspace.file(text) as (_, place):
-        return [f"(there is a file {place.shown!r}; read_file shows what is in it)"]
+        data = _content(place, MAX_MEANT) or b""
+        text = data.decode(errors="replace").strip() or "(nothing that is text)"
+        rest = ["(read_file shows the rest)"] if len(data) == MAX_MEANT else []
+        return [f"(but there is a file {place.shown!r}; this is in it:)", text, *rest]
     return []
 
 
@@ -276,8 +301,8 @@ def _below(workspace: Workspace, path: str, tree: _Tree) -> Iterator[Iterator[Pl
         yield tree.files(fd, place.parts)
 
 
-def _content(place: Place) -> bytes | None:
-    """The searched part of a file; None when it is not text or cannot be read."""
+def _content(place: Place, limit: int = MAX_SEARCHED) -> bytes | None:
+    """The first bytes of a file; None when it is not text or cannot be read."""
     try:
         fd = place.open(os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except ToolError:
@@ -285,7 +310,7 @@ def _content(place: Place) -> bytes | None:
     with open(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return None
-        data = file.read(MAX_SEARCHED)
+        data = file.read(limit)
     return None if _is_binary(data) else data
 
 
