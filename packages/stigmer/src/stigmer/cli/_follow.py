@@ -39,7 +39,7 @@ _GOODBYE = 5.0
 _WAITS = {
     "key": "the run waits for its API key; any `stigmer run` from a shell that has it gives it, and so does "
     "`stigmer secret set NAME`, which keeps it",
-    "pause": "the run is paused",
+    "pause": "the run is paused; to let it go on: stigmer resume {execution}",
 }
 
 
@@ -49,6 +49,19 @@ def view_and_asks() -> tuple[View, bool]:
     if wish.json:
         return JsonView(talk), False
     return TextView(talk, verbose=wish.verbose), person_here()
+
+
+_SAYS = {
+    **dict.fromkeys(("a", "approve", "y", "yes"), "approve"),
+    **dict.fromkeys(("w", "always"), "always"),
+    **dict.fromkeys(("r", "reject", "n", "no"), "reject"),
+}
+"""What the words of an answer mean."""
+
+
+def _path_of(call: str) -> str:
+    """The sub-agent's path in a call as it is listed."""
+    return call.rpartition(":")[0]
 
 
 class Follower:
@@ -139,8 +152,11 @@ class Follower:
             return True  # An old question, or we have just cancelled.
         if event.waiting.reason in ("approval", "outcome") and not now.approvals:
             return True  # Answered long ago: what it waits for now stands further down.
+        if now.waits_for and event.waiting.reason != now.waits_for:
+            return True
         if event.waiting.reason not in ("approval", "outcome"):
-            self._view.talk(_WAITS.get(event.waiting.reason, f"the run waits: {event.waiting.reason}"))
+            told = _WAITS.get(event.waiting.reason, f"the run waits: {event.waiting.reason}")
+            self._view.talk(told.format(execution=self.execution))
             self._view.talk(f"to see it go on: stigmer attach {self.execution}")
             return False
         for open_ in now.approvals:
@@ -151,29 +167,34 @@ class Follower:
         return self._asks
 
     def _tell_how(self, asked: ApprovalRequested) -> None:
-        self._view.talk(question(asked.name, asked.arguments, asked.reason))
+        self._view.talk(question(asked.name, asked.arguments, asked.reason, path=_path_of(asked.call)))
         self._view.talk(
             f"nobody here can answer. To go on: stigmer approve {self.execution} {asked.call}\n"
             f"or: stigmer reject {self.execution} {asked.call}; then: stigmer attach {self.execution}"
         )
+        if asked.always:
+            self._view.talk(f"with --always all such calls may run from now on: {harmless(asked.always)}")
 
     async def _decide(self, asked: ApprovalRequested) -> bool:
         """Asks the person here; False when they went away without an answer."""
-        self._terminal.say(question(asked.name, asked.arguments, asked.reason))
+        self._terminal.say(question(asked.name, asked.arguments, asked.reason, path=_path_of(asked.call)))
+        always = f", al[w]ays ({harmless(asked.always)})" if asked.always else ""
         while True:
-            answer = await self._line("[a]pprove, [r]eject, or `r` and a reason: ")
+            answer = await self._line(f"[a]pprove{always}, [r]eject, or `r` and a reason: ")
             if answer is None:
                 if not self._interrupts:
                     self._tell_how(asked)
                 return False
             word, _, reason = answer.partition(" ")
-            if word.lower() in ("a", "approve", "y", "yes", "r", "reject", "n", "no"):
+            said = _SAYS.get(word.lower(), "")
+            if said and (said != "always" or asked.always):
                 break
         try:
             await self._client.decide(
                 self.execution,
                 asked.call,
-                approve=word.lower()[0] in "ay",
+                approve=said != "reject",
+                always=said == "always",
                 digest=asked.digest,
                 by=whoami(),
                 reason=reason.strip(),

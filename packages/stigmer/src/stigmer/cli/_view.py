@@ -310,11 +310,15 @@ def model_line(model: str, config: ConfigResolved | None) -> str:
 
 def settings_lines(config: ConfigResolved) -> list[str]:
     """Each setting with its value, its source and what it hides; then the notices."""
-    width = max((len(s.name) for s in config.settings), default=0)
+    from stigmer.events import settings_json
+
+    settings = settings_json(config)
+    width = max(map(len, settings), default=0)
     lines = []
-    for setting in config.settings:
-        hidden = "".join(f"; hides {_plain(s.value)} ({s.source})" for s in setting.shadowed)
-        lines.append(f"{setting.name:<{width}}  {_plain(setting.value)}  ({setting.source}{hidden})")
+    for name, found in settings.items():
+        ident = f" ({found['id']})" if "id" in found else ""
+        hidden = "".join(f"; hides {_plain(s['value'])} ({s['source']})" for s in found["shadowed"])
+        lines.append(f"{name:<{width}}  {_plain(found['value'])}{ident}  ({found['source']}{hidden})")
     return lines + [f"note: {notice}" for notice in config.notices]
 
 
@@ -350,7 +354,7 @@ def progress_line(what: str, done: float, total: float, unit: str, text: str) ->
     return f"{head}  {done / total:.0%}  ({amount.strip()})"
 
 
-def question(name: str, arguments: bytes, reason: str = "") -> str:
+def question(name: str, arguments: bytes, reason: str = "", *, path: str = "") -> str:
     """A call that somebody must decide about, whole: nothing is cut, nothing can steer the terminal."""
     try:
         given = json.loads(arguments or b"{}")
@@ -361,10 +365,12 @@ def question(name: str, arguments: bytes, reason: str = "") -> str:
         body = given["command"] + (f"\n{json.dumps(rest, ensure_ascii=False)}" if rest else "")
     else:
         body = json.dumps(given, indent=2, ensure_ascii=False)
-    head = f"{harmless(name)} wants to run:"
+    who = f"[{harmless(path)}] " if path else ""
+    head = f"{who}{harmless(name)} wants to run:"
     if reason == "outcome":
         head = (
-            f"{harmless(name)} was cut off by a crash, and may have done its work. Approve to run it again:"
+            f"{who}{harmless(name)} was running when its process died; nobody knows whether it did its work. Look, "
+            "then approve if it did not (it is run again), or reject if it did (it is not; the model reads --reason):"
         )
     return "\n".join((head, *("    " + line for line in harmless(body).split("\n"))))
 
@@ -392,10 +398,8 @@ def _short(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _plain(value: str) -> str:
-    """A setting's JSON value as people write it."""
-    try:
-        found = json.loads(value)
-    except ValueError:
-        return value
-    return found if isinstance(found, str) else json.dumps(found)
+def _plain(value: object) -> str:
+    """A setting's value as people write it."""
+    if value is None:
+        return "-"
+    return ", ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)

@@ -1,60 +1,125 @@
-"""`approvals`, `approve`, `reject`: the questions that tools wait for."""
+"""`approvals`, `approve`, `reject`: the questions that tools wait for, and answers given once and for all."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stigmer.cli._main import asked, json_option
 from stigmer.cli._session import connected
-from stigmer.cli._terminal import terminal
+from stigmer.cli._terminal import harmless, terminal
+from stigmer.home import Home
 
 if TYPE_CHECKING:
+    from stigmer.api.event_pb2 import ApprovalRequested
     from stigmer.client import Client
 
 __all__ = ["approvals", "approve", "reject"]
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @json_option
-def approvals() -> int:
-    """List the questions that wait for an answer, each with the command whole."""
+@click.pass_context
+def approvals(ctx: click.Context) -> int:
+    """List the questions of all executions that wait for an answer, each call whole."""
+    return connected(_listed) if ctx.invoked_subcommand is None else 0
 
-    async def work(client: Client) -> int:
-        from stigmer.cli._view import question
 
-        talk = terminal()
-        found = [
-            (one, open_)
-            for one in await client.list(limit=1000, state="waiting")
-            for open_ in (await client.get(one.id)).approvals
-        ]
-        for one, open_ in found:
-            if asked().json:
-                arguments = json.loads(open_.arguments or b"{}")
-                row = {"execution": one.id, "call": open_.call, "name": open_.name, "arguments": arguments}
-                talk.data(json.dumps({**row, "digest": open_.digest.hex()}, ensure_ascii=False) + "\n")
-            else:
-                talk.data(
-                    f"{question(open_.name, open_.arguments, open_.reason)}\nstigmer approve {one.id} {open_.call}\n\n"
-                )
-        if not found and not asked().json:
-            talk.say("nothing waits for an approval")
+async def _listed(client: Client) -> int:
+    found = [
+        (one.id, open_)
+        for one in await client.list(limit=1000, state="waiting")
+        for open_ in (await client.get(one.id)).approvals
+    ]
+    for execution, open_ in found:
+        terminal().data(_json(execution, open_) if asked().json else _text(execution, open_))
+    if not found and not asked().json:
+        terminal().say("nothing waits for an approval")
+    return 0
+
+
+def _json(execution: str, open_: ApprovalRequested) -> str:
+    from stigmer.events import time_text
+
+    row: dict[str, Any] = {
+        "execution": execution,
+        "call": open_.call,
+        "name": open_.name,
+        "arguments": json.loads(open_.arguments or b"{}"),
+        "digest": open_.digest.hex(),
+        "reason": open_.reason or "approval",
+        "expires": time_text(open_.expires_ms) if open_.expires_ms else None,
+        "always": open_.always or None,
+    }
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _text(execution: str, open_: ApprovalRequested) -> str:
+    from stigmer.cli._view import question
+    from stigmer.events import time_text
+
+    path = open_.call.rpartition(":")[0]
+    lines = [
+        question(open_.name, open_.arguments, open_.reason, path=path),
+        f"stigmer approve {execution} {open_.call}",
+        f"stigmer reject {execution} {open_.call} --reason …",
+    ]
+    if open_.always:
+        lines.append(f"with --always all such calls may run from now on: {harmless(open_.always)}")
+    if open_.expires_ms:
+        lines.append(f"expires {time_text(open_.expires_ms)}")
+    return "\n".join(lines) + "\n\n"
+
+
+@approvals.group(invoke_without_command=True)
+@json_option
+@click.pass_context
+def rules(ctx: click.Context) -> int:
+    """List the answers that were given with --always, by number."""
+    if ctx.invoked_subcommand is not None:
         return 0
+    from stigmer.approvals import Answers
+    from stigmer.events import time_text
 
-    return connected(work)
+    found = Answers(Home.find().path).all()
+    for number, one in enumerate(found, start=1):
+        said = time_text(one.time_ms)
+        if asked().json:
+            row = {"number": number, "agent": one.agent, "tool": one.tool, "when": dict(one.when)}
+            terminal().data(json.dumps({**row, "by": one.by, "time": said}, ensure_ascii=False) + "\n")
+        else:
+            terminal().data(f"{number}  agent {one.agent}: {one}, said by {one.by} at {said}\n")
+    if not found and not asked().json:
+        terminal().say("no call has been allowed for always. Rules of your own: `approvals:` in config.yaml")
+    return 0
+
+
+@rules.command()
+@click.argument("number", type=int)
+def remove(number: int) -> int:
+    """Forget the answer NUMBER: such calls are asked about again."""
+    from stigmer.approvals import Answers
+
+    gone = Answers(Home.find().path).remove(number)
+    terminal().say(f"removed: agent {gone.agent}: {gone}")
+    return 0
 
 
 @click.command()
 @click.argument("execution")
 @click.argument("call")
 @click.option("--reason", default="", help="Kept in the record.")
+@click.option("--always", is_flag=True, help="Let all such calls run from now on, as `approvals` lists it.")
 @json_option
-def approve(execution: str, call: str, reason: str) -> int:
-    """Allow the tool call CALL of EXECUTION; the run goes on."""
-    return _decide(execution, call, approve=True, reason=reason)
+def approve(execution: str, call: str, reason: str, always: bool) -> int:
+    """Allow the tool call CALL of EXECUTION; the run goes on.
+
+    CALL is written as `stigmer approvals` lists it, with its path where a sub-agent asks. Of a call that a crash cut
+    off, approving says that it did not do its work and is to be run again.
+    """
+    return _decide(execution, call, approve=True, reason=reason, always=always)
 
 
 @click.command()
@@ -63,21 +128,32 @@ def approve(execution: str, call: str, reason: str) -> int:
 @click.option("--reason", default="", help="The model reads it.")
 @json_option
 def reject(execution: str, call: str, reason: str) -> int:
-    """Refuse the tool call CALL of EXECUTION; the model is told, and the run goes on without it."""
-    return _decide(execution, call, approve=False, reason=reason)
+    """Refuse the tool call CALL of EXECUTION; the model is told, and the run goes on without it.
+
+    Of a call that a crash cut off, rejecting says that it is not to be run again, because it did its work or for
+    another reason.
+    """
+    return _decide(execution, call, approve=False, reason=reason, always=False)
 
 
-def _decide(execution: str, call: str, *, approve: bool, reason: str) -> int:
+def _decide(execution: str, call: str, *, approve: bool, reason: str, always: bool) -> int:
     async def work(client: Client) -> int:
         from stigmer.cli._follow import whoami
 
-        done = await client.decide(execution, call, approve=approve, by=whoami(), reason=reason)
+        done = await client.decide(
+            execution, call, approve=approve, by=whoami(), reason=reason, always=always
+        )
         word = "approved" if approve else "rejected"
+        state = done.execution.state
         if asked().json:
-            answer = {"execution": execution, "call": call, "decision": word, "state": done.execution.state}
+            answer = {"execution": execution, "call": call, "decision": word, "state": state}
             terminal().data(json.dumps(answer) + "\n")
-        else:
-            terminal().say(f"{word}. To see the run go on: stigmer attach {execution}")
+            return 0
+        terminal().say(f"{word}. To see the run go on: stigmer attach {execution}")
+        if done.execution.waits_for == "pause":
+            terminal().say(f"it is paused; to let it go on: stigmer resume {execution}")
+        if always:
+            terminal().say("to see and take back what may run for always: stigmer approvals rules")
         return 0
 
     return connected(work)

@@ -1,4 +1,4 @@
-"""`attach`, `cancel`, `get`, `list`: executions that exist already."""
+"""`attach`, `cancel`, `pause`, `resume`, `get`, `list`: executions that exist already."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from stigmer.api.service_pb2 import Execution
     from stigmer.client import Client
 
-__all__ = ["attach", "cancel", "get", "list"]
+__all__ = ["attach", "cancel", "get", "list", "pause", "resume"]
 
 STATES = ("queued", "running", "waiting", "completed", "failed", "cancelled", "budget_exceeded")
 
@@ -60,6 +60,59 @@ def cancel(execution: str) -> int:
             terminal().say(f"{execution} had finished already: {state}")
         else:
             terminal().say(f"{execution}: {state}")
+        return 0
+
+    return connected(work)
+
+
+@click.command()
+@click.argument("execution")
+@json_option
+def pause(execution: str) -> int:
+    """Let EXECUTION rest: a model's reply and tools that run may end, nothing new starts. Ctrl-C leaves; it rests all the same.
+
+    A paused run holds no process and no memory, and stays paused until `stigmer resume` or `stigmer cancel`.
+    """
+
+    async def work(client: Client) -> int:
+        from stigmer.cli._follow import whoami
+
+        answer = await client.pause(execution, by=whoami())
+        found, finished = answer.execution, answer.already_finished
+        if not finished and found.state != "waiting":
+            if not asked().json:
+                terminal().say("waits for what runs to end …")
+            async for event in client.watch(execution, from_seq=found.last_seq):
+                if event.HasField("waiting"):
+                    break
+            found = await client.get(execution)
+        if asked().json:
+            _print_json({**_summary(found), "already_finished": finished})
+        elif finished:
+            terminal().say(f"{execution} had finished already: {found.state}")
+        elif found.state == "waiting":
+            terminal().say(f"{execution}: paused. To let it go on: stigmer resume {execution}")
+        else:
+            terminal().say(f"{execution} ended before it could rest: {found.state}")
+        return 0
+
+    return connected(work)
+
+
+@click.command()
+@click.argument("execution")
+@json_option
+def resume(execution: str) -> int:
+    """Let EXECUTION, which is paused, go on where it rested."""
+
+    async def work(client: Client) -> int:
+        from stigmer.cli._follow import whoami
+
+        answer = await client.resume(execution, by=whoami())
+        if asked().json:
+            _print_json(_summary(answer.execution))
+        else:
+            terminal().say(f"{execution} goes on. To see it: stigmer attach {execution}")
         return 0
 
     return connected(work)
@@ -121,6 +174,8 @@ def _summary(one: Execution) -> dict[str, Any]:
         "finished": _when(one.finished_ms) if one.finished_ms else None,
         "attempt": one.attempt,
         "last_seq": one.last_seq,
+        "waits_for": one.waits_for or None,
+        "retry_of": one.retry_of or None,
     }
 
 
@@ -139,6 +194,8 @@ def _whole(one: Execution) -> dict[str, Any]:
                 "arguments": json.loads(open_.arguments or b"{}"),
                 "digest": open_.digest.hex(),
                 "expires": _when(open_.expires_ms) if open_.expires_ms else None,
+                "reason": open_.reason or "approval",
+                "always": open_.always or None,
             }
             for open_ in one.approvals
         ],
@@ -160,7 +217,8 @@ def _page(one: Execution) -> str:
 
     lines = [
         f"execution  {one.id}",
-        f"state      {one.state}",
+        f"state      {one.state}" + (f" ({one.waits_for})" if one.waits_for else ""),
+        *([f"retry of   {one.retry_of}"] if one.retry_of else []),
         f"created    {_when(one.created_ms)}",
         f"workspace  {one.workspace or 'none'}",
         f"task       {harmless(one.task)}",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stigmer.cli._limits import limit_options, limits_of
 from stigmer.cli._main import asked, json_option, verbose_option
 from stigmer.cli._options import flags_of, llm_options
 from stigmer.cli._session import connected
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-_COUNT = click.IntRange(1, 2**31 - 1)
-"""What fits every counter of the protocol."""
-
 
 @click.command()
 @click.argument("task", required=False)
@@ -34,12 +32,7 @@ _COUNT = click.IntRange(1, 2**31 - 1)
 @click.option("--yes", is_flag=True, help="Answer every question of a tool with yes.")
 @click.option("--detach", is_flag=True, help="Print the execution's id and leave it running.")
 @click.option("--dry-run", is_flag=True, help="Print the request that would go to the model; send nothing.")
-@click.option("--max-steps", type=_COUNT, metavar="N", help="Model calls at most.")
-@click.option("--max-tokens-total", type=_COUNT, metavar="N", help="Tokens at most, in and out.")
-@click.option("--max-usd", type=click.FloatRange(0, min_open=True), metavar="X", help="Dollars at most.")
-@click.option(
-    "--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Running time at most."
-)
+@limit_options
 @click.option("--idempotency-key", metavar="K", default="", help="The same key again is the same execution.")
 @json_option
 @verbose_option
@@ -53,15 +46,9 @@ def run(task: str | None, **given: Any) -> int:
     Exit codes: 0 done, 1 failed, 2 usage or configuration, 4 waiting for an approval,
     5 stopped by a limit, 130 interrupted.
     """
-    flags = flags_of(given)
+    flags, limits = flags_of(given), limits_of(given)
     text = read_task(task)
     folder = workspace(given["workspace"])
-    limits = {
-        "steps": given["max_steps"],
-        "tokens": given["max_tokens_total"],
-        "usd": given["max_usd"],
-        "seconds": given["timeout"],
-    }
 
     here = person_here() and not asked().json
 
@@ -85,12 +72,13 @@ def run(task: str | None, **given: Any) -> int:
             workspace=folder,
             named=given["workspace"] is not None,
             approve_all=given["yes"],
-            budget={name: value for name, value in limits.items() if value is not None},
+            budget=limits,
             idempotency_key=given["idempotency_key"],
             home=Home.find(),
             talk=terminal(),
             project=project or look(),
         )
+        request.interactive = here and not given["detach"]
         try:
             if given["dry_run"]:
                 return await _preview(client, request)
