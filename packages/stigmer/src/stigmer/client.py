@@ -30,6 +30,7 @@ from stigmer.api.service_pb2 import (
     DecideApprovalRequest,
     DecideApprovalResponse,
     Execution,
+    ExecutionConfig,
     GetExecutionRequest,
     GetStatusRequest,
     ListExecutionsRequest,
@@ -49,7 +50,15 @@ from stigmer.api.service_pb2 import (
 from stigmer.errors import StigmerError
 from stigmer.home import Address
 
-__all__ = ["Client", "CreateExecutionRequest", "Event", "Events", "RemoteError", "ServerGone"]
+__all__ = [
+    "Client",
+    "CreateExecutionRequest",
+    "Event",
+    "Events",
+    "ExecutionConfig",
+    "RemoteError",
+    "ServerGone",
+]
 
 OPTIONS = (
     ("grpc.enable_http_proxy", 0),  # No proxy stands between us and a socket of our own.
