@@ -34,9 +34,17 @@ class Bench:
         self.url = self.fake.stdout.readline().strip()
         self.workspace = folder / "work"
         self.workspace.mkdir()
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("STIGMER_", "OLLAMA_", "OPENAI_", "MODE"))}
+        kept = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("STIGMER_", "OLLAMA_", "OPENAI_", "MODE"))
+        }
         kept.pop("PYTHONDONTWRITEBYTECODE", None)
-        self.env = {**kept, "STIGMER_HOME": str(folder / "home"), "OPENAI_API_KEY": "sk-bench-0000000000000000"}
+        self.env = {
+            **kept,
+            "STIGMER_HOME": str(folder / "home"),
+            "OPENAI_API_KEY": "sk-bench-0000000000000000",
+        }
         self.env |= {"OPENAI_BASE_URL": self.url + "/v1"}
 
     def close(self) -> None:

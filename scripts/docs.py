@@ -69,10 +69,13 @@ def settings() -> str:
 def api() -> str:
     """The services and records, with the comments of the proto files."""
     parts = ["# Protocol", NOTE.format(source="proto/stigmer/v1"), ""]
-    parts += ["One protocol for the local daemon and for servers. Rule: fields are added, never renumbered.", ""]
+    parts += [
+        "One protocol for the local daemon and for servers. Rule: fields are added, never renumbered.",
+        "",
+    ]
     for name in ("service", "event"):
         text = (ROOT / "proto" / "stigmer" / "v1" / f"{name}.proto").read_text("utf-8")
-        body = re.sub(r'^syntax = .*?\n\n?|^package .*?\n\n?|^import .*?\n\n?', "", text, flags=re.M)
+        body = re.sub(r"^syntax = .*?\n\n?|^package .*?\n\n?|^import .*?\n\n?", "", text, flags=re.M)
         parts += [f"## {name}.proto", "", "```proto", body.strip(), "```", ""]
     return "\n".join(parts)
 
