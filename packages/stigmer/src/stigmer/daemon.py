@@ -220,6 +220,11 @@ def _spawn(
         str(tells),
     ]
     command += ["--stays"] if stays else []
+    environment = dict(os.environ)
+    if named := environment.get(
+        "STIGMER_CONFIG", ""
+    ).strip():  # It is not relative to where the daemon works.
+        environment["STIGMER_CONFIG"] = os.path.abspath(os.path.expanduser(named))
     command += ["--flags", json.dumps(flags)] if flags else []
     try:
         process = subprocess.Popen(
@@ -229,6 +234,7 @@ def _spawn(
             stderr=log,
             pass_fds=(tells,),
             start_new_session=True,
+            env=environment,
             cwd="/",  # Holds no folder of the user; with -P nothing in it is imported either.
         )
         _started.append(process)

@@ -258,3 +258,23 @@ def test_a_file_linked_from_elsewhere_stays_a_link(stigmer) -> None:
     assert stigmer("config", "set", "mode", "cloud").returncode == 0
     assert stigmer.home.config.is_symlink()
     assert real.read_text() == "mode: cloud\n"
+
+
+def test_the_file_that_a_shell_names_counts_for_its_runs_whoever_started_the_daemon(stigmer, fake) -> None:
+    (stigmer.folder / "mine.yaml").write_text("llm: {max_tokens: 41}\n")
+    (stigmer.folder / "other.yaml").write_text("llm: {max_tokens: 42}\n")
+    stigmer("up", STIGMER_CONFIG="mine.yaml")
+    _, found = shown(stigmer)
+    assert found["settings"]["max_tokens"]["value"] == 41
+    _, found = shown(stigmer, STIGMER_CONFIG="other.yaml")
+    assert found["settings"]["max_tokens"]["value"] == 42
+    fake.script({"text": "hello"})
+    stigmer("run", "go", STIGMER_CONFIG="other.yaml")
+    assert json.loads(fake.requests[0]["body"])["max_completion_tokens"] == 42
+    for done in (
+        stigmer("run", "go", STIGMER_CONFIG="none.yaml"),
+        stigmer("config", "show", STIGMER_CONFIG="none.yaml"),
+    ):
+        assert done.returncode == 2
+        assert "work/none.yaml does not exist" in done.stderr
+        assert "(STIGMER_CONFIG names it)" in done.stderr

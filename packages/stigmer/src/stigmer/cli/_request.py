@@ -33,7 +33,11 @@ def build(
 
     `project` is what comes with the workspace's folder, and the agent; it is looked for where nobody has yet.
     """
-    user_file = Path(os.environ.get("STIGMER_CONFIG") or home.config).expanduser()
+    chosen = os.environ.get("STIGMER_CONFIG", "").strip()
+    user_file = os.path.abspath(os.path.expanduser(chosen)) if chosen else str(home.config)
+    shell = llm_variables(os.environ, *named_key_variables(user_file))
+    if chosen:
+        shell["STIGMER_CONFIG"] = user_file  # In full: the daemon works in another folder.
     request = CreateExecutionRequest(
         task=task,
         workspace=str(workspace),
@@ -42,7 +46,7 @@ def build(
         idempotency_key=idempotency_key,
         caller="cli",
         flags=flags,
-        shell=llm_variables(os.environ, *named_key_variables(user_file)),
+        shell=shell,
     )
     if budget:
         request.budget.CopyFrom(Budget(**budget))  # type: ignore[arg-type]  # The options' types are the fields'.

@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from graphton.errors import ModelNameError
@@ -66,8 +65,7 @@ class Resolver:
         self._environ = dict(os.environ if environ is None else environ)
         self._where = "serve" if serves else "local"
         self._allowed = config.allowed_hosts(self._environ)
-        self._file = Path(self._environ.get("STIGMER_CONFIG", "").strip() or home.config)
-        self._named = self._file != home.config
+        self._home = home
         self._process = (
             config.layer_from_flags(flags, "process_flag", command="serve" if serves else "up"),
             config.layer_from_environment(self._environ),
@@ -147,7 +145,12 @@ class Resolver:
                 hint="send flags and execution_config; keys are set at the server",
             )
         _remember(request.shell)
-        layers = [*_request_layers(request, local=local), *self._process, *secrets, *self._user_file()]
+        layers = [
+            *_request_layers(request, local=local),
+            *self._process,
+            *secrets,
+            *self._user_file(request.shell),
+        ]
         if doubtful := _file_layers(request, trusted=False):
             return trust.without_widening(layers, doubtful, await self._otherwise(layers))
         return layers
@@ -174,11 +177,13 @@ class Resolver:
         redact.remember(layer.variables.values())
         return [layer]
 
-    def _user_file(self) -> list[config.Layer]:
-        """Read anew each time: an edit counts for the next run."""
-        if not self._named and not self._file.exists():
-            return []
-        return [config.layer_from_file(self._file)]
+    def _user_file(self, shell: Mapping[str, str] | None = None) -> list[config.Layer]:
+        """The file that the caller's shell names, else this process's. Read anew each time: an edit counts at once."""
+        names = {**self._environ, "STIGMER_HOME": str(self._home.path)}
+        if shell and shell.get("STIGMER_CONFIG"):
+            names["STIGMER_CONFIG"] = shell["STIGMER_CONFIG"]
+        layer = config.layer_from_user_file(names)
+        return [layer] if layer is not None else []
 
     async def _otherwise(self, layers: list[config.Layer]) -> config.LLMConfig:
         """What these layers come to, whatever is wrong with them."""
