@@ -13,7 +13,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -29,18 +29,24 @@ from stigmer.api.service_pb2 import (
     CreateExecutionResponse,
     DecideApprovalRequest,
     DecideApprovalResponse,
+    DeleteSessionRequest,
+    DeleteSessionResponse,
     Execution,
     ExecutionConfig,
     GetExecutionRequest,
+    GetSessionRequest,
     GetStatusRequest,
     ListExecutionsRequest,
     ListExecutionsResponse,
+    ListSessionsRequest,
+    ListSessionsResponse,
     PauseExecutionRequest,
     PauseExecutionResponse,
     PreviewExecutionResponse,
     ResolveConfigResponse,
     ResumeExecutionRequest,
     ResumeExecutionResponse,
+    Session,
     ShutdownRequest,
     Status,
     WakeExecutionsRequest,
@@ -141,6 +147,7 @@ class Client:
     def _connect(self) -> None:
         self._channel = grpc.aio.insecure_channel(self.address.target, options=OPTIONS)
         self._executions: Any = _stubs.ExecutionServiceStub(self._channel)
+        self._sessions: Any = _stubs.SessionServiceStub(self._channel)
         self._config: Any = _stubs.ConfigServiceStub(self._channel)
         self._system: Any = _stubs.SystemServiceStub(self._channel)
 
@@ -262,6 +269,20 @@ class Client:
         """Lets executions go on that wait for a key which has come since; how many do."""
         return (await self._ask(WakeExecutionsResponse, "WakeExecutions", WakeExecutionsRequest())).woken
 
+    async def session(self, id: str) -> Session:
+        """A session with its executions, the oldest first."""
+        return await self._ask(Session, "GetSession", GetSessionRequest(session=id))
+
+    async def sessions(self, *, limit: int = 20) -> Sequence[Session]:
+        """The sessions that were used last, each with its first and its last execution."""
+        answer = await self._ask(ListSessionsResponse, "ListSessions", ListSessionsRequest(limit=limit))
+        return answer.sessions
+
+    async def delete_session(self, id: str) -> int:
+        """Deletes a session and its executions; how many those were."""
+        request = DeleteSessionRequest(session=id)
+        return (await self._ask(DeleteSessionResponse, "DeleteSession", request)).executions
+
     async def status(self) -> Status:
         return await self._ask(Status, "GetStatus", GetStatusRequest())
 
@@ -282,7 +303,7 @@ class Client:
         return answer
 
     async def _call(self, method: str, request: Any, limit: float) -> Any:
-        services = (self._executions, self._config, self._system)
+        services = (self._executions, self._sessions, self._config, self._system)
         stub = next(service for service in services if hasattr(service, method))
         try:
             return await getattr(stub, method)(request, timeout=limit, metadata=credentials(self.address))

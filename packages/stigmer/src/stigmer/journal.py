@@ -17,7 +17,7 @@ from graphton.approval import Question
 from stigmer import redact
 from stigmer._translate import from_record, to_live, to_record
 from stigmer.api import event_pb2 as pb
-from stigmer.store import Store
+from stigmer.store import Row, Store
 
 __all__ = [
     "APPROVAL_SECONDS",
@@ -107,6 +107,10 @@ class StoreJournal(g.Record):
         expires = [self._expires[q.path, q.call] for q in questions if (q.path, q.call) in self._expires]
         waiting = pb.Waiting(reason=first.reason, call=first.call, expires_ms=min(expires, default=0))
         return pb.Event(path=first.path, waiting=waiting)
+
+    async def earlier(self) -> list[tuple[Row, list[pb.Event]]]:
+        """The executions of the same session that came before this one, each with its records."""
+        return [(row, await self._store.replay(row.no)) for row in await self._store.earlier(self._no)]
 
     # What the loop writes
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from graphton import models
 from graphton.errors import GraphtonError, JournalError
-from graphton.journal import Notice, Record
-from graphton.messages import Usage
+from graphton.journal import MemoryJournal, Notice, Record
 from graphton.models import ModelRef, ModelSettings, Timeouts
 
 from stigmer import redact
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from graphton.budget import Budget
     from graphton.chat.base import Chat
     from graphton.loop import Result
+    from graphton.messages import Message
     from graphton.tools import Tool, ToolContext, ToolOutput
     from graphton.toolsets.subagents import Subagent
 
@@ -97,7 +97,12 @@ class Runner:
         )
         try:
             spent = running_seconds(records, now_ms=records[-1].time_ms)
-            result = await agent.run(request.task, journal=journal, spent_seconds=spent)
+            earlier = said_before(
+                await journal.earlier() if request.session else (),
+                retry_of=request.retry_of,
+                max_tokens=agent.chat.settings.max_tokens,
+            )
+            result = await agent.run(request.task, journal=journal, earlier=earlier, spent_seconds=spent)
             _tell(agent.chat, journal, told)  # A local model's window is only known once it is loaded.
         finally:
             await agent.close()
@@ -203,31 +208,42 @@ def recorded_chat(model: pb.ResolvedModel, key: str | None) -> Chat:
     return create_chat(ModelRef(model.provider, model.model), settings)
 
 
+def said_before(
+    executions: Sequence[tuple[Row, Sequence[pb.Event]]], *, retry_of: str = "", max_tokens: int | None
+) -> list[Message]:
+    """The conversation of a session's executions so far. One that was tried again is left to its retry, `retry_of` too."""
+    from graphton.conversation import conversation
+
+    asked = [(row, CreateExecutionRequest.FromString(row.request), records) for row, records in executions]
+    again = {request.retry_of for _, request, _ in asked} | {retry_of}
+    said: list[Message] = []
+    for row, request, records in asked:
+        if row.id in again:
+            continue
+        journal = MemoryJournal(row.id)
+        for event in map(from_record, records):
+            if event is not None:
+                journal.append(event)
+        said = conversation(journal, request.task, earlier=said, max_tokens=max_tokens, mark=f"e{row.no}_")
+    return said
+
+
 def complete(finished: pb.Finished, records: Sequence[pb.Event], *, now_ms: int) -> pb.Finished:
     """The same outcome with what the whole execution used: all attempts, calls that never came back at their estimate."""
     record = Record()
     for event in map(from_record, records):
         if event is not None:
             record.add(event)
-    used = record.lost("")
-    usd: float | None = None
-    unpriced = 0
-    for key, reply in record.replies.items():
-        usage = reply.message.usage
-        used = used + usage
-        cost = _cost(record.requests[key].model if key in record.requests else "", usage)
-        if cost is None:
-            unpriced += 1
-        else:
-            usd = (usd or 0.0) + cost
+    spent = record.spent("")
+    used = spent.usage + record.lost("")
     finished.usage.CopyFrom(
         pb.Usage(
             input_tokens=used.input_tokens,
             output_tokens=used.output_tokens,
             cached_tokens=used.cached_tokens,
             cache_write_tokens=used.cache_write_tokens,
-            usd=usd,
-            unpriced_calls=unpriced,
+            usd=spent.usd,
+            unpriced_calls=spent.unpriced,
         )
     )
     finished.seconds = running_seconds(records, now_ms=now_ms)
@@ -256,11 +272,6 @@ def _report(error: Exception, *, home: Path, about: str) -> str:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "w") as file:
         file.write(f"{about}\n{text}\n")
     return str(path)
-
-
-def _cost(model: str, usage: Usage) -> float | None:
-    provider, _, name = model.partition(":")
-    return models.cost(ModelRef(provider, name), usage) if name else None
 
 
 def agent_for(

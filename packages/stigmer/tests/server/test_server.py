@@ -68,7 +68,7 @@ async def ended_idle(client: Any) -> bool:
 async def test_without_the_token_no_method_answers(serving: Any, metadata: Any) -> None:
     answers = await every_method(serving.address, metadata)
     assert set(answers.values()) == {grpc.StatusCode.UNAUTHENTICATED}
-    assert len(answers) == 12
+    assert len(answers) >= 17
     assert serving.task is not None
     assert not serving.task.done()
 

@@ -241,6 +241,7 @@ class EmbeddedEngine:
                 found = await self._store.get(id)
                 if found is not None and found.finished_ms is not None:
                     self._runner.forget(id)
+                    self._go_on_with_session(found.no)
 
     async def _attempt(self, running: _Running) -> bool:
         """One attempt; whether another is to follow at once."""
@@ -251,6 +252,12 @@ class EmbeddedEngine:
         if epoch is None:
             # It has finished, or another server drives it; or, against all rules, nobody does: the lease runs out.
             found = await self._store.get(row.id)
+            first = await self._store.next_of_session(row.no)
+            if first is not None and first.no != row.no:
+                return False  # It stands in line, and is called when its turn comes.
+            if first is not None and first.state == "queued" and self._store.alone:
+                await asyncio.sleep(LOOK_SECONDS)  # Its turn came just now.
+                return True
             if self._store.alone and found is not None and found.finished_ms is None:
                 log.warning("the lease is held execution=%s state=%s", row.id, found.state)
                 await self._pause(running)
@@ -329,6 +336,7 @@ class EmbeddedEngine:
             with suppress(Fenced):
                 await self._store.control(row.no, await self._closing(row, by=by))
             self._runner.forget(row.id)
+            self._go_on_with_session(row.no)
 
     async def _closing(self, row: Row, *, by: str) -> list[pb.Event]:
         """The records that end a cancelled execution; the last one is `finished`."""
@@ -348,6 +356,21 @@ class EmbeddedEngine:
         if _last_wait(records) == "pause" or any(_unseen(record, journal) for record in records):
             return True
         return _last_wait(records) in ("approval", "outcome") and not open_questions(records)
+
+    def _go_on_with_session(self, no: int) -> None:
+        """After the end of an execution: the next one of its session begins."""
+        if not self._stopping:
+            self._errand(self._call_next(no))
+
+    async def _call_next(self, no: int) -> None:
+        row = await self._store.next_of_session(no)
+        if row is None or row.state != "queued":
+            return
+        running = self._running.get(row.id)
+        if running is None:
+            self.submit(row.id)
+        else:
+            running.woken = True
 
     # All executions
 
@@ -379,6 +402,7 @@ class EmbeddedEngine:
             end = pb.Finished(outcome="failed", error=_CRASHES)
             with suppress(Fenced):
                 await self._store.control(row.no, [await self._finished(row, end)])
+            self._go_on_with_session(row.no)
         elif row.state != "waiting" or self._may_go_on(row, records):
             self.submit(row.id)
 

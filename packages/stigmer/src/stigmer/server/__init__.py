@@ -111,6 +111,7 @@ class _Server:
         from stigmer.server.auth import TokenCheck, token_of
         from stigmer.server.configuration import ConfigService
         from stigmer.server.executions import ExecutionService
+        from stigmer.server.sessions import SessionService
         from stigmer.server.system import SystemService
 
         check = TokenCheck(token_of(self._home.token))
@@ -133,8 +134,12 @@ class _Server:
             end=self._end,
         )
         configuration = ConfigService(home=self._home, activity=self._activity, resolver=self._resolver)
+        sessions = SessionService(
+            home=self._home, store=self._store, activity=self._activity, brief=executions.brief
+        )
         rpc: Any = service_pb2_grpc  # The generated stubs carry no types.
         rpc.add_ExecutionServiceServicer_to_server(executions, self._grpc)
+        rpc.add_SessionServiceServicer_to_server(sessions, self._grpc)
         rpc.add_ConfigServiceServicer_to_server(configuration, self._grpc)
         rpc.add_SystemServiceServicer_to_server(system, self._grpc)
         before = os.umask(0o077)  # The socket is its owner's alone from its first moment.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from graphton.approval import Rule
-from graphton.errors import Fenced
+from graphton.errors import Fenced, JournalError
 
 from stigmer.agents import unknown_tools
 from stigmer.api import event_pb2 as pb
@@ -180,6 +180,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             request = request_again(first, request)
             before = carried(await self._store.replay(first.no))
         _check(request, home=self._home.path)
+        await self._join(request)
         told = _narrow(request)
         _limit(request)
         resolved = await self._resolve(request, local=local)
@@ -204,12 +205,19 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         if request.retry_of:
             text = f"goes on from {request.retry_of}: its {len(before)} recorded events count, and are not done again"
             events.append(pb.Event(notice=pb.Notice(code="retry", text=text)))
-        row, created = await self._store.accept(
-            id,
-            _without_secrets(request).SerializeToString(),
-            events=[masked(event) for event in events],
-            idempotency_key=request.idempotency_key,
-        )
+        events += await self._make_way(request)
+        try:
+            row, created = await self._store.accept(
+                id,
+                _without_secrets(request).SerializeToString(),
+                events=[masked(event) for event in events],
+                idempotency_key=request.idempotency_key,
+                session=request.session,
+                alone=request.if_running == "reject",
+            )
+        except JournalError:
+            self._keys.forget(id)
+            raise
         if not created:
             self._keys.forget(id)
             return row, False
@@ -218,6 +226,29 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         if resolved.key is not None:
             await self._wake_those_without_a_key()
         return row, True
+
+    async def _join(self, request: api.CreateExecutionRequest) -> None:
+        """Finds the session that the request names, or begins one."""
+        if request.session == "new":
+            request.session = new_id(self._store.now_ms / 1000, kind="ses")
+        elif request.session and not await self._store.of_session(request.session):
+            raise Refused(
+                f"there is no session {request.session!r}",
+                code="not_found",
+                hint="stigmer list session; to begin one: --session new",
+            )
+
+    async def _make_way(self, request: api.CreateExecutionRequest) -> list[pb.Event]:
+        """Where executions of the session have not finished: stops them, if that is wanted, or says what is waited for."""
+        rows = await self._store.of_session(request.session) if request.session else []
+        running = [row for row in rows if row.finished_ms is None]
+        if request.if_running == "interrupt":
+            for row in running:
+                await self._engine.cancel(row.id, by="the next run of its session")
+        elif running and request.if_running != "reject":
+            text = f"begins when {running[-1].id}, of the same session, has finished"
+            return [pb.Event(notice=pb.Notice(code="queued", text=text))]
+        return []
 
     async def _wake(self) -> api.WakeExecutionsResponse:
         return api.WakeExecutionsResponse(woken=await self._wake_those_without_a_key())
@@ -331,8 +362,16 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
                 answer.next_page_token = str(before)
                 break
             before = row.no
-            answer.executions.append(_brief(await self._execution(row)))
+            answer.executions.append(await self.brief(row))
         return answer
+
+    async def brief(self, row: Row) -> api.Execution:
+        """The execution with long texts cut, as it stands in a list."""
+        execution = await self._execution(row)
+        execution.task = execution.task[:BRIEF]
+        if execution.HasField("finished"):
+            execution.finished.text = execution.finished.text[:BRIEF]
+        return execution
 
     async def _cancel(self, request: api.CancelExecutionRequest) -> api.CancelExecutionResponse:
         row = await self._known(request.execution)
@@ -449,7 +488,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         elif row.state == "waiting":
             records = await self._store.replay(row.no)
             shown.approvals.extend(_addressed(question, request) for question in open_questions(records))
-            shown.waits_for = "pause" if is_paused(records) else _last_wait(records)
+            shown.waits_for = _last_wait(records)
         return shown
 
 
@@ -488,9 +527,17 @@ def _check(request: api.CreateExecutionRequest, *, home: Path) -> None:
             code="agent_unknown",
             hint="name a file: --agent ./agent.yaml; or leave --agent out",
         )
-    if request.session:
+    if request.if_running not in ("", "reject", "enqueue", "interrupt"):
         raise Refused(
-            f"there is no session {request.session!r}", code="not_found", hint="leave --session out"
+            f"if_running {request.if_running!r} is not reject, enqueue or interrupt",
+            code="usage",
+            hint="leave it out to wait in line",
+        )
+    if request.if_running and not request.session:
+        raise Refused(
+            f"if_running {request.if_running!r} is about the runs of a session, and none is named",
+            code="usage",
+            hint="name the session: --session ID",
         )
     rules_of(request)
     if request.on_unknown not in ("", "ask", "tell", "stop"):
@@ -561,14 +608,6 @@ def _limit(request: api.CreateExecutionRequest) -> None:
         widens = not request.agent_record.trusted and usual is not None and value > usual
         if not widens and field.name not in {said.name for said, _ in request.budget.ListFields()}:
             setattr(request.budget, field.name, value)
-
-
-def _brief(execution: api.Execution) -> api.Execution:
-    """The execution with long texts cut, as it stands in a list."""
-    execution.task = execution.task[:BRIEF]
-    if execution.HasField("finished"):
-        execution.finished.text = execution.finished.text[:BRIEF]
-    return execution
 
 
 def _created(request: api.CreateExecutionRequest) -> pb.Created:

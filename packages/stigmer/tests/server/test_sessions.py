@@ -1,0 +1,213 @@
+"""Sessions over a real server: the next run hears the first one, waits its turn, and outlives restarts in line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from graphton.testing import FakeProviders
+from stigmer.api import event_pb2 as pb
+from stigmer.client import Client, RemoteError
+
+DEADLINE = 30.0
+READ = {"calls": [{"name": "read_file", "arguments": {"path": "notes.txt"}}]}
+COMMAND = {"calls": [{"name": "run_command", "arguments": {"command": "echo hi"}}]}
+
+
+def script(fake: FakeProviders, *replies: dict[str, Any]) -> None:
+    fake.script({"replies": list(replies)})
+
+
+def session_of(events: list[pb.Event]) -> str:
+    return next(e.created.session for e in events if e.HasField("created"))
+
+
+def messages(fake: FakeProviders, number: int) -> list[dict[str, Any]]:
+    body = fake.requests[number].body
+    found = body if isinstance(body, dict) else json.loads(body)
+    return [
+        m for m in found.get("messages") or found["input"] if m.get("role") not in ("system", "developer")
+    ]
+
+
+async def ended(client: Client, id: str) -> str:
+    async with asyncio.timeout(DEADLINE):
+        async for event in client.watch(id):
+            if event.HasField("finished"):
+                return event.finished.outcome
+    raise AssertionError("it did not end")
+
+
+async def test_the_next_run_of_a_session_sees_task_reply_and_results_of_the_first(
+    serving: Any, fake: FakeProviders
+) -> None:
+    (serving.workspace / "notes.txt").write_text("the word is heron\n")
+    script(fake, READ, {"text": "It is heron."}, {"text": "You asked for the word."})
+    first = await serving.run("Which word?", session="new")
+    session = session_of(first)
+    assert session.startswith("ses_")
+    second = await serving.run("What did I ask?", session=session)
+    assert second[-1].finished.text == "You asked for the word."
+    sent = json.dumps(messages(fake, 2))
+    for said in ("Which word?", "read_file", "the word is heron", "It is heron.", "What did I ask?"):
+        assert said in sent, said
+    assert messages(fake, 2)[: len(messages(fake, 1))] == [
+        *messages(fake, 1)
+    ]  # To the byte, so that a prompt cache still fits.
+
+
+async def test_another_session_and_no_session_know_nothing_of_it(serving: Any, fake: FakeProviders) -> None:
+    script(fake, {"text": "hello"}, {"text": "hello"}, {"text": "hello"})
+    await serving.run("the first", session="new")
+    await serving.run("another", session="new")
+    await serving.run("alone")
+    assert "the first" not in json.dumps([messages(fake, 1), messages(fake, 2)])
+
+
+async def test_a_run_that_was_cut_off_is_mended_for_the_next_one(serving: Any, fake: FakeProviders) -> None:
+    script(fake, COMMAND, {"text": "fine"})
+    async with serving.client() as client:
+        made = (await client.create(serving.request("run it", session="new"))).execution
+        await serving.until(client, made.id, lambda e: e.HasField("waiting"))
+        await client.cancel(made.id, by="ann")
+    events = await serving.run("and now?", session=made.session)
+    assert events[-1].finished.outcome == "completed"
+    sent = json.dumps(messages(fake, 1))
+    assert "interrupted before it had an answer" in sent
+
+
+async def test_runs_of_a_session_wait_in_line_and_run_in_order(serving: Any, fake: FakeProviders) -> None:
+    script(fake, COMMAND, {"text": "one"}, {"text": "two"}, {"text": "three"})
+    async with serving.client() as client:
+        first = (await client.create(serving.request("first", session="new"))).execution
+        await serving.until(client, first.id, lambda e: e.HasField("waiting"))
+        later = [
+            (await client.create(serving.request(task, session=first.session))).execution
+            for task in ("second", "third")
+        ]
+        assert [one.state for one in later] == ["queued", "queued"]
+        notice = await serving.until(client, later[1].id, lambda e: e.notice.code == "queued")
+        assert f"begins when {later[0].id}" in notice.notice.text
+        assert len(fake.requests) == 1
+        await client.decide(first.id, "1.0", approve=True, by="ann")
+        for one in (first, *later):
+            assert await ended(client, one.id) == "completed"
+    assert [messages(fake, n)[-1]["content"] for n in (2, 3)] == ["second", "third"]
+    assert "second" in json.dumps(messages(fake, 3)[:-1])
+
+
+async def test_a_line_survives_a_restart_of_the_server(serving: Any, fake: FakeProviders) -> None:
+    script(fake, COMMAND, {"text": "one"}, {"text": "two"})
+    flags = {"model": "ollama:any", "base_url": fake.url}  # It needs no key.
+    async with serving.client() as client:
+        first = (
+            await client.create(serving.request("first", session="new", shell={}, flags=flags))
+        ).execution
+        await serving.until(client, first.id, lambda e: e.HasField("waiting"))
+        second = (
+            await client.create(serving.request("second", session=first.session, shell={}, flags=flags))
+        ).execution
+    await serving.restart()
+    async with serving.client() as client:
+        assert (await client.get(second.id)).state == "queued"
+        await client.decide(first.id, "1.0", approve=True, by="ann")
+        assert await ended(client, first.id) == "completed"
+        assert await ended(client, second.id) == "completed"
+
+
+async def test_a_run_that_does_not_want_to_wait_is_refused_by_name(serving: Any, fake: FakeProviders) -> None:
+    script(fake, COMMAND)
+    async with serving.client() as client:
+        first = (await client.create(serving.request("first", session="new"))).execution
+        await serving.until(client, first.id, lambda e: e.HasField("waiting"))
+        with pytest.raises(RemoteError) as caught:
+            await client.create(serving.request("second", session=first.session, if_running="reject"))
+        assert caught.value.code == "session_busy"
+        assert f"{first.id} of session {first.session!r} has not finished (waiting)" in caught.value.message
+        assert len(await client.list()) == 1
+
+
+async def test_a_run_that_interrupts_stops_the_one_before_it_first(serving: Any, fake: FakeProviders) -> None:
+    script(fake, {"text": "slow", "first_token_delay": 30}, {"text": "at once"})
+    async with serving.client() as client:
+        first = (await client.create(serving.request("first", session="new"))).execution
+        await serving.until(client, first.id, lambda e: e.HasField("model_requested"))
+        request = serving.request("second", session=first.session, if_running="interrupt")
+        second = (await client.create(request)).execution
+        assert (await client.get(first.id)).state == "cancelled"
+        assert await ended(client, second.id) == "completed"
+    assert [m["content"] for m in messages(fake, -1)] == ["first", "second"]
+
+
+async def test_a_cancelled_run_in_line_makes_way(serving: Any, fake: FakeProviders) -> None:
+    script(fake, COMMAND, {"text": "third"})
+    async with serving.client() as client:
+        first = (await client.create(serving.request("first", session="new"))).execution
+        await serving.until(client, first.id, lambda e: e.HasField("waiting"))
+        second, third = [
+            (await client.create(serving.request(task, session=first.session))).execution
+            for task in ("second", "third")
+        ]
+        await client.cancel(second.id, by="ann")
+        await client.cancel(first.id, by="ann")
+        assert await ended(client, third.id) == "completed"
+
+
+async def test_a_wrong_session_or_wish_is_told_with_a_way_on(serving: Any) -> None:
+    async with serving.client() as client:
+        for fields, code, words, hint in (
+            ({"session": "ses_none"}, "not_found", "there is no session 'ses_none'", "--session new"),
+            (
+                {"session": "new", "if_running": "wait"},
+                "usage",
+                "'wait' is not reject, enqueue or interrupt",
+                "leave it out",
+            ),
+            ({"if_running": "reject"}, "usage", "none is named", "--session ID"),
+        ):
+            with pytest.raises(RemoteError) as caught:
+                await client.create(serving.request("go", **fields))
+            assert caught.value.code == code
+            assert words in caught.value.message
+            assert hint in caught.value.hint
+        for asked in (client.session("ses_none"), client.delete_session("ses_none")):
+            with pytest.raises(RemoteError, match="there is no session 'ses_none'"):
+                await asked
+
+
+async def test_sessions_are_shown_with_their_executions_and_deleted_whole(
+    serving: Any, fake: FakeProviders
+) -> None:
+    script(fake, {"text": "one"}, {"text": "two"}, {"text": "three"})
+    session = session_of(await serving.run("first task", session="new"))
+    await serving.run("second task", session=session)
+    other = session_of(await serving.run("other", session="new"))
+    async with serving.client() as client:
+        found = await client.session(session)
+        assert (found.count, found.state, [e.task for e in found.executions]) == (
+            2,
+            "completed",
+            ["first task", "second task"],
+        )
+        assert found.executions[0].finished.text == "one"
+        assert [(one.id, one.count) for one in await client.sessions()] == [(other, 1), (session, 2)]
+        assert await client.delete_session(session) == 2
+        assert [one.id for one in await client.sessions()] == [other]
+        assert [one.session for one in await client.list()] == [other]
+
+
+async def test_a_session_that_was_summarised_goes_on_from_its_summary(
+    serving: Any, fake: FakeProviders
+) -> None:
+    (serving.workspace / "notes.txt").write_text("heron " * 1500)
+    small = {"model": "openai:gpt-4.1", "context_window": "4096", "max_tokens": "512"}
+    script(fake, READ, READ, {"text": "SUMMARY: heron"}, {"text": "done"}, {"text": "again"})
+    first = await serving.run("read it twice", session="new", flags=small)
+    assert first[-1].finished.outcome == "completed", first[-1].finished.error
+    compacted = [e.compacted for e in first if e.HasField("compacted")]
+    assert len(compacted) == 1
+    assert compacted[0].tokens_after < compacted[0].tokens_before
+    await serving.run("what was it?", session=session_of(first), flags=small)
+    assert "SUMMARY: heron" in json.dumps(messages(fake, 4))
