@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import re
@@ -77,11 +78,9 @@ def test_readmes_library_example_is_the_file_that_runs() -> None:
     block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), flags=re.S)
     assert block is not None
     example = (ROOT / "examples" / "ten_lines.py").read_text("utf-8")
-    assert block[1].splitlines()[2:] == [*_code(example)][2:]
+    assert ast.dump(ast.parse(block[1])) == ast.dump(_without_docstring(example))
 
 
-def _code(example: str) -> list[str]:
-    """The example's lines without its docstring, blank lines folded, imports on one line as README has them."""
-    body = example.split('"""', 2)[2].strip().splitlines()
-    joined = "\n".join(body).replace("import asyncio\nimport sys\n\nfrom", "import asyncio, sys\nfrom")
-    return re.sub(r"\n\n\n+", "\n\n", joined).splitlines()
+def _without_docstring(example: str) -> ast.Module:
+    tree = ast.parse(example)
+    return ast.Module(tree.body[1:], type_ignores=[])
