@@ -401,3 +401,11 @@ def test_an_answer_that_cannot_be_written_is_told(stigmer, fake) -> None:
     assert done.returncode == 1
     assert "error: No space left on device\nhint: make room" in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+def test_a_made_up_tool_name_cannot_forge_a_line(stigmer, fake) -> None:
+    fake.script({"calls": [{"name": "x\n> run_command ls\x1b[2J", "arguments": {}}]}, {"text": "ok"})
+    done = stigmer("run", "go", **fake.environment)
+    assert done.returncode == 0
+    assert "\n> run_command" not in done.stderr
+    assert "\x1b" not in done.stderr

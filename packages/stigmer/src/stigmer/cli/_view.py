@@ -170,16 +170,22 @@ class TextView:
     # ---- what the tools do ----
 
     def _tool_dispatched(self, event: Event, call: Any) -> None:
-        self._line(event, f"> {call.name} {arguments_line(call.arguments)}".rstrip(), style="dim")
+        self._line(event, f"> {_short(call.name, 60)} {arguments_line(call.arguments)}".rstrip(), style="dim")
         self._terminal.status(f"{call.name} runs …")
 
     def _tool_finished(self, event: Event, call: Any) -> None:
         seconds = f", {call.seconds:.1f} s" if call.seconds >= 0.1 else ""
         if call.is_error:
             lines = call.result.strip().splitlines() or [""]
-            self._line(event, f"  {call.name} failed{seconds}: {_short(lines[0], 160)}", style="yellow")
+            self._line(
+                event, f"  {_short(call.name, 60)} failed{seconds}: {_short(lines[0], 160)}", style="yellow"
+            )
         else:
-            self._line(event, f"  {call.name}: {size_text(len(call.result.encode()))}{seconds}", style="dim")
+            self._line(
+                event,
+                f"  {_short(call.name, 60)}: {size_text(len(call.result.encode()))}{seconds}",
+                style="dim",
+            )
         if self._verbose:
             for line in call.result.splitlines()[:40]:
                 self._line(event, f"  | {line}", style="dim")
