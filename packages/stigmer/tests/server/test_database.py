@@ -25,7 +25,8 @@ async def pair(
     monkeypatch.setenv("STIGMER_DATABASE_URL", postgres.database())
     monkeypatch.setenv("OPENAI_API_KEY", "sk-sentinel-0123456789abcdef")
     monkeypatch.setenv("OPENAI_BASE_URL", fake.openai_url)
-    before = logging.getLogRecordFactory()  # Two servers in one process: the second would put back the first one's.
+    # Two servers in one process: the second would put back the first one's.
+    before = logging.getLogRecordFactory()
     second = tmp_path / "second"
     second.mkdir()
     other = type(idle)(second, fake)
