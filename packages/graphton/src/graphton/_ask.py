@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from graphton._retry import PACE
 from graphton.approval import Waits
 from graphton.budget import Tree
 from graphton.chat.base import Chat, Done, Request, TextChunk, ThinkingChunk, WaitChunk, chunks_of
@@ -56,11 +57,16 @@ async def ask(agent: Definition, call: Call, *, tree: Tree, path: str, step: int
         _reset(journal, path, step, call)
     chats = chats_left(agent, journal, path)
     for chat, fallback in zip(chats, (*chats[1:], None), strict=True):
+        if fallback is not None and (rests := PACE.resting(chat.ref, chat.settings)):
+            reason = f"{chat.ref} failed in another run and rests for {rests:.0f} s more"
+            journal.append(Fallback(path, step, str(chat.ref), str(fallback.ref), reason))
+            continue
         try:
             replied = await _tries(agent, chat, call, journal, path, step)
         except ProviderError as error:
             if fallback is None or not (error.retryable or _has_ended(error, chat, fallback)):
                 raise
+            PACE.rest(chat.ref, chat.settings)
             journal.append(Fallback(path, step, str(chat.ref), str(fallback.ref), error.message))
             _reset(journal, path, step, call)
         else:
@@ -94,6 +100,10 @@ async def _tries(
     failed = 0
     while True:
         try_ = _next_try(journal, path, step, call.purpose)
+        if held := PACE.held(chat.ref, chat.settings):
+            reason = f"{chat.ref.provider} told another call with this key to slow down"
+            journal.append(Retrying(path, step, try_, 429, held, reason))
+            await _sleep(agent, journal, held)
         journal.append(_requested(chat, call, path, step, try_))
         try:
             message = await _reply(chat, call, journal, path, step, try_)
@@ -108,13 +118,20 @@ async def _tries(
             status = error.status if isinstance(error, StatusError) else 0
             journal.append(Retrying(path, step, try_ + 1, status, delay, error.message))
             _reset(journal, path, step, call)
-            await agent.retry.sleep(delay)
-            if journal.pausing:
-                raise Waits((), paused=True) from None
+            if status == 429:
+                PACE.slow(chat.ref, chat.settings, delay)
+            await _sleep(agent, journal, delay)
         else:
             replied = ModelReplied(path, step, try_, call.purpose, _with_ids(message, step))
             journal.append(replied)
             return replied
+
+
+async def _sleep(agent: Definition, journal: Journal, seconds: float) -> None:
+    """Waits until a model may be asked again; raises Waits where the run shall pause meanwhile."""
+    await agent.retry.sleep(seconds)
+    if journal.pausing:
+        raise Waits((), paused=True) from None
 
 
 def _has_ended(error: ProviderError, chat: Chat, following: Chat) -> bool:
