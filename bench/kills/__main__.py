@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shutil
 import statistics
 import tempfile
 import time
@@ -78,8 +77,7 @@ async def _local(seed: int) -> list[str]:
         print("\nno kill of llama.cpp: name a small model file in STIGMER_TEST_GGUF")
         return []
     with _folder() as folder:
-        model = shutil.copy(named, folder / "model.gguf")  # Its server can then be told from all others.
-        hits, wrong = await local(folder, model=Path(model), kills=2, seed=seed)
+        hits, wrong = await local(folder, model=Path(named), kills=2, seed=seed)
     print(f"\nllama.cpp's child, in the middle of a reply: {hits} kills: {'; '.join(wrong) or 'ok'}")
     return wrong
 

@@ -12,12 +12,19 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+from stigmer.daemon import find
 
-from kills.suite import Watcher, house
+from kills.suite import House, Watcher, house
 
 __all__ = ["local"]
 
-TASK = "Count from 1 to 30, one number a line. Use no tool."
+TASK = "Count from 1 to 30, one number a line."
+AGENT = """\
+apiVersion: stigmer/v1
+kind: Agent
+metadata: {name: plain}
+spec: {instructions: Do what you are asked., tools: []}
+"""
 CHILD = "graphton.chat._llamacpp_serve"
 
 
@@ -26,31 +33,27 @@ async def local(folder: Path, *, model: Path, kills: int, seed: int) -> tuple[in
     chance = random.Random(seed)
     hits: set[int] = set()
     async with house(folder, seed=seed) as home:
-        flags = ("--provider", "llamacpp", "--model", str(model), "--max-tokens", "150")
-        watcher = Watcher(await home.command("run", "--yes", "--json", *flags, TASK), [])
+        (home.work / "plain.yaml").write_text(AGENT)
+        flags = ("--provider", "llamacpp", "--model", str(model), "--max-tokens", "150", "--agent", "./plain.yaml")
+        watcher = Watcher(await home.command("run", "--json", *flags, TASK), [])
         for _ in range(kills):
             await watcher.shown("text_delta")
             await asyncio.sleep(chance.uniform(0.0, 0.5))
-            for pid in () if watcher.ended else _servers(model):
+            for pid in () if watcher.ended else _servers(home):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                     hits.add(pid)
         code = await watcher.end()
-    wrong = list(_faults(watcher, code, len(hits)))
-    return len(hits), wrong + [
-        f"left over at the end: {pid}" for pid in (*_servers(model), *home.left_of_all())
-    ]
+        servers = hits | set(_servers(home))
+    left = [f"{pid} {CHILD}" for pid in servers if psutil.pid_exists(pid)] + home.left_of_all()
+    return len(hits), [*_faults(watcher, code, len(hits)), *(f"left over at the end: {one}" for one in left)]
 
 
-def _servers(model: Path) -> list[int]:
-    """The llama.cpp servers that have the model file open: only this suite's, if it is a file of its own."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if CHILD in (process.info["cmdline"] or ()):
-            with suppress(psutil.Error):
-                if any(str(model) in region.path for region in process.memory_maps()):
-                    found.append(process.pid)
-    return found
+def _servers(home: House) -> list[int]:
+    """The daemon's llama.cpp servers."""
+    found = find(home.home)
+    children = psutil.Process(found.pid).children() if found is not None else []
+    return [process.pid for process in children if CHILD in process.cmdline()]
 
 
 def _faults(watcher: Watcher, code: int | None, hits: int) -> Iterator[str]:

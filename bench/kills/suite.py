@@ -384,6 +384,9 @@ class Watcher:
         assert self._command.stdout is not None
         async for line in self._command.stdout:
             event = json.loads(line)
+            if "execution" not in event:  # It is refused or has failed: one object says why.
+                self.talk += line.decode()
+                continue
             self._last, self.execution = event["type"], event["execution"]
             if event["seq"]:
                 self.stored.append(event)
@@ -405,7 +408,8 @@ class Watcher:
 
     async def _listen(self) -> None:
         assert self._command.stderr is not None
-        self.talk = (await self._command.stderr.read()).decode(errors="replace")
+        said = await self._command.stderr.read()
+        self.talk += said.decode(errors="replace")
 
     async def grown(self, more: int) -> None:
         """Until so many more stored events have come, or the end."""
@@ -418,8 +422,10 @@ class Watcher:
         await self._wait(lambda: self.ended or self._last == kind)
 
     async def _wait(self, wanted: Callable[[], bool]) -> None:
-        async with asyncio.timeout(LIMIT), self._news:
-            await self._news.wait_for(wanted)
+        """In vain means that nothing comes any more: then the run's end will not come either, and that is told."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LIMIT), self._news:
+                await self._news.wait_for(wanted)
 
     async def end(self) -> int | None:
         """The command's exit code; None when it had to be killed."""

@@ -77,6 +77,8 @@ _LIMIT = 30.0
 """Seconds for an answer that needs no model."""
 _REVIVALS, _REVIVAL_SECONDS = 3, 60.0
 """A stream that broke so often within so many seconds is given up: what it shows may be what kills the server."""
+_PATIENCE, _PAUSE = 20.0, 0.5
+"""Seconds: a server that is gone and does not start is tried again so long, so often: its database may be restarting."""
 _BREATH = 0.2
 """Seconds: the socket of a process that was just killed still answers for a moment."""
 
@@ -185,13 +187,27 @@ class Client:
         if self._again is None:
             raise ServerGone(old, lost)
         await self._channel.close(None)
-        self.address = await asyncio.to_thread(self._again)
+        self.address = await self._found(self._again)
         if self.address.pid == old.pid:
             await asyncio.sleep(_BREATH)
-            self.address = await asyncio.to_thread(self._again)
+            self.address = await self._found(self._again)
         self._connect()
         if self.address.pid != old.pid:
             self._notice(f"the daemon (pid {old.pid}) was gone; going on with pid {self.address.pid}")
+
+    async def _found(self, again: Callable[[], Address]) -> Address:
+        """What `again` gives; a server that cannot start, since what it needs is away or full, is waited for."""
+        deadline, told = time.monotonic() + _PATIENCE, False
+        while True:
+            try:
+                return await asyncio.to_thread(again)
+            except StigmerError as error:
+                if time.monotonic() >= deadline:
+                    raise
+                if not told:
+                    self._notice(f"{error.message}; trying again")
+                told = True
+            await asyncio.sleep(_PAUSE)
 
     async def create(self, request: CreateExecutionRequest) -> CreateExecutionResponse:
         """Accepts an execution; the server runs it whether somebody watches or not."""

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 from stigmer.client import Client, CreateExecutionRequest, RemoteError, ServerGone
-from stigmer.daemon import ensure_running, find
+from stigmer.daemon import DaemonError, ensure_running, find
 from stigmer.home import Address, Home
 
 
@@ -40,6 +40,30 @@ async def test_a_stream_goes_on_after_the_daemon_was_killed(
     now = find(home)
     assert now is not None
     assert notices == [f"the daemon (pid {address.pid}) was gone; going on with pid {now.pid}"]
+
+
+async def test_a_stream_waits_for_a_daemon_that_cannot_start_just_now(
+    stigmer, fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in fake.environment.items():
+        monkeypatch.setenv(name, value)
+    fake.script({"text": "one two three four", "stall_after": 3}, {"text": "whole"})
+    address, notices, refusals = ensure_running(stigmer.home), [], [1, 2]
+
+    def again() -> Address:
+        if refusals:
+            refusals.pop()
+            raise DaemonError("the daemon did not start: its database is away", hint="stigmer logs")
+        return ensure_running(stigmer.home)
+
+    async with Client(address, again=again, notice=notices.append) as client:
+        async for event in client.run(request(stigmer, fake)):
+            if event.HasField("text_delta") and client.address.pid == address.pid:
+                os.kill(address.pid, signal.SIGKILL)
+    assert event.finished.text == "whole"
+    assert notices[0] == "the daemon did not start: its database is away; trying again"
+    assert len(notices) == 2
+    assert notices[1].startswith(f"the daemon (pid {address.pid}) was gone; going on with pid")
 
 
 async def test_without_a_way_back_a_broken_stream_says_so(stigmer, fake) -> None:
