@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 from graphton.history import History, estimate_tokens
 from graphton.messages import AssistantMessage, Message, Text, ToolCall, ToolResult, ToolResults, UserMessage
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 def call(number: int) -> ToolCall:
@@ -18,7 +17,9 @@ def result(number: int, text: str = "ok") -> ToolResult:
 
 
 def texts(history: History) -> list[str]:
-    return [r.text for message in history.messages if isinstance(message, ToolResults) for r in message.results]
+    return [
+        r.text for message in history.messages if isinstance(message, ToolResults) for r in message.results
+    ]
 
 
 def test_a_call_without_a_result_gets_an_error_before_the_next_message() -> None:
@@ -32,7 +33,9 @@ def test_a_call_without_a_result_gets_an_error_before_the_next_message() -> None
 
 def test_results_are_put_in_call_order_and_missing_ones_filled_in() -> None:
     history = History()
-    history.extend([AssistantMessage((call(0), call(1), call(2))), ToolResults((result(2, "c"), result(0, "a")))])
+    history.extend(
+        [AssistantMessage((call(0), call(1), call(2))), ToolResults((result(2, "c"), result(0, "a")))]
+    )
     assert [text[:1] for text in texts(history)] == ["a", "T", "c"]
 
 
