@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, date, datetime
 
 import pytest
@@ -364,3 +365,39 @@ def test_a_fallback_with_a_bad_address_never_goes_elsewhere() -> None:
         resolved(layer)
     assert "fallback 'gpt-4o'" in str(caught.value)
     assert "'gw.example' from env OPENAI_BASE_URL needs http://" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        layer_from_flags({"provider": "openai"}, "process_flag"),
+        layer_from_environment({"STIGMER_LLM_PROVIDER": "openai"}),
+        layer_from_environment({"STIGMER_LLM_MODEL": "gpt-4.1"}, "shell"),
+        layer_from_file("/f", "llm: {provider: openai}"),
+    ],
+)
+def test_an_agent_may_use_the_provider_that_the_user_has_named_in_mode_local(said: Layer) -> None:
+    local = layer_from_environment({"MODE": "local", "OPENAI_API_KEY": "k"}, "shell")
+    both = replace(local, said={**local.said, **said.said}) if said.kind == "shell" else local
+    layers = [both] if said.kind == "shell" else [local, said]
+    agent = layer_from_agent({"model": "gpt-4o", "fallbacks": ["openai:gpt-6-luna"]}, "a@1")
+    config = resolved(*layers, agent)
+    assert (str(config.ref), len(config.fallbacks)) == ("openai:gpt-4o", 1)
+
+
+def test_the_users_strongest_word_keeps_an_agent_at_home() -> None:
+    layers = [
+        layer_from_environment({"MODE": "local", "OPENAI_API_KEY": "k", "STIGMER_LLM_PROVIDER": "ollama"}),
+        layer_from_file("/f", "llm: {provider: openai}"),
+    ]
+    with pytest.raises(ConfigError) as caught:
+        resolved(*layers, layer_from_agent({"model": "gpt-4o"}, "a@1"))
+    assert "is outside this machine, and the mode is local" in str(caught.value)
+
+
+def test_a_key_that_cannot_be_used_is_told_once_and_not_called_missing() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolved(layer_from_environment({"MODE": "cloud", "ANTHROPIC_API_KEY": "two words"}))
+    (problem,) = caught.value.problems
+    assert problem.startswith("api_key from env ANTHROPIC_API_KEY holds a blank")
+    assert "two words" not in problem

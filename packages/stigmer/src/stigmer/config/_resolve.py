@@ -32,6 +32,8 @@ from stigmer.errors import ConfigError
 __all__ = ["resolve"]
 
 _OLLAMA = PROVIDERS["ollama"]
+_FOLDERS = ("agent", "project_file")
+"""Layers that come with a definition or a folder: what they say is not the user's own word."""
 _PLACES = {
     "local": "your shell, the daemon's environment",
     "serve": "the server's environment (stigmer serve)",
@@ -270,11 +272,22 @@ class _Cascade:
 
     def _keep_data_at_home(self, mode: str, provider: Provider) -> None:
         layer = self.provider_layer
-        if mode != "local" or provider.local or layer is None or layer.kind not in ("agent", "project_file"):
+        if mode != "local" or provider.local or layer is None or layer.kind not in _FOLDERS:
+            return
+        if self._user_named(provider):
             return
         said = self.values["provider"].source
         self.problems.append(_leaves_home(provider.name, said))
         self.sure = False
+
+    def _user_named(self, provider: Provider) -> bool:
+        """Whether this provider is what the user's own layers come to, those of folders left out."""
+        said = (
+            own.provider
+            for layer, own in zip(self.layers, self.own, strict=True)
+            if layer.kind not in _FOLDERS and (own.provider or own.fault)
+        )
+        return next(said, None) == provider.name
 
     # -- addresses and keys
 
@@ -334,7 +347,7 @@ class _Cascade:
             self.values["api_key"] = Value(mask(bound[0].value), bound[0].source, hidden)
             return bound[0].value
         self.values["api_key"] = Value(None, f"default for provider {provider.name}")
-        if provider.needs_key and self.sure:
+        if provider.needs_key and self.sure and not self.bindings.problems:
             self.problems.append(self.bindings.unset.get(provider.name) or self._no_key(provider, url))
         elif provider.name in self.bindings.unset:
             self.notices.append(self.bindings.unset[provider.name])
@@ -475,7 +488,8 @@ class _Cascade:
                 self.problems.append(f"fallback {text!r} from {said.source}: {error.message}; {error.hint}")
                 continue
             row = PROVIDERS[owner]
-            if mode == "local" and layer.kind in ("agent", "project_file") and not row.local:
+            abroad = mode == "local" and layer.kind in _FOLDERS and not row.local
+            if abroad and not self._user_named(row):
                 self.problems.append(_leaves_home(owner, f"fallbacks of {said.source}"))
                 continue
             found.append(self._fallback(row, model, settings, said))
