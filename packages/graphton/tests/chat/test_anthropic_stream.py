@@ -504,7 +504,6 @@ async def test_a_page_instead_of_a_stream_is_shown(fake: FakeProviders) -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        b"data: {broken\n\n",
         b"data: []\n\n",
         b"data: {}\n\n",
         sse({"type": "message_start"}),
@@ -518,6 +517,14 @@ async def test_events_of_no_dialect_are_protocol_errors(fake: FakeProviders, eve
     with pytest.raises(ProtocolError, match="none of its dialect") as caught:
         await chunks(fake, Reply(body=sse(START, event)))
     assert "does not speak the Messages API rightly" in caught.value.hint
+
+
+async def test_an_event_cut_in_half_is_a_broken_stream_that_is_asked_again(fake: FakeProviders) -> None:
+    with pytest.raises(BrokenStream, match="an event that cannot be read") as caught:
+        await chunks(fake, Reply(body=sse(START, b"data: {broken\n\n")))
+    assert caught.value.retryable
+    with pytest.raises(ProtocolError, match="an event that cannot be read"):
+        await chunks(fake, Reply(body=b"data: {broken\n\n"))
 
 
 async def test_http_errors_are_told_with_the_servers_words(fake: FakeProviders) -> None:

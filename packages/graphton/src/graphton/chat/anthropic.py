@@ -318,6 +318,7 @@ class _Assembly:
         self.finished = False
         self.parts: dict[int, _Part] = {}
         self._provider = provider
+        self._began = False
         self._model = ""
         self._stop: str | None = None
         self._usage: dict[str, Any] = {}
@@ -326,6 +327,12 @@ class _Assembly:
         """Enter one event; what of it can be shown at once."""
         try:
             event = _json.loads(data)
+        except (
+            ValueError
+        ) as error:  # In a stream that began well, a gateway or the line cut it: worth another try.
+            why = f"an event that cannot be read: {peer.excerpt(data)}"
+            raise (peer.broken(why) if self._began else peer.protocol(why, hint=_GARBLED)) from error
+        try:
             kind = event["type"]
             if kind == "error":
                 raise _stream_error(event, data, peer)
@@ -362,6 +369,7 @@ class _Assembly:
     def _on_start(self, event: dict[str, Any], data: bytes) -> tuple[Chunk, ...]:
         message = event["message"]
         self._model = message.get("model") or ""
+        self._began = True
         self._usage |= message.get("usage") or {}
         return ()
 
