@@ -16,6 +16,7 @@ from stigmer.cli._main import USAGE, asked, json_option
 from stigmer.cli._options import flags_of, llm_options, mode_flag
 from stigmer.cli._resolved import resolution, resolved, user_file, user_layer
 from stigmer.cli._terminal import harmless, terminal
+from stigmer.config._approvals import APPROVAL_KEYS
 from stigmer.errors import ConfigError, UsageError
 
 __all__ = ["config"]
@@ -105,6 +106,12 @@ def path() -> int:
 
 def _row(key: str) -> cascade.Setting:
     row = cascade.setting_for_key(key)
+    if row is None and key in APPROVAL_KEYS:
+        where = _shown(user_file())
+        raise UsageError(
+            f"{key!r} is not changed by this command: it is no setting of a model",
+            hint=f"write it into {where} by hand; see docs/agents.md, and `stigmer approvals rules`",
+        )
     if row is None:
         keys = [row.key for row in cascade.SETTINGS.values()]
         near = cascade.nearest(key, [*keys, *(row.name for row in cascade.SETTINGS.values())])
