@@ -74,6 +74,15 @@ def test_links_in_documents_lead_somewhere() -> None:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
+def test_troubleshooting_begins_with_words_that_a_user_can_see() -> None:
+    text = " ".join(re.sub(r'"\s*\n\s*f?"', "", path.read_text("utf-8")) for path in SOURCES)
+    headings = re.findall(r"^### (.*)$", (DOCS / "troubleshooting.md").read_text("utf-8"), flags=re.M)
+    told = [words for heading in headings for words in re.findall(r"`([^`]+)`", heading)]
+    assert len(told) > 10
+    missing = [words for words in told if re.sub(r" \d{3}$", " ", words) not in text]
+    assert missing == []
+
+
 def test_readmes_library_example_is_the_file_that_runs() -> None:
     block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), flags=re.S)
     assert block is not None
