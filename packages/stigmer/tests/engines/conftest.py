@@ -90,10 +90,11 @@ class House:
             async with asyncio.timeout(DEADLINE):
                 while True:
                     watcher.take()
+                    watcher.stale = False
                     for record in await self.records(row):
                         if wanted(record):
                             return record
-                    while not watcher.behind:
+                    while not (watcher.behind or watcher.stale):
                         await watcher.news()
                         if watcher.behind:
                             break

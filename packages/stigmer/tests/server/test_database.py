@@ -103,3 +103,18 @@ def test_the_command_tells_what_is_wrong_with_the_address(
     assert f"hint: {hint}" in done.stderr
     assert "Traceback" not in done.stderr
     assert "hunter22" not in done.stderr + done.stdout + stigmer.home.log.read_text()
+
+
+async def test_text_is_shown_once_however_often_the_store_is_looked_at(
+    idle: Any, postgres: Any, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STIGMER_DATABASE_URL", postgres.database())
+    monkeypatch.setattr("stigmer.store._news.LOOK", 0.02)
+    fake.reply("one two three four five six", pieces=8, stall_after=5, stall=0.6)
+    await idle.start()
+    events = await idle.run("Count.")
+    shown = [event.text_delta for event in events if event.HasField("text_delta")]
+    assert "".join(delta.text for delta in shown) == "one two three four five six"
+    assert len(shown) > 1
+    stored = [event.seq for event in events if event.seq]
+    assert stored == list(range(1, len(stored) + 1))

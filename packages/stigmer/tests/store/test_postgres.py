@@ -233,7 +233,7 @@ async def test_a_watcher_sees_what_another_server_appends(stores: Any) -> None:
         watcher = two.feed.join(row.no)
         await one.control(row.no, [notice("x")])
         await watcher.news()
-        assert watcher.behind
+        assert watcher.stale
         assert [seq for seq, _ in await two.events(row.no, 2)] == [2]
         mine = len(heard)
         await two.control(other.no, [notice("own")])
@@ -288,7 +288,7 @@ async def test_a_new_connection_looks_at_everything(postgres: Any, stores: Any) 
         await asyncio.to_thread(postgres.start)
         await heard.wait()
         await watcher.news()
-    assert watcher.behind
+    assert watcher.stale
     store.feed.leave(row.no, watcher)
 
 

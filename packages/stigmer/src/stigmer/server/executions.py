@@ -307,9 +307,13 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         feed = self._store.feed
         watcher = feed.join(row.no)
         next_seq = max(1, from_seq)
+        anew = True
+        """No live text has been shown yet, or some was lost: the text so far is to be shown."""
         try:
             while True:
-                watcher.take()  # It is stored: it is read now, with whatever other servers appended.
+                if anew:
+                    watcher.take()  # It is stored: it is read now, with whatever other servers appended.
+                watcher.stale = False
                 while page := await self._store.events(row.no, next_seq):
                     next_seq = page[-1][0] + 1
                     yield api.Frame(execution=row.id, events=[body for _, body in page])
@@ -317,24 +321,25 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
                 if found is None or (found.finished_ms is not None and next_seq > found.seq):
                     return
                 if watcher.behind or (found.seq >= next_seq and not watcher.queue):
+                    anew = anew or watcher.behind
                     continue
-                # Nothing is awaited here: what was committed meanwhile, then the text so far as it is now.
-                fresh, next_seq, whole = _news(watcher, next_seq, live=False)
-                if not whole:
-                    continue
-                if shown := [*fresh, *feed.partial(row.no)]:
-                    yield api.Frame(execution=row.id, events=shown)
-                while not watcher.behind:
+                if anew:
+                    # Nothing is awaited here: what was committed meanwhile, then the text so far as it is now.
+                    fresh, next_seq, whole = _news(watcher, next_seq, live=False)
+                    if not whole:
+                        continue
+                    if shown := [*fresh, *feed.partial(row.no)]:
+                        yield api.Frame(execution=row.id, events=shown)
+                whole = True
+                while whole and not (watcher.behind or watcher.stale):
                     if watcher.ended and not watcher.queue:
                         return
                     await watcher.news()
-                    if watcher.behind:
-                        break
-                    fresh, next_seq, whole = _news(watcher, next_seq, live=True)
-                    if fresh:
-                        yield api.Frame(execution=row.id, events=fresh)
-                    if not whole:
-                        break
+                    if not watcher.behind:
+                        fresh, next_seq, whole = _news(watcher, next_seq, live=True)
+                        if fresh:
+                            yield api.Frame(execution=row.id, events=fresh)
+                anew = watcher.behind or not whole
         finally:
             feed.leave(row.no, watcher)
 

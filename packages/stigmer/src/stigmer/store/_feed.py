@@ -26,6 +26,8 @@ class Watcher:
     size: int = 0
     behind: bool = False
     """The queue overflowed: read the store, then go on."""
+    stale: bool = False
+    """Another server may have appended: look into the store too. What is queued is whole."""
     ended: bool = False
     """The execution has finished: nothing follows what is queued."""
     _news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -46,9 +48,9 @@ class Watcher:
         self._news.clear()
         return taken
 
-    def fall_behind(self) -> None:
-        """There is more in the store than was pushed here."""
-        self.behind = True
+    def grown_elsewhere(self) -> None:
+        """There may be more in the store than is pushed here."""
+        self.stale = True
         self._news.set()
 
     async def news(self) -> None:
@@ -91,7 +93,7 @@ class Feed:
         """These executions, or all, may have grown elsewhere: their watchers read the store again."""
         for no in list(self._watchers) if nos is None else nos:
             for watcher in self._watchers.get(no, ()):
-                watcher.fall_behind()
+                watcher.grown_elsewhere()
 
     def publish(self, no: int, committed: Iterable[tuple[int, pb.Event, bytes]]) -> None:
         """Committed events, in order."""
