@@ -34,7 +34,16 @@ async def local(folder: Path, *, model: Path, kills: int, seed: int) -> tuple[in
     hits: set[int] = set()
     async with house(folder, seed=seed) as home:
         (home.work / "plain.yaml").write_text(AGENT)
-        flags = ("--provider", "llamacpp", "--model", str(model), "--max-tokens", "150", "--agent", "./plain.yaml")
+        flags = (
+            "--provider",
+            "llamacpp",
+            "--model",
+            str(model),
+            "--max-tokens",
+            "150",
+            "--agent",
+            "./plain.yaml",
+        )
         watcher = Watcher(await home.command("run", "--json", *flags, TASK), [])
         for _ in range(kills):
             await watcher.shown("text_delta")
