@@ -36,7 +36,7 @@ COMMANDS = {
     "secret": ("secret", "Keep API keys for later runs; list and forget them."),
     "trust": ("trust", "Trust the settings and agents that come with a folder."),
     "validate": ("validate", "Check agent files, every problem at once."),
-    "models": ("models", "List the models of this machine and of providers; fetch and remove files."),
+    "models": ("models", "List models, here and at providers; fetch and remove files."),
     "up": ("server", "Start the daemon and let it stay."),
     "down": ("server", "Stop the daemon."),
     "status": ("server", "Say whether the daemon runs, and what it does."),
