@@ -22,13 +22,15 @@ FAILED, USAGE, BUG, WAITING, BUDGET, INTERRUPTED = 1, 2, 3, 4, 5, 130
 
 COMMANDS = {
     "run": ("run", "Run an agent on a task and show what it does."),
+    "chat": ("chat", "Talk with an agent, line by line."),
     "attach": ("executions", "Show an execution's events, past and to come."),
     "cancel": ("executions", "Stop a running execution."),
     "pause": ("executions", "Let a run rest; it holds nothing meanwhile."),
     "resume": ("executions", "Let a paused run go on."),
     "retry": ("retry", "Begin anew with what a failed run has recorded."),
-    "get": ("executions", "Show one execution: state, configuration with sources, result."),
-    "list": ("executions", "List executions, newest first."),
+    "get": ("executions", "Show an execution with its settings and result, or a session."),
+    "list": ("executions", "List executions or sessions, newest first."),
+    "delete": ("sessions", "Delete a session with its executions."),
     "approvals": ("approvals", "List the questions that wait for an answer."),
     "approve": ("approvals", "Allow a tool call that waits for an approval."),
     "reject": ("approvals", "Refuse a tool call that waits for an approval."),

@@ -8,11 +8,22 @@ import time
 from typing import TYPE_CHECKING
 
 from stigmer.cli._terminal import SPARSE_SECONDS, Terminal, person_here, size_text
+from stigmer.errors import StigmerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["fetch", "wanted"]
+__all__ = ["fetch", "fetch_or_refuse", "wanted"]
+
+
+def fetch_or_refuse(missing: StigmerError, talk: Terminal) -> None:
+    """Fetches the model that a run needs, where somebody here says so; else raises what the daemon said."""
+    details: dict[str, str] = getattr(missing, "details", {})
+    name = details.get("name", "")
+    size, source = int(details.get("size") or 0), details.get("source", "")
+    if not size or not wanted(name, size=size, source=source, talk=talk):
+        raise missing
+    fetch(name, talk)
 
 
 def wanted(name: str, *, size: int, source: str, talk: Terminal) -> bool:

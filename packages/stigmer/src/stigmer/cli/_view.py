@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from stigmer.api.event_pb2 import ConfigResolved, Event, Usage
+from stigmer.api.event_pb2 import Budget, ConfigResolved, Event, Usage
 from stigmer.cli._terminal import Terminal, harmless, size_text
 
 __all__ = ["JsonView", "TextView", "View", "arguments_line", "question", "settings_lines"]
@@ -52,8 +52,11 @@ class TextView:
         self._named_model = False
         self._shown: dict[tuple[int, int], int] = {}
         self._last_text = ""
+        self._execution = ""
         self._countdown: asyncio.Task[None] | None = None
+        self._session = ""
         self._show: dict[str, Callable[[Event, Any], None]] = {
+            "created": self._created,
             "config_resolved": self._config_resolved,
             "notice": self._notice,
             "model_requested": self._model_requested,
@@ -85,6 +88,7 @@ class TextView:
 
     def show(self, execution: str, event: Event) -> None:
         kind = event.WhichOneof("kind") or ""
+        self._execution = execution
         if self._countdown is not None and kind != "stream_reset":  # That one only says what was broken off.
             self._countdown.cancel()
             self._countdown = None
@@ -94,12 +98,22 @@ class TextView:
     def talk(self, text: str) -> None:
         self._terminal.say(text)
 
+    def next_turn(self) -> None:
+        """Another execution of the same conversation follows: what was said of the model and the session holds."""
+        self._shown.clear()
+        self._last_text = ""
+
     def _line(self, event: Event, text: str, *, style: str = "") -> None:
         """A line about the execution: a sub-agent's stands under its path."""
         text = harmless(f"[{event.path}] {text}" if event.path else text)
         self._terminal.say(self._terminal.paint(text, style) if style else text)
 
     # ---- what serves the run ----
+
+    def _created(self, event: Event, created: Any) -> None:
+        if created.session and created.session != self._session:
+            self._session = created.session
+            self._line(event, f"session {created.session}", style="dim")
 
     def _config_resolved(self, event: Event, config: ConfigResolved) -> None:
         self._config = config  # Told after the line that names the model.
@@ -274,6 +288,11 @@ class TextView:
 
     def _budget_exceeded(self, event: Event, budget: Any) -> None:
         self._line(event, f"stopped by the limit of {budget.value:g} {budget.limit}", style="yellow")
+        flag = {"tokens": "--max-tokens-total", "seconds": "--timeout"}.get(
+            budget.limit, f"--max-{budget.limit}"
+        )
+        more = "" if budget.limit == "seconds" else ", what was used counting"
+        self._terminal.say(f"to go on with a higher one{more}: stigmer retry {self._execution} {flag} …")
 
     def _pause_requested(self, event: Event, pause: Any) -> None:
         self._line(event, f"to be paused, by {pause.by}; what runs may end", style="yellow")
@@ -337,7 +356,16 @@ def usage_line(usage: Usage, seconds: float) -> str:
             f"${usage.usd:.4f}"
             + (f" + {usage.unpriced_calls} unpriced calls" if usage.unpriced_calls else "")
         )
+    elif usage.unpriced_calls and not usage.HasField("usd"):
+        parts.append("price not known")
     return " · ".join(parts)
+
+
+def limits_line(limits: Budget) -> str:
+    """`100 steps, 7200 seconds; 5 sub-agents at once, 2 levels`."""
+    given = {field.name: value for field, value in limits.ListFields()}
+    said = [f"{value:g} {name}" for name, value in given.items() if name not in ("children", "depth")]
+    return f"{', '.join(said) or 'none'}; {limits.children} sub-agents at once, {limits.depth} levels"
 
 
 def progress_line(what: str, done: float, total: float, unit: str, text: str) -> str:

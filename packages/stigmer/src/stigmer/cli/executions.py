@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from stigmer.api.service_pb2 import Execution
     from stigmer.client import Client
 
-__all__ = ["attach", "cancel", "get", "list", "pause", "resume"]
+__all__ = ["attach", "cancel", "get", "list", "pause", "resume", "summary"]
 
 STATES = ("queued", "running", "waiting", "completed", "failed", "cancelled", "budget_exceeded")
 
@@ -55,7 +55,7 @@ def cancel(execution: str) -> int:
         answer = await client.cancel(execution, by=whoami())
         state = answer.execution.state
         if asked().json:
-            _print_json({**_summary(answer.execution), "already_finished": answer.already_finished})
+            _print_json({**summary(answer.execution), "already_finished": answer.already_finished})
         elif answer.already_finished:
             terminal().say(f"{execution} had finished already: {state}")
         else:
@@ -87,7 +87,7 @@ def pause(execution: str) -> int:
                     break
             found = await client.get(execution)
         if asked().json:
-            _print_json({**_summary(found), "already_finished": finished})
+            _print_json({**summary(found), "already_finished": finished})
         elif finished:
             terminal().say(f"{execution} had finished already: {found.state}")
         elif found.state == "waiting":
@@ -110,7 +110,7 @@ def resume(execution: str) -> int:
 
         answer = await client.resume(execution, by=whoami())
         if asked().json:
-            _print_json(_summary(answer.execution))
+            _print_json(summary(answer.execution))
         else:
             terminal().say(f"{execution} goes on. To see it: stigmer attach {execution}")
         return 0
@@ -119,13 +119,20 @@ def resume(execution: str) -> int:
 
 
 @click.command()
-@click.argument("kind", metavar="KIND", type=click.Choice(["execution"]))
+@click.argument("kind", metavar="KIND", type=click.Choice(["execution", "session"]))
 @click.argument("execution", metavar="ID")
 @json_option
 def get(kind: str, execution: str) -> int:
-    """Show one execution (KIND is `execution`): its state, its configuration with the source of every value, its result."""
+    """Show an execution: its state, its configuration with the source of every value, its result; or a session's executions.
+
+    KIND is `execution` or `session`.
+    """
 
     async def work(client: Client) -> int:
+        if kind == "session":
+            from stigmer.cli.sessions import show
+
+            return await show(client, execution)
         found = await client.get(execution)
         if asked().json:
             _print_json(_whole(found))
@@ -138,19 +145,26 @@ def get(kind: str, execution: str) -> int:
 
 @click.command()
 @click.argument(
-    "kind", metavar="[KIND]", type=click.Choice(["execution", "executions"]), default="executions"
+    "kind",
+    metavar="[KIND]",
+    type=click.Choice(["execution", "executions", "session", "sessions"]),
+    default="executions",
 )
-@click.option("--state", type=click.Choice(STATES), help="Only these.")
+@click.option("--state", type=click.Choice(STATES), help="Only executions in this state.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 @json_option
 def list(kind: str, state: str | None, limit: int) -> int:
-    """List executions, newest first."""
+    """List executions, or sessions, newest first. KIND is `executions` (when left out) or `sessions`."""
 
     async def work(client: Client) -> int:
+        if kind.startswith("session"):
+            from stigmer.cli.sessions import show_all
+
+            return await show_all(client, limit=limit)
         found = await client.list(limit=limit, state=state or "")
         if asked().json:
             for one in found:
-                _print_json(_summary(one))
+                _print_json(summary(one))
         elif not found:
             terminal().say('no executions yet. To make one: stigmer run "…"')
         else:
@@ -162,7 +176,8 @@ def list(kind: str, state: str | None, limit: int) -> int:
     return connected(work)
 
 
-def _summary(one: Execution) -> dict[str, Any]:
+def summary(one: Execution) -> dict[str, Any]:
+    """What lists show of an execution, for programs."""
     return {
         "id": one.id,
         "state": one.state,
@@ -180,13 +195,14 @@ def _summary(one: Execution) -> dict[str, Any]:
 
 
 def _whole(one: Execution) -> dict[str, Any]:
-    from stigmer.events import settings_json, usage_json
+    from stigmer.events import budget_json, settings_json, usage_json
 
     ended = one.finished if one.HasField("finished") else None
     return {
-        **_summary(one),
+        **summary(one),
         "settings": settings_json(one.config),
         "notices": [*one.config.notices],
+        "limits": budget_json(one.limits),
         "approvals": [
             {
                 "call": open_.call,
@@ -213,7 +229,7 @@ def _whole(one: Execution) -> dict[str, Any]:
 
 
 def _page(one: Execution) -> str:
-    from stigmer.cli._view import question, settings_lines, usage_line
+    from stigmer.cli._view import limits_line, question, settings_lines, usage_line
 
     lines = [
         f"execution  {one.id}",
@@ -222,6 +238,7 @@ def _page(one: Execution) -> str:
         f"created    {_when(one.created_ms)}",
         f"workspace  {one.workspace or 'none'}",
         f"task       {harmless(one.task)}",
+        f"limits     {limits_line(one.limits)}",
         "",
         *settings_lines(one.config),
     ]

@@ -28,6 +28,12 @@ __all__ = ["run"]
 @click.argument("task", required=False)
 @llm_options
 @click.option("--agent", metavar="NAME|FILE", help="An agent of .stigmer/agents, or an agent file.")
+@click.option("--session", metavar="ID|new", default="", help="Go on with a conversation, or begin one.")
+@click.option(
+    "--if-running",
+    type=click.Choice(["enqueue", "reject", "interrupt"]),
+    help="While another run of the session has not finished: wait in line (enqueue, the default), or not.",
+)
 @click.option("--workspace", metavar="DIR", help="The folder that the tools see. Default: the current one.")
 @click.option("--yes", is_flag=True, help="Answer every question of a tool with yes.")
 @click.option("--detach", is_flag=True, help="Print the execution's id and leave it running.")
@@ -78,6 +84,7 @@ def run(task: str | None, **given: Any) -> int:
             talk=terminal(),
             project=project or look(),
         )
+        request.session, request.if_running = given["session"], given["if_running"] or ""
         request.interactive = here and not given["detach"]
         try:
             if given["dry_run"]:
@@ -90,7 +97,9 @@ def run(task: str | None, **given: Any) -> int:
 
     outcome = connected(work)
     if not isinstance(outcome, int):
-        _fetch_or_refuse(outcome)
+        from stigmer.cli._pull import fetch_or_refuse
+
+        fetch_or_refuse(outcome, terminal())
         outcome = connected(work)
     if isinstance(outcome, int):
         return outcome
@@ -138,15 +147,3 @@ async def _preview(client: Client, request: CreateExecutionRequest) -> int:
     headers = "".join(f"{name}: {value}\n" for name, value in found.headers.items())
     talk.data(f"{found.method} {found.url}\n{headers}\n{found.body.decode()}\n")
     return 0
-
-
-def _fetch_or_refuse(missing: StigmerError) -> None:
-    """Fetches the model that the run needs, where somebody here says so; else raises what the daemon said."""
-    from stigmer.cli._pull import fetch, wanted
-
-    details: dict[str, str] = getattr(missing, "details", {})
-    name = details.get("name", "")
-    size, source = int(details.get("size") or 0), details.get("source", "")
-    if not size or not wanted(name, size=size, source=source, talk=terminal()):
-        raise missing
-    fetch(name, terminal())
