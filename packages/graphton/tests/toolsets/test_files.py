@@ -96,6 +96,9 @@ async def test_search_shows_file_line_and_text(folder: Path, call: Any) -> None:
     assert await call("search_files", text="zebra", path="made_up") == (
         "(not in 'made_up', but elsewhere:)\nnotes.txt:2: the zebra sleeps"
     )
+    assert await call("search_files", text="zebra", path="made/up.html") == (
+        "(not in 'made/up.html', but elsewhere:)\nnotes.txt:2: the zebra sleeps"
+    )
     assert await call("search_files", text="giraffe", path="src") == "no line in 1 files holds 'giraffe'"
     assert await call("search_files", text="src/app.py") == (
         "no line in 2 files holds 'src/app.py'\n"

@@ -19,13 +19,17 @@ from pathlib import Path
 
 from graphton.errors import SettingError, ToolError
 
-__all__ = ["Place", "Workspace", "open_workspace"]
+__all__ = ["Missing", "Place", "Workspace", "open_workspace"]
 
 _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _STEP = _DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _MAX_LINKS = 40
 _PROTECTED = {".git", ".stigmer"}
+
+
+class Missing(ToolError):
+    """Nothing of that name is in the workspace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,7 @@ class Place:
         if not stat.S_ISREG(self.status.st_mode):
             raise ToolError(f"{self.shown!r} is not a regular file (a pipe, socket or device)")
 
-    def missing(self) -> ToolError:
+    def missing(self) -> Missing:
         return _missing(self.folder, self.name, self.parts)
 
     def failed(self, doing: str, error: OSError) -> ToolError:
@@ -258,13 +262,13 @@ def _split(path: str) -> list[str]:
     return [part for part in path.split("/") if part not in ("", ".")]
 
 
-def _missing(folder: int, name: str, parts: Iterable[str]) -> ToolError:
+def _missing(folder: int, name: str, parts: Iterable[str]) -> Missing:
     """ "No such file", with the name that was probably meant."""
     shown = _shown(parts)
     try:
         fd = os.open(".", _DIRECTORY | os.O_RDONLY, dir_fd=folder)
     except OSError:
-        return ToolError(f"there is no {shown!r}")
+        return Missing(f"there is no {shown!r}")
     try:
         with os.scandir(fd) as entries:
             names = [_shown([entry.name]) for entry, _ in zip(entries, range(2000), strict=False)]
@@ -273,9 +277,9 @@ def _missing(folder: int, name: str, parts: Iterable[str]) -> ToolError:
     folded = {one.casefold(): one for one in names}
     near = difflib.get_close_matches(name.casefold(), list(folded), n=3, cutoff=0.6)
     if not near:
-        return ToolError(f"there is no {shown!r}; list_files shows what there is")
+        return Missing(f"there is no {shown!r}; list_files shows what there is")
     above = shown[: -len(name)]
-    return ToolError(
+    return Missing(
         f"there is no {shown!r}; did you mean {' or '.join(repr(above + folded[one]) for one in near)}?"
     )
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 from graphton.errors import ToolError
 from graphton.tools import Effect, Tool, in_thread, tool
-from graphton.toolsets._workspace import Place, Workspace
+from graphton.toolsets._workspace import Missing, Place, Workspace
 
 __all__ = ["file_tools"]
 
@@ -260,9 +260,12 @@ def _search(workspace: Workspace, text: str, path: str, regex: bool, stop: threa
 
 
 def _existing(workspace: Workspace, path: str) -> str:
-    """The path, or "" where a folder that exists holds nothing of that name."""
-    with workspace.place(path) as place:
-        return path if not place.name or place.status is not None else ""
+    """The path, or "" where there is nothing of that name."""
+    try:
+        with workspace.place(path) as place:
+            return path if not place.name or place.status is not None else ""
+    except Missing:  # not even its folder
+        return ""
 
 
 def _found_below(
