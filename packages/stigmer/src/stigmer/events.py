@@ -9,7 +9,7 @@ from typing import Any
 
 from stigmer.api import event_pb2 as pb
 
-__all__ = ["settings_json", "time_text", "to_json", "usage_json"]
+__all__ = ["budget_json", "settings_json", "time_text", "to_json", "usage_json"]
 
 
 def to_json(event: pb.Event, execution: str) -> dict[str, Any]:
@@ -73,7 +73,8 @@ def _object(data: bytes) -> Any:
     return _value(data.decode("utf-8", "replace")) if data else {}
 
 
-def _budget(budget: pb.Budget) -> dict[str, Any]:
+def budget_json(budget: pb.Budget) -> dict[str, Any]:
+    """Limits by name; null is none, or not said."""
     return {
         name: getattr(budget, name) if budget.HasField(name) else None
         for name in ("steps", "tokens", "usd", "seconds")
@@ -88,7 +89,7 @@ def _created(e: pb.Created) -> dict[str, Any]:
         "session": e.session,
         "workspace": e.workspace,
         "parent": e.parent,
-        "budget": _budget(e.budget),
+        "budget": budget_json(e.budget),
         "approve_all": e.approve_all,
         "retry_of": e.retry_of or None,
         "rules": list(e.rules),
@@ -205,7 +206,7 @@ _FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "approval_requested": _asked,
     "approval_decided": _decided,
     "rule_matched": lambda e: {"call": e.call, "verdict": e.verdict, "rule": e.rule},
-    "subagent_started": lambda e: {"call": e.call, "name": e.name, "budget": _budget(e.budget)},
+    "subagent_started": lambda e: {"call": e.call, "name": e.name, "budget": budget_json(e.budget)},
     "subagent_finished": lambda e: {"call": e.call},
     "loop_warned": lambda e: {"step": e.step, "times": e.times},
     "compacted": lambda e: {

@@ -36,7 +36,16 @@ if TYPE_CHECKING:
     from graphton.tools import Tool, ToolContext, ToolOutput
     from graphton.toolsets.subagents import Subagent
 
-__all__ = ["KeySource", "Runner", "agent_for", "complete", "failure", "needed_models", "recorded_chat"]
+__all__ = [
+    "KeySource",
+    "Runner",
+    "agent_for",
+    "complete",
+    "failure",
+    "limits_of",
+    "needed_models",
+    "recorded_chat",
+]
 
 
 class KeySource(Protocol):
@@ -370,6 +379,12 @@ def _budget(given: pb.Budget) -> Budget:
 
     said = {field.name: value for field, value in given.ListFields()}
     return replace(Budget(), **said)
+
+
+def limits_of(request: CreateExecutionRequest) -> pb.Budget:
+    """The limits of a run, the usual ones where the request has none."""
+    budget = _budget(request.budget)
+    return pb.Budget(**{field.name: getattr(budget, field.name) for field in pb.Budget.DESCRIPTOR.fields})
 
 
 def _outcome(result: Result, journal: StoreJournal) -> list[pb.Event]:

@@ -551,6 +551,7 @@ class Execution(_message.Message):
     APPROVALS_FIELD_NUMBER: _builtins.int
     WAITS_FOR_FIELD_NUMBER: _builtins.int
     RETRY_OF_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     task: _builtins.str
     agent: _builtins.str
@@ -574,6 +575,10 @@ class Execution(_message.Message):
     def approvals(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.ApprovalRequested]:
         """Open questions of a waiting execution; a sub-agent's `call` is written with its path, `/researcher@3.0:1.0`."""
 
+    @_builtins.property
+    def limits(self) -> _event_pb2.Budget:
+        """The limits that hold for it and all its sub-agents, the usual ones where nobody said; absent is no limit."""
+
     def __init__(
         self,
         *,
@@ -592,10 +597,11 @@ class Execution(_message.Message):
         approvals: _abc.Iterable[_event_pb2.ApprovalRequested] | None = ...,
         waits_for: _builtins.str = ...,
         retry_of: _builtins.str = ...,
+        limits: _event_pb2.Budget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_finished", b"_finished", "config", b"config", "finished", b"finished"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_finished", b"_finished", "config", b"config", "finished", b"finished", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finished", b"_finished", "agent", b"agent", "approvals", b"approvals", "attempt", b"attempt", "config", b"config", "created_ms", b"created_ms", "finished", b"finished", "finished_ms", b"finished_ms", "id", b"id", "last_seq", b"last_seq", "retry_of", b"retry_of", "session", b"session", "state", b"state", "task", b"task", "waits_for", b"waits_for", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finished", b"_finished", "agent", b"agent", "approvals", b"approvals", "attempt", b"attempt", "config", b"config", "created_ms", b"created_ms", "finished", b"finished", "finished_ms", b"finished_ms", "id", b"id", "last_seq", b"last_seq", "limits", b"limits", "retry_of", b"retry_of", "session", b"session", "state", b"state", "task", b"task", "waits_for", b"waits_for", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__finished: _TypeAlias = _typing.Literal["finished"]  # noqa: Y015
     _WhichOneofArgType__finished: _TypeAlias = _typing.Literal["_finished", b"_finished"]  # noqa: Y015

@@ -22,6 +22,7 @@ _ANEW = (
     "on_unknown",
     "interactive",
     "retry_of",
+    "if_running",
 )
 """What is this request's own; task, agent, session, workspace and execution_config are the first one's."""
 _WHOLE = {
@@ -98,11 +99,16 @@ def _holds(record: pb.Event, done: set[tuple[str, str]]) -> bool:
 
 
 def _before_what_failed(records: Sequence[pb.Event]) -> Sequence[pb.Event]:
-    """The records without the reply, of the agent itself, that the run failed by, and what came of it."""
-    if records[-1].finished.error.code not in _LEADS_NOWHERE:
+    """The records without the reply, of the agent itself, that the run failed by, and what came of it.
+
+    Only of a reply that repeated itself anything can have come; else one with calls that ran is not what it failed by.
+    """
+    code = records[-1].finished.error.code
+    if code not in _LEADS_NOWHERE:
         return records
     last = max((n for n, record in enumerate(records) if _is_turn(record)), default=len(records))
-    return records[:last]
+    ran = any(record.HasField("tool_dispatched") and not record.path for record in records[last:])
+    return records if ran and code != "loop" else records[:last]
 
 
 def _is_turn(record: pb.Event) -> bool:

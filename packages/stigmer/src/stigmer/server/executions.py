@@ -23,7 +23,7 @@ from stigmer.engines import Engine
 from stigmer.engines.embedded import going_on
 from stigmer.home import Home
 from stigmer.journal import is_paused, masked, open_questions
-from stigmer.runner import agent_for, needed_models, recorded_chat
+from stigmer.runner import agent_for, limits_of, needed_models, recorded_chat
 from stigmer.secrets import Keys
 from stigmer.server._activity import Activity
 from stigmer.server._resolve import Resolved, check_model_file
@@ -481,6 +481,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             attempt=row.epoch,
             last_seq=row.seq,
             retry_of=request.retry_of,
+            limits=limits_of(request),
         )
         for _, body in await self._store.events(row.no, 1, limit=2):
             event = pb.Event.FromString(body)
