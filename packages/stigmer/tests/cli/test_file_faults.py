@@ -52,6 +52,23 @@ def test_a_file_that_cannot_be_used_is_one_clear_error_in_every_command(stigmer,
         assert shown.stdout.startswith("mode "), what  # What could be resolved is shown all the same.
 
 
+def test_settings_are_shown_beside_the_faults_of_an_agents_file(stigmer) -> None:
+    (stigmer.folder / "bad.yaml").write_text(
+        "apiVersion: stigmer/v1\nkind: Agent\nmetadata: {name: bad}\nspec: {llm: {modle: x}, tolls: []}\n"
+    )
+    for up in (False, True):
+        if up:
+            stigmer("up")
+        done = stigmer("config", "show", "--agent", "./bad.yaml")
+        assert done.returncode == 2
+        assert done.stdout.startswith("mode ")
+        assert "modle': did you mean 'model'?" in done.stderr
+        assert "tolls': did you mean 'tools'?" in done.stderr
+        assert done.stderr.count("error: ") == 2
+        found = json.loads(stigmer("config", "show", "--agent", "./bad.yaml", "--json").stdout)
+        assert len(found["problems"]) == 2
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 @pytest.mark.parametrize("place", ["the user's", "the project's"])
 def test_a_file_that_may_not_be_read_is_one_clear_error(stigmer, place) -> None:

@@ -40,15 +40,30 @@ def resolved_each(several: Sequence[dict[str, str]], agent: str | None = None) -
     home = Home.find()
     address = find(home)
     project = find_project(Path.cwd(), agent=agent, home=home, talk=terminal(), asks=False)
-    faults = [project.config.problem] if project.config is not None and project.config.problem else []
-    if faults:
-        project = project._replace(config=None)
+    project, faults = _sound(project)
     answers = (
         _as_from_here(several, home, project)
         if address is None
         else _asked_of_the_daemon(several, home, address, project)
     )
     return [one._replace(problems=[*faults, *one.problems]) for one in answers]
+
+
+def _sound(project: Project) -> tuple[Project, list[str]]:
+    """What of the folder can be used, and what is wrong with the rest."""
+    faults: list[str] = []
+    if project.config is not None and project.config.problem:
+        faults.append(project.config.problem)
+        project = project._replace(config=None)
+    if project.agent is not None:
+        from stigmer.agents import AgentError
+
+        try:
+            project.agent_record()
+        except AgentError as error:
+            faults += error.problems
+            project = project._replace(agent=None)
+    return project, faults
 
 
 def user_file() -> Path:
