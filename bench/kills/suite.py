@@ -38,8 +38,10 @@ KINDS: Mapping[str, Mapping[str, int]] = {
     "disk": {"disk": 3, "daemon": 1},
 }
 """What is killed, each as often as its weight says. `start`: the daemon, and the one that takes over while it starts."""
-FAR = 90
-"""A kill comes at most so many stored events after the one before; a run has about 400."""
+KILLS, FAR = 5, 70
+"""Kills of one run, each at most so many stored events after the one before; a run has about 350."""
+ENOUGH = 3
+"""So many runs with faults, and the suite ends: more of them say nothing new."""
 REFUSED = "refused a write"
 """What the daemon's log says when the database could not write."""
 BREAKS = 3
@@ -95,14 +97,18 @@ async def suite(
     report = Report()
     chance = random.Random(seed)
     kinds = KINDS[plan]
+    broken = 0
     async with house(folder, seed=seed, postgres=postgres) as home:
         while len(report.kills) < points:
-            kills = draw(chance, kinds, min(3, points - len(report.kills)))
+            kills = draw(chance, kinds, min(KILLS, points - len(report.kills)))
             seen = await home.run(len(report.runs) + 1, kills)
             wrong = faults(seen)
             report.runs.append(seen)
             report.faults += [f"run {seen.run}: {fault}" for fault in wrong]
             told(seen, wrong)
+            broken += bool(wrong)
+            if broken == ENOUGH:
+                break
     report.faults += [f"left over at the end: {process}" for process in home.left_of_all()]
     return report
 
