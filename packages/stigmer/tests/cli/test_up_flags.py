@@ -61,3 +61,12 @@ def test_the_daemon_logs_what_is_wrong_with_its_settings_and_lives(stigmer) -> N
     log = in_the_log(stigmer, "setting problem=")
     assert "max_tokens '8k' from env STIGMER_LLM_MAX_TOKENS is not a whole number" in log
     assert find(stigmer.home) is not None
+
+
+def test_up_refuses_a_wrong_flag_before_it_starts_anything(stigmer) -> None:
+    done = stigmer("up", "--provider", "antropic", "--max-tokens", "8k", "--base-url", "http://h")
+    assert done.returncode == 2
+    assert "provider 'antropic' from flag --provider (stigmer up)" in done.stderr
+    assert "did you mean 'anthropic'" in done.stderr
+    assert "max_tokens '8k' from flag --max-tokens (stigmer up) is not a whole number" in done.stderr
+    assert find(stigmer.home) is None

@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from stigmer.cli._main import asked
-from stigmer.config import SETTINGS
+from stigmer.config import BLANKS, SETTINGS
+from stigmer.errors import ConfigError
 
-__all__ = ["flags_of", "llm_options", "mode_flag"]
+__all__ = ["check", "flags_of", "llm_options", "mode_flag"]
 
 _FLAGS = {row.name: row.flag for row in SETTINGS.values() if row.flag}
 _METAVARS = {
@@ -57,6 +58,18 @@ def flags_of(given: dict[str, Any]) -> dict[str, str]:
 def mode_flag() -> dict[str, str]:
     """The flag layer of a command without LLM flags: `stigmer --mode cloud config get model`."""
     return {} if asked().mode is None else {"mode": str(asked().mode)}
+
+
+def check(flags: dict[str, str], *, command: str) -> None:
+    """Raises ConfigError where a flag's own value is wrong, before a process is started that would only say so later."""
+    faults = []
+    for name, value in flags.items():
+        try:
+            SETTINGS[name].parse(value.strip(BLANKS), True)
+        except ValueError as error:
+            faults.append(f"{name} {value!r} from flag {_FLAGS[name]} (stigmer {command}) {error}")
+    if faults:
+        raise ConfigError(faults)
 
 
 def _parameter(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stigmer.cli._main import FAILED, asked, json_option
-from stigmer.cli._options import flags_of, llm_options
+from stigmer.cli._options import check, flags_of, llm_options
 from stigmer.cli._session import with_client
 from stigmer.cli._terminal import terminal
 from stigmer.daemon import find, start, stop
@@ -30,6 +30,7 @@ __all__ = ["down", "logs", "status", "up"]
 def up(**given: Any) -> int:
     """Start the daemon and let it stay until `stigmer down`. LLM flags rank just above its environment."""
     home, flags = Home.find(), flags_of(given)
+    check(flags, command="up")
     address = start(home, stays=True, flags=flags, say=terminal().say)
     if asked().json:
         terminal().data(json.dumps({"running": True, "pid": address.pid, "address": address.target}) + "\n")
