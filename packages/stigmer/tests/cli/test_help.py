@@ -79,7 +79,7 @@ def test_the_version_is_the_installed_one(stigmer) -> None:
     assert stigmer("--version").stdout == f"stigmer {importlib.metadata.version('stigmer')}\n"
 
 
-@pytest.mark.parametrize("command", [("run",), ("up",), ("config", "show")])
+@pytest.mark.parametrize("command", [("run",), ("chat",), ("retry",), ("up",), ("config", "show")])
 def test_every_llm_flag_of_the_settings_table_is_an_option(command, stigmer) -> None:
     from stigmer.config import SETTINGS
 
