@@ -211,3 +211,30 @@ async def test_a_session_that_was_summarised_goes_on_from_its_summary(
     assert compacted[0].tokens_after < compacted[0].tokens_before
     await serving.run("what was it?", session=session_of(first), flags=small)
     assert "SUMMARY: heron" in json.dumps(messages(fake, 4))
+
+
+async def test_a_preview_shows_the_whole_conversation_and_stores_nothing(
+    serving: Any, fake: FakeProviders
+) -> None:
+    script(fake, {"text": "one"})
+    session = session_of(await serving.run("first task", session="new"))
+    async with serving.client() as client:
+        found = await client.preview(serving.request("second task", session=session))
+        sent = [m["content"] for m in json.loads(found.body)["messages"] if m["role"] != "system"]
+        assert sent == ["first task", "one", "second task"]
+        assert (await client.session(session)).count == 1
+        with pytest.raises(RemoteError, match="there is no session"):
+            await client.preview(serving.request("second task", session="ses_none"))
+
+
+async def test_a_run_that_was_tried_again_counts_once(serving: Any, fake: FakeProviders) -> None:
+    script(fake, {"text": "", "status": 400, "error": "no"}, {"text": "this time"}, {"text": "next"})
+    first = await serving.run("the task", session="new")
+    assert first[-1].finished.outcome == "failed"
+    async with serving.client() as client:
+        session = await client.session(session_of(first))
+        made = await client.create(serving.request("", session="", retry_of=session.executions[0].id))
+        assert made.execution.session == session.id
+        assert await ended(client, made.execution.id) == "completed"
+    await serving.run("and now?", session=session.id)
+    assert [m["content"] for m in messages(fake, 2)] == ["the task", "this time", "and now?"]

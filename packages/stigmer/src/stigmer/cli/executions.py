@@ -237,6 +237,7 @@ def _page(one: Execution) -> str:
         *([f"retry of   {one.retry_of}"] if one.retry_of else []),
         f"created    {_when(one.created_ms)}",
         f"workspace  {one.workspace or 'none'}",
+        *([f"session    {one.session}"] if one.session else []),
         f"task       {harmless(one.task)}",
         f"limits     {limits_line(one.limits)}",
         "",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from graphton.approval import Rule
 from graphton.errors import Fenced, JournalError
@@ -23,7 +23,7 @@ from stigmer.engines import Engine
 from stigmer.engines.embedded import going_on
 from stigmer.home import Home
 from stigmer.journal import is_paused, masked, open_questions
-from stigmer.runner import agent_for, limits_of, needed_models, recorded_chat
+from stigmer.runner import agent_for, limits_of, needed_models, recorded_chat, said_before
 from stigmer.secrets import Keys
 from stigmer.server._activity import Activity
 from stigmer.server._resolve import Resolved, check_model_file
@@ -31,6 +31,9 @@ from stigmer.server._retry import carried, request_again
 from stigmer.server.auth import by_unix_socket
 from stigmer.server.status import Refused, abort
 from stigmer.store import Moved, Row, Store, Watcher, new_id
+
+if TYPE_CHECKING:
+    from graphton.messages import Message
 
 __all__ = ["ExecutionService"]
 
@@ -279,16 +282,19 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         self, request: api.CreateExecutionRequest, *, local: bool
     ) -> api.PreviewExecutionResponse:
         from graphton.chat.base import Request
+        from graphton.history import History
         from graphton.messages import UserMessage
 
         _check(request, home=self._home.path)
+        await self._join(request)
         resolved = await self._resolve(request, local=local)
         chat = recorded_chat(resolved.config.models[0], resolved.key)
         try:
             agent = agent_for(chat, request, closed=(self._home.path,))
-            shown = agent.chat.preview(
-                Request(agent.system, [UserMessage(request.task)], tools=agent.tool_specs)
-            )
+            history = History(system=agent.system)
+            history.extend(await self._said(request, agent.chat.settings.max_tokens))
+            history.add(UserMessage(request.task))
+            shown = agent.chat.preview(Request(agent.system, history.messages, tools=agent.tool_specs))
             resolved.config.notices.extend(n for n in chat.notices if n not in resolved.config.notices)
         finally:
             await chat.close()
@@ -299,6 +305,12 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             headers=shown.headers,
             body=shown.body,
         )
+
+    async def _said(self, request: api.CreateExecutionRequest, max_tokens: int | None) -> Sequence[Message]:
+        """What the executions of the request's session said so far."""
+        rows = await self._store.of_session(request.session) if request.session else []
+        before = [(row, await self._store.replay(row.no)) for row in rows]
+        return said_before(before, max_tokens=max_tokens)
 
     # Watching
 
