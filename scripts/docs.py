@@ -49,7 +49,7 @@ def settings() -> str:
     from stigmer.config._settings import SETTINGS
 
     parts = [
-        "# Settings",
+        "# Configuration",
         NOTE.format(source="packages/stigmer/src/stigmer/config/_settings.py"),
         "",
         "Every value has one winner: flag > execution config > agent > your shell > the daemon's flags > the daemon's",
@@ -80,7 +80,7 @@ def api() -> str:
     return "\n".join(parts)
 
 
-DOCUMENTS = {"cli.md": cli, "settings.md": settings, "api.md": api}
+DOCUMENTS = {"cli.md": cli, "configuration.md": settings, "api.md": api}
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ def generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["cli.md", "settings.md", "api.md"])
+@pytest.mark.parametrize("name", ["cli.md", "configuration.md", "api.md"])
 def test_a_generated_document_is_as_new_as_the_code(name: str) -> None:
     fresh = generator().DOCUMENTS[name]()
     assert (DOCS / name).read_text("utf-8") == fresh, "run scripts/docs"
