@@ -160,8 +160,15 @@ def rules_of(request: CreateExecutionRequest) -> tuple[Rule, ...]:
     """The approval rules of a request: its agent's and those beside them. Raises SettingError."""
     from graphton.approval import Rule
 
+    from stigmer.agents import label
+
+    agent = request.agent_record
+    its_own = f"agent {label(agent)}"
     found = []
-    for given in (*request.agent_record.approvals, *request.approvals):
+    for source, given in (
+        *((its_own, rule) for rule in agent.approvals),
+        *((rule.source, rule) for rule in request.approvals),
+    ):
         plain = {"tool": given.tool, "when": dict(given.when), "verdict": given.verdict}
-        found.append(replace(Rule.parse(plain, where="approvals"), source=given.source))
+        found.append(replace(Rule.parse(plain, where="approvals"), source=source))
     return tuple(found)

@@ -218,7 +218,7 @@ class Created(_message.Message):
     def budget(self) -> Global___Budget: ...
     @_builtins.property
     def rules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The approval rules beside the agent's own, as people read them, each with where it stands."""
+        """The approval rules, as people read them, each with where it stands."""
 
     def __init__(
         self,

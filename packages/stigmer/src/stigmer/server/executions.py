@@ -639,7 +639,7 @@ def _created(request: api.CreateExecutionRequest) -> pb.Created:
         approve_all=request.approve_all,
         parent=request.retry_of,
         retry_of=request.retry_of,
-        rules=map(str, rules_of(request)[len(request.agent_record.approvals) :]),
+        rules=map(str, rules_of(request)),
         on_unknown=request.on_unknown,
     )
 
