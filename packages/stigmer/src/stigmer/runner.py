@@ -261,12 +261,13 @@ def complete(finished: pb.Finished, records: Sequence[pb.Event], *, now_ms: int)
 
 def failure(error: Exception, *, home: Path, about: str) -> pb.Error:
     """What the user is told of an exception. A known one speaks for itself; any other is our defect and goes to a report."""
-    if isinstance(error, (GraphtonError, StigmerError)):
+    if isinstance(error, (GraphtonError, StigmerError)) and error.code != "internal":
         return pb.Error(code=error.code, message=redact.scrub(error.message), hint=redact.scrub(error.hint))
     report = _report(error, home=home, about=about)
+    cause = error.__cause__ if isinstance(error, JournalError) else None
     return pb.Error(
         code="internal",
-        message=f"stigmer failed at its own work: {type(error).__name__}",
+        message=f"stigmer failed at its own work: {type(cause or error).__name__}",
         hint=f"this is our defect; what happened is written in {report}",
     )
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from stigmer.api import event_pb2 as pb
+from stigmer.runner import failure
 from stigmer.store import Row, Store, StoreError, new_id
 
 
@@ -83,6 +86,65 @@ async def test_a_refused_write_is_an_error_for_all_and_leaves_nothing(store: Sto
     blocker.execute("ROLLBACK")
     blocker.close()
     assert await store.control(row.no, [notice("y")]) == 2
+
+
+@contextmanager
+def as_one_who_may_not_write(path: Path) -> Iterator[None]:
+    """The files are read-only, and we are nobody: root may write to anything."""
+    files = [path, *path.parent.glob(f"{path.name}-*")]
+    for file in files:
+        file.chmod(0o444)
+    path.parent.chmod(0o777)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        for file in files:
+            file.chmod(0o600)
+
+
+async def test_a_read_only_file_is_named_as_the_cause_and_written_to_again_when_it_may_be(
+    short_folder: Path,
+) -> None:
+    path = short_folder / "stigmer.db"
+    before = Store(path)
+    row = await accept(before)
+    await before.close()
+    short_folder.chmod(0o755)
+    with as_one_who_may_not_write(path):
+        store = Store(path)
+        for _ in range(2):
+            with pytest.raises(StoreError, match="readonly") as refused:
+                await store.control(row.no, [notice("x")])
+            assert refused.value.hint.startswith(f"let stigmer write to it: ls -l {path}; chmod u+w {path}")
+    assert await store.control(row.no, [notice("y")]) == 2
+    assert [seq for seq, _ in await store.events(row.no, 1)] == [1, 2]
+    await store.close()
+
+
+async def test_a_full_database_asks_for_room_and_not_for_rights(store: Store, path: Path) -> None:
+    row = await accept(store)
+    store._dialect.writer.execute("PRAGMA max_page_count = 1")  # type: ignore[attr-defined]  # SQLite's own
+    with pytest.raises(StoreError, match="full") as refused:
+        await store.control(row.no, [notice("x" * 100_000)])
+    assert refused.value.hint == f"make room on the disk: df -h {path.parent}"
+
+
+async def test_a_value_that_no_database_takes_is_a_defect_and_not_a_full_disk(
+    store: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(StoreError) as refused:
+        await store.accept(new_id(), object(), events=[pb.Event(created=pb.Created(task="t"))])  # type: ignore[arg-type]
+    told = failure(refused.value, home=tmp_path, about="test")
+    assert told.code == "internal"
+    assert "Error" in told.message and "disk" not in told.message + told.hint
+    (report,) = (tmp_path / "reports").iterdir()
+    assert str(report) in told.hint
+    assert "Traceback" in report.read_text()
 
 
 async def test_the_wal_file_is_emptied_at_rest(store: Store, path: Path) -> None:

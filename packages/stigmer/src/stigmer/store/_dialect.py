@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from graphton.errors import JournalError
 
-__all__ = ["Dialect", "Found", "Session", "StoreError", "migrations", "newer", "query"]
+__all__ = ["Dialect", "Found", "Session", "StoreDefect", "StoreError", "migrations", "newer", "query"]
 
 Answer = TypeVar("Answer")
 Values = Mapping[str, Any]
@@ -24,6 +24,12 @@ class StoreError(JournalError):
     """The database cannot be used, or refused a write; `code` says which."""
 
     code = "store"
+
+
+class StoreDefect(StoreError):
+    """A fault in our own use of the database: its cause goes into a report."""
+
+    code = "internal"
 
 
 class Found(Protocol):
@@ -61,14 +67,18 @@ class Dialect(Protocol):
     """Answers so fast that it is asked in the event loop itself."""
     error: type[Exception]
     """What its driver raises."""
-    refused: str
-    """What to do when it refuses a write."""
+    misuse: tuple[type[Exception], ...]
+    """What its driver raises where the fault is in our own call."""
     unreadable: str
     """What to do when it cannot be read."""
 
     @property
     def now_ms(self) -> int:
         """The database's clock, as this process knows it."""
+        ...
+
+    def refused(self, error: Exception) -> str:
+        """What to do when it refused a write with this error."""
         ...
 
     def commit(self, work: Callable[[Session], Answer], *, durable: bool) -> Answer:

@@ -58,7 +58,9 @@ class Postgres:
         self.name = self.address.shown
         self.sender = secrets.token_hex(4)
         """Tells our own notifications from those of other servers."""
-        self.refused = self.unreadable = f"see whether it is up and has room: pg_isready -d {self.name!r}"
+        # What is wrong with a value; a table or a right that is missing is the owner's to mend.
+        self.misuse: tuple[type[Exception], ...] = (self.psycopg.DataError, self.psycopg.errors.SyntaxError)
+        self.unreadable = f"see whether it is up and has room: pg_isready -d {self.name!r}"
         self._hurry = threading.Event()
         self._idle: list[psycopg.Connection[Any]] = []
         self._ahead_ms = 0
@@ -88,6 +90,10 @@ class Postgres:
     @property
     def now_ms(self) -> int:
         return int(time.monotonic() * 1000) + self._ahead_ms
+
+    def refused(self, error: Exception) -> str:
+        """The same for each: this process does not see the server's disk."""
+        return self.unreadable
 
     def commit(self, work: Callable[[Session], Answer], *, durable: bool) -> Answer:
         """`durable` changes nothing: every commit waits for the server's disk, as the server is set up to do.

@@ -23,11 +23,11 @@ class SQLite:
     alone = True
     direct = True
     error: type[Exception] = sqlite3.Error
+    misuse: tuple[type[Exception], ...] = (sqlite3.ProgrammingError, sqlite3.InterfaceError)
     unreadable = "stigmer down; if it stays so, move the file away: a new one is made at the next start"
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         self.path, self.name = path, str(path)
-        self.refused = f"see whether there is room on the disk: df -h {os.path.dirname(path)}"
         self._clock = clock
         try:
             self.writer = _connect(path)
@@ -53,7 +53,26 @@ class SQLite:
     def run_many(self, name: str, values: Sequence[Values], /) -> None:
         self.writer.executemany(query(name), values)
 
+    def refused(self, error: Exception) -> str:
+        """What helps, by the cause that SQLite names."""
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # The rest of the number is detail.
+        return _CURES.get(code, _CURES[sqlite3.SQLITE_IOERR]).format(path=self.path, folder=self.path.parent)
+
     def commit(self, work: Callable[[Session], Answer], *, durable: bool) -> Answer:
+        """One that finds the file read-only is tried once more on a new connection: the old one stays so for ever."""
+        try:
+            return self._commit(work, durable=durable)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY or not self.path.exists():
+                raise
+            self._connect_anew()
+        return self._commit(work, durable=durable)
+
+    def _connect_anew(self) -> None:
+        old, self.writer = self.writer, _connect(self.path)
+        old.close()
+
+    def _commit(self, work: Callable[[Session], Answer], *, durable: bool) -> Answer:
         db = self.writer
         try:
             if durable:
@@ -87,6 +106,19 @@ class SQLite:
         """Both connections end, which also removes the WAL file."""
         self._reader.close()
         self.writer.close()
+
+
+_CURES = {
+    sqlite3.SQLITE_FULL: "make room on the disk: df -h {folder}",
+    sqlite3.SQLITE_READONLY: "let stigmer write to it: ls -l {path}; chmod u+w {path}; is the disk mounted read-only?",
+    sqlite3.SQLITE_PERM: "let stigmer write to it: ls -ld {folder} {path}",
+    sqlite3.SQLITE_CANTOPEN: "let stigmer write to its folder: ls -ld {folder}; and see whether there is room: df -h {folder}",
+    sqlite3.SQLITE_BUSY: "another program holds the database; end it: lsof {path}",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged; stigmer down, then move it away: mv {path} {path}.old",
+    sqlite3.SQLITE_NOTADB: "the file is no database; stigmer down, then move it away: mv {path} {path}.old",
+    sqlite3.SQLITE_IOERR: "see whether the disk is well and has room: df -h {folder}; dmesg | tail",
+}
+"""What helps against a write that was refused, by SQLite's primary result code; the last stands for any other."""
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -21,7 +21,7 @@ from graphton.errors import Fenced, JournalError
 
 from stigmer.api import event_pb2 as pb
 from stigmer.store._cut import EVENT_LIMIT, cut
-from stigmer.store._dialect import Dialect, Session, StoreError
+from stigmer.store._dialect import Dialect, Session, StoreDefect, StoreError
 from stigmer.store._feed import Feed
 from stigmer.store._sqlite import SQLite
 
@@ -361,12 +361,8 @@ class Store:
         """All operations in one transaction. One that is refused changes nothing and does not disturb the others."""
         try:
             done = self._dialect.commit(lambda db: [_attempt(op.work, db) for op in ops], durable=durable)
-        except (
-            Exception
-        ) as error:  # A full disk, or a bug in one operation: nothing of the group may stay half done.
-            failure = StoreError(
-                f"the database {self.name!r} refused a write: {_words(error)}", hint=self._dialect.refused
-            )
+        except Exception as error:  # Nothing of the group may stay half done.
+            failure = self._failure("refused a write", error, hint=self._dialect.refused)
             failure.__cause__ = error
             return [_Done(error=failure) for _ in ops]
         self.commits += 1
@@ -473,9 +469,15 @@ class Store:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._readers, self._dialect.read, name, values, pick)
         except self._dialect.error as error:
-            raise StoreError(
-                f"the database {self.name!r} cannot be read: {_words(error)}", hint=self._dialect.unreadable
-            ) from error
+            raise self._failure("cannot be read", error, hint=lambda _: self._dialect.unreadable) from error
+
+    def _failure(self, what: str, error: Exception, *, hint: Callable[[Exception], str]) -> StoreError:
+        """A refusal of the database, such as a full disk, or a defect of ours."""
+        text = f"the database {self.name!r} {what}: {_words(error)}"
+        database = self._dialect
+        if isinstance(error, database.error) and not isinstance(error, database.misuse):
+            return StoreError(text, hint=hint(error))
+        return StoreDefect(text)
 
     # Other servers
 
