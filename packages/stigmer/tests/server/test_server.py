@@ -211,6 +211,15 @@ async def test_logs_are_masked_whoever_writes_them(serving: Any, caplog: pytest.
     assert logging.getLogRecordFactory() is logging.LogRecord
 
 
+async def test_a_command_that_prints_the_token_file_shows_stars(serving: Any, fake: FakeProviders) -> None:
+    fake.call("run_command", {"command": f"cat {serving.home.token}"})
+    fake.reply("Printed.")
+    events = await serving.run("Print it.", approve_all=True)
+    result = next(event.tool_finished.result for event in events if event.HasField("tool_finished"))
+    assert "***" in result
+    assert not [event for event in events if serving.token.encode() in event.SerializeToString()]
+
+
 async def test_a_client_that_goes_away_is_no_watcher_any_more(serving: Any, fake: FakeProviders) -> None:
     fake.call("run_command", {"command": "true"})
     async with serving.client() as client:

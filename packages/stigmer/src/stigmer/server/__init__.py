@@ -11,6 +11,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from stigmer import redact
 from stigmer.errors import StigmerError
 from stigmer.home import Home
 
@@ -114,7 +115,9 @@ class _Server:
         from stigmer.server.sessions import SessionService
         from stigmer.server.system import SystemService
 
-        check = TokenCheck(token_of(self._home.token))
+        token = token_of(self._home.token)
+        redact.remember([token])  # A command may print the file.
+        check = TokenCheck(token)
         self._grpc = grpc.aio.server(interceptors=(check,), options=OPTIONS)
         executions = ExecutionService(
             home=self._home,
