@@ -210,6 +210,21 @@ async def test_other_errors_are_not_taken_for_a_long_prompt() -> None:
     assert len(model.requests) == 2
 
 
+async def test_a_task_that_exceeds_the_window_by_itself_is_refused_unsent_with_the_budget_by_part() -> None:
+    model = ScriptedModel(["never"], settings=SETTINGS)
+    with pytest.raises(PromptTooLong) as caught:
+        await agent_of(model, page_tool()).run("word " * WINDOW)
+    assert model.requests == []
+    assert caught.value.code == "context"
+    for part in ("system text", "tools (1)", "history (1 messages)", "context window", f"{WINDOW:,}"):
+        assert part in caught.value.message
+
+
+async def test_a_task_that_only_may_exceed_the_window_is_left_to_the_server() -> None:
+    model = ScriptedModel(["fits"], settings=SETTINGS)
+    assert (await agent_of(model).run("word " * (WINDOW * 9 // 10))).text == "fits"
+
+
 async def test_two_compactions_that_make_too_little_room_end_the_run() -> None:
     reader = Reader(summary="word " * 1200)
     journal = MemoryJournal()

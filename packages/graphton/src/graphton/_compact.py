@@ -104,6 +104,8 @@ async def _make_room(
             if len(failed) >= ATTEMPTS:
                 raise _no_room(agent, history, journal, path)
             if not older:
+                if _certainly_too_long(history, chats_left(agent, journal, path)[0]):
+                    raise _no_room(agent, history, journal, path)
                 return None  # What cannot be left out is for the model's server to judge.
             call = _summary_of(agent, older, kept, room=room or history.tokens)
             reply = await ask(agent, call, tree=tree, path=path, step=step)
@@ -146,6 +148,12 @@ def _room(agent: Definition, journal: Journal, path: str, step: int) -> int | No
     if window is None:
         return None
     return int((window - _reserved(chat, window)) / _bias(journal, path, step))
+
+
+def _certainly_too_long(history: History, chat: Chat) -> bool:
+    """Whether the prompt alone exceeds the window even where our estimate is a fifth too high: it is not sent at all."""
+    window = _window(chat)
+    return window is not None and history.tokens * 4 // 5 > window
 
 
 def _window(chat: Chat) -> int | None:
