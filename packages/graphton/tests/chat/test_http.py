@@ -233,7 +233,7 @@ async def test_no_tls_handshake_is_a_connect_timeout() -> None:
         with pytest.raises(ProviderTimeout, match=r"could not be connected to within 0\.3 s") as caught:
             await lines(url.replace("http:", "https:"), Limits(connect=0.3, first_token=30, idle=30))
     assert caught.value.limit == "connect"
-    assert "connect=0.6" in caught.value.hint
+    assert "--connect-timeout 0.6, or llm.timeouts.connect" in caught.value.hint
 
 
 async def test_silence_before_the_headers_is_a_first_token_timeout() -> None:
@@ -241,6 +241,7 @@ async def test_silence_before_the_headers_is_a_first_token_timeout() -> None:
         with pytest.raises(ProviderTimeout, match=r"sent no first token within 0\.3 s") as caught:
             await lines(url, Limits(connect=30, first_token=0.3, idle=30))
     assert caught.value.limit == "first_token"
+    assert "--first-token-timeout 0.6, or llm.timeouts.first_token" in caught.value.hint
 
 
 async def test_silence_after_the_headers_is_a_first_token_timeout() -> None:
@@ -285,6 +286,7 @@ async def test_a_gap_in_the_reply_is_an_idle_timeout() -> None:
         with pytest.raises(ProviderTimeout, match=r"fell silent .* for 0\.3 s") as caught:
             await lines(url, Limits(connect=30, first_token=30, idle=0.3))
     assert caught.value.limit == "idle"
+    assert "--idle-timeout 0.6, or llm.timeouts.idle" in caught.value.hint
 
 
 def test_limits_are_the_said_ones_else_the_defaults() -> None:

@@ -206,15 +206,15 @@ class Peer:
 _TIMEOUTS = {
     "connect": (
         "could not be connected to within {seconds} s",
-        "check the network and the address, or allow more time: timeouts connect={double}",
+        "check the network and the address, or allow more time: --connect-timeout {double}, or llm.timeouts.connect in a file",
     ),
     "first_token": (
         "was asked and sent no first token within {seconds} s",
-        "a large model may need longer to load or to read the prompt: timeouts first_token={double}",
+        "a large model may need longer to load or to read the prompt: --first-token-timeout {double}, or llm.timeouts.first_token in a file",
     ),
     "idle": (
         "fell silent in the middle of its reply for {seconds} s",
-        "the server may be stuck or overloaded; allow longer gaps with timeouts idle={double}",
+        "the server may be stuck or overloaded; allow longer gaps: --idle-timeout {double}, or llm.timeouts.idle in a file",
     ),
 }
 
