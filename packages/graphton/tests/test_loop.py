@@ -154,6 +154,18 @@ async def test_an_empty_reply_is_asked_again_twice_then_fails() -> None:
         await agent_of(ScriptedModel([AssistantMessage(())] * 3)).run("go")
 
 
+async def test_asking_again_after_a_useless_reply_is_noted_once_however_often_it_is_replayed() -> None:
+    journal = MemoryJournal()
+    cut_off = calls(("count", {"n": 1}), stop=StopReason.LENGTH)
+    model = ScriptedModel([AssistantMessage(()), cut_off, "here"])
+    await agent_of(model, Counter().tool).run("go", journal=journal)
+    await agent_of(ScriptedModel([]), Counter().tool).run("go", journal=journal)
+    assert [(notice.code, notice.text) for notice in events_of(journal, Notice)] == [
+        ("asked_again", "the reply was empty; the model is asked again"),
+        ("asked_again", "the reply was cut by max_tokens inside a tool call, so the call was not run; the model is asked again"),
+    ]  # fmt: skip
+
+
 async def test_a_paused_turn_is_sent_back_as_it_is() -> None:
     model = ScriptedModel([says("thinking…", stop=StopReason.PAUSED), "done"])
     assert (await agent_of(model).run("go")).text == "done"

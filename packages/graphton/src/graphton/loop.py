@@ -121,7 +121,7 @@ async def _turns(
         if isinstance(reply, Exceeded):
             return _stopped(journal, path, reply)
         message = reply.message
-        crowded = out_of_room(message, history)
+        crowded, again = out_of_room(message, history), ""
         if not crowded:
             history.add(message)
         match message.stop:
@@ -129,6 +129,7 @@ async def _turns(
                 useless += 1
             case StopReason.LENGTH if message.calls:
                 useless += 1
+                again = "the reply was cut by max_tokens inside a tool call, so the call was not run"
                 history.add(cut(message, agent.chat.settings.max_tokens))
             case StopReason.PAUSED:
                 continue
@@ -144,6 +145,7 @@ async def _turns(
                 history.add(with_note(results, warned) if warned else results)
             case StopReason.END | StopReason.TOOLS if not message.text.strip():
                 useless += 1
+                again = "the reply was empty"
                 history.add(UserMessage(EMPTY))
             case _:
                 _check_final(message, agent)
@@ -153,6 +155,8 @@ async def _turns(
                 return _result("completed", journal, path, text=message.text)
         if useless > PATIENCE:
             raise _useless(message, agent)
+        if again and recorded is None:
+            journal.append(Notice(path, "asked_again", f"{again}; the model is asked again"))
     raise AssertionError("count() never ends")
 
 
