@@ -125,6 +125,18 @@ async def test_the_same_idempotency_key_is_the_same_execution(serving: Any, fake
     assert len(fake.chats) == 1
 
 
+async def test_an_idempotency_key_with_another_task_is_refused(serving: Any, fake: FakeProviders) -> None:
+    fake.reply("Once.")
+    async with serving.client() as client:
+        first = await client.create(serving.request("Hello", idempotency_key="k1"))
+        with pytest.raises(RemoteError) as caught:
+            await client.create(serving.request("Goodbye", idempotency_key="k1"))
+        assert len(await client.list()) == 1
+    assert caught.value.code == "usage"
+    assert f"'k1' belongs to {first.execution.id}, whose task is another" in caught.value.message
+    assert "take a new key" in caught.value.hint
+
+
 async def test_get_and_list_show_what_happened(serving: Any, fake: FakeProviders) -> None:
     fake.rule(lambda request: Reply(text="Hi."))
     for n in range(3):
@@ -270,6 +282,28 @@ async def test_a_missing_model_file_is_refused_with_what_a_caller_needs_to_fetch
     assert caught.value.details["size"] == "491400064"
     assert caught.value.details["source"].startswith("https://")
     assert "stigmer models pull qwen2.5-coder:0.5b" in caught.value.hint
+
+
+async def test_a_caller_with_another_folder_of_models_is_told_which_one_counts(
+    serving: Any, short_folder: Path
+) -> None:
+    shell = {"STIGMER_MODELS": str(short_folder / "other")}
+    ours = str(short_folder / "models")
+    missing = {"provider": "llamacpp", "model": "qwen2.5-coder:0.5b"}
+    file = short_folder / "own.gguf"
+    file.write_bytes(b"no model")
+    async with serving.client() as client:
+        with pytest.raises(RemoteError) as caught:
+            await client.create(serving.request("Hello", flags=missing, shell=shell))
+        own = {"provider": "llamacpp", "model": str(file)}
+        made = await client.create(serving.request("Hello", flags=own, shell=shell))
+        resolved = await serving.until(client, made.execution.id, lambda e: e.HasField("config_resolved"))
+    assert caught.value.code == "model_missing"
+    assert f"is not in {ours!r}" in caught.value.message
+    assert not caught.value.details, "nothing is fetched into a folder where it would not be found"
+    told = f"STIGMER_MODELS={shell['STIGMER_MODELS']!r} of this shell does not count: the running daemon looks in {ours!r}"
+    assert caught.value.hint.startswith(told)
+    assert [text for text in resolved.config_resolved.notices if text.startswith(told)]
 
 
 async def test_a_fallback_takes_over_with_its_own_key(serving: Any, fake: FakeProviders) -> None:

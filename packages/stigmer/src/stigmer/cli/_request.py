@@ -36,6 +36,8 @@ def build(
     chosen = os.environ.get("STIGMER_CONFIG", "").strip()
     user_file = os.path.abspath(os.path.expanduser(chosen)) if chosen else str(home.config)
     shell = llm_variables(os.environ, *named_key_variables(user_file))
+    if models := os.environ.get("STIGMER_MODELS", "").strip():
+        shell["STIGMER_MODELS"] = os.path.abspath(os.path.expanduser(models))
     if chosen:
         shell["STIGMER_CONFIG"] = user_file  # In full: the daemon works in another folder.
     request = CreateExecutionRequest(

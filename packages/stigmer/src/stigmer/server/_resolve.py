@@ -21,7 +21,7 @@ from stigmer.home import Home
 from stigmer.server.status import Refused
 from stigmer.vault import Vault
 
-__all__ = ["Resolved", "Resolver", "check_model_file"]
+__all__ = ["Resolved", "Resolver", "check_model_file", "models_elsewhere"]
 
 log = logging.getLogger("stigmer.server")
 
@@ -234,8 +234,24 @@ class _Facts:
         return self.memory
 
 
-def check_model_file(provider: str, model: str, base_url: str) -> None:
-    """A model that we would serve ourselves must be on this machine; downloading it is the caller's decision."""
+def models_elsewhere(shell: Mapping[str, str]) -> str:
+    """What a caller must know whose STIGMER_MODELS is not this process's: model files are looked for in one folder."""
+    from graphton import catalog
+
+    named, ours = shell.get("STIGMER_MODELS", ""), str(catalog.models_dir())
+    if named in ("", ours):
+        return ""
+    return (
+        f"STIGMER_MODELS={named!r} of this shell does not count: the running daemon looks in {ours!r}; "
+        "to start it anew with yours: stigmer down"
+    )
+
+
+def check_model_file(provider: str, model: str, base_url: str, *, elsewhere: str = "") -> None:
+    """A model that we would serve ourselves must be on this machine; downloading it is the caller's decision.
+
+    `elsewhere`: the caller keeps models in another folder, so that what it downloads would not be found.
+    """
     if provider != "llamacpp" or base_url:
         return
     from graphton import catalog
@@ -246,6 +262,12 @@ def check_model_file(provider: str, model: str, base_url: str) -> None:
             raise ModelNameError(f"there is no model file {str(own)!r}", hint="stigmer models list")
         return
     entry = catalog.find(model)
+    if catalog.path_of(model) is None and elsewhere:
+        raise Refused(
+            f"the model {entry.name} is not in {str(catalog.models_dir())!r}",
+            code="model_missing",
+            hint=elsewhere,
+        )
     if catalog.path_of(model) is None:
         source = str(entry.sources[0])
         raise Refused(

@@ -23,10 +23,11 @@ from stigmer.engines import Engine
 from stigmer.engines.embedded import going_on
 from stigmer.home import Home
 from stigmer.journal import is_paused, masked, open_questions
+from stigmer.redact import MASK
 from stigmer.runner import agent_for, limits_of, needed_models, recorded_chat, said_before
 from stigmer.secrets import Keys
 from stigmer.server._activity import Activity
-from stigmer.server._resolve import Resolved, check_model_file
+from stigmer.server._resolve import Resolved, check_model_file, models_elsewhere
 from stigmer.server._retry import carried, request_again
 from stigmer.server.auth import by_unix_socket
 from stigmer.server.status import Refused, abort
@@ -176,7 +177,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         if request.idempotency_key:
             known = await self._store.by_idempotency_key(request.idempotency_key)
             if known is not None:
-                return known, False
+                return _same(known, request), False
         before: list[pb.Event] = []
         if request.retry_of:
             first = await self._known(request.retry_of)
@@ -188,9 +189,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         _limit(request)
         resolved = await self._resolve(request, local=local)
         resolved.config.notices.extend(told)
-        check_model_file(resolved.provider, resolved.model, resolved.base_url)
-        for child in resolved.config.subagents:
-            check_model_file(child.models[0].provider, child.models[0].model, child.models[0].base_url)
+        _check_model_files(request, resolved)
         request.approvals.extend(resolved.rules)
         request.on_unknown = (
             request.agent_record.on_unknown
@@ -223,7 +222,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             raise
         if not created:
             self._keys.forget(id)
-            return row, False
+            return _same(row, request), False
         log.info("execution accepted id=%s provider=%s model=%s", row.id, resolved.provider, resolved.model)
         self._engine.submit(row.id)
         if resolved.key is not None:
@@ -595,6 +594,30 @@ def _check_agent(request: api.CreateExecutionRequest) -> None:
     if request.agent_record.on_unknown not in ("", "ask", "tell", "stop"):
         given = request.agent_record.on_unknown
         raise Refused(f"on_unknown {given!r} is not ask, tell or stop", code="agent", hint="on_unknown: ask")
+
+
+def _same(known: Row, request: api.CreateExecutionRequest) -> Row:
+    """The execution that a key named before; refused where the key comes with something else to do."""
+    first, second = api.CreateExecutionRequest.FromString(known.request), _without_secrets(request)
+    same = first.task == second.task or MASK in first.task  # What was masked cannot be compared any more.
+    if first.retry_of == second.retry_of and (first.retry_of or same):
+        return known
+    raise Refused(
+        f"the idempotency key {request.idempotency_key!r} belongs to {known.id}, whose task is another",
+        code="usage",
+        hint=f"take a new key; or see what that one did: stigmer get execution {known.id}",
+    )
+
+
+def _check_model_files(request: api.CreateExecutionRequest, resolved: Resolved) -> None:
+    """The models that we would serve ourselves are here, and the caller knows where that is."""
+    first = pb.ResolvedModel(provider=resolved.provider, model=resolved.model, base_url=resolved.base_url)
+    used = [first, *(child.models[0] for child in resolved.config.subagents)]
+    elsewhere = models_elsewhere(request.shell)
+    for one in used:
+        check_model_file(one.provider, one.model, one.base_url, elsewhere=elsewhere)
+    if elsewhere and any(one.provider == "llamacpp" and not one.base_url for one in used):
+        resolved.config.notices.append(elsewhere)
 
 
 def _narrow(request: api.CreateExecutionRequest) -> list[str]:
