@@ -72,7 +72,7 @@ def reply(done: int, *, last: bool) -> bytes:
             "function": function,
         }
         deltas.append({"tool_calls": [call]})
-    chunks = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    chunks: list[dict[str, Any]] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
     chunks.append({"index": 0, "delta": {}, "finish_reason": "stop" if last else "tool_calls"})
     about: dict[str, Any] = {
         "id": f"chatcmpl-{done}",
