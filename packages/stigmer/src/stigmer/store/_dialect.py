@@ -93,6 +93,14 @@ class Dialect(Protocol):
         """Nothing runs: gives back what is not needed."""
         ...
 
+    def slack(self) -> float:
+        """The part of its room, 0 to 1, that deleted rows have left and that only `compact` gives back."""
+        ...
+
+    def compact(self) -> None:
+        """Gives the room of deleted rows back, outside any transaction."""
+        ...
+
     def hurry(self) -> None:
         """Waits for nothing any more: the process wants to end."""
         ...

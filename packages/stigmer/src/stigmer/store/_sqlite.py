@@ -99,6 +99,16 @@ class SQLite:
         """Empties the WAL file into the database."""
         self.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
+    def slack(self) -> float:
+        ((free,),) = self._reader.execute("PRAGMA freelist_count")
+        ((pages,),) = self._reader.execute("PRAGMA page_count")
+        return float(free / pages) if pages else 0.0
+
+    def compact(self) -> None:
+        """Writes the file anew, as small as it can be; needs as much room again while it does."""
+        self.writer.execute("VACUUM")
+        self.rest()
+
     def hurry(self) -> None:
         """There is nothing to wait for."""
 

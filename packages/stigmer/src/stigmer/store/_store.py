@@ -23,6 +23,7 @@ from stigmer.api import event_pb2 as pb
 from stigmer.store._cut import EVENT_LIMIT, cut
 from stigmer.store._dialect import Dialect, Session, StoreDefect, StoreError
 from stigmer.store._feed import Feed
+from stigmer.store._prune import Age, Expendable, batches, expendable, ranges
 from stigmer.store._sqlite import SQLite
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _SEQ_BITS = 24
 _NEVER = 1 << 62
 """Later than every time, above every number."""
+_AGES = 2000
+"""So many executions are looked at before others get their turn."""
 _LOST = -1
 """The batch of an attempt that was given up; see lose.sql."""
 
@@ -281,15 +284,57 @@ class Store:
                     f"{busy.id} of session {session!r} has not finished ({busy.state})",
                     hint=f"stigmer cancel {busy.id}",
                 )
-            rows = [Row(*row) for row in db.run("of_session", {"session": session})]
-            for row in rows:
-                keys = {"first": _key(row.no, 0), "end": _key(row.no + 1, 0)}
-                db.run("delete_events", keys)
-                db.run("delete_originals", keys)
-                db.run("delete_execution", {"no": row.no})
-            return _Done(len(rows))
+            nos = [row[0] for row in db.run("of_session", {"session": session})]
+            _delete(db, nos)
+            return _Done(len(nos))
 
         return self._submit(work)
+
+    async def expendable(self, *, before_ms: int, keep: int = 0) -> list[Expendable]:
+        """What a prune may take: see `_prune.expendable`. Others are let in between the pages that are read."""
+        ages: list[Age] = []
+        while page := await self._read(
+            "ages",
+            {"after": ages[-1].no if ages else 0, "limit": _AGES},
+            lambda rows: [Age(*r) for r in rows],
+        ):
+            ages += page
+            await asyncio.sleep(0)
+        return expendable(ages, before_ms=before_ms, keep=keep)
+
+    async def bytes_of(self, found: Sequence[Expendable]) -> int:
+        """What these take in the database, about: requests and events, without indexes."""
+        total = sum(age.bytes for one in found for age in one.ages)
+        for batch in batches(found):
+            for first, end in ranges([age.no for one in batch for age in one.ages]):
+                ((size,),) = await self._read("bytes", {"first": _key(first, 0), "end": _key(end, 0)}, list)
+                total += size
+            await asyncio.sleep(0)
+        return total
+
+    async def prune(self, found: Sequence[Expendable]) -> int:
+        """Deletes them for good, batch after batch, and says how many executions that were.
+
+        A session that has grown since it was found, or is open again, stays.
+        """
+        count = 0
+        for batch in batches(found):
+            count += await self._prune(batch)
+        return count
+
+    def _prune(self, batch: Sequence[Expendable]) -> asyncio.Future[int]:
+        def work(db: Session) -> _Done:
+            nos = [age.no for one in batch for age in one.ages if not one.session]
+            for one in sorted((one for one in batch if one.session), key=lambda one: one.session):
+                db.run("lock_session", {"session": one.session})
+                rows = [Row(*row) for row in db.run("of_session", {"session": one.session})]
+                whole = {row.no for row in rows} <= {age.no for age in one.ages}
+                if whole and all(row.finished_ms is not None for row in rows):
+                    nos += [row.no for row in rows]
+            return _Done(_delete(db, nos))
+
+        # In the store's thread: others commit and read in between.
+        return self._submit(work, durable=True)
 
     def _control(self, db: Session, no: int, events: Sequence[pb.Event], *, seen: int = 0) -> _Committed:
         values = {"no": no, "seen": seen, **_effects(events, db.now_ms)}
@@ -515,6 +560,31 @@ class Store:
         if self._writing is None and not self._queue:
             await self._alone(self._dialect.rest)
 
+    async def slack(self) -> float:
+        """The part of the database's room that deleted rows have left, and that `compact` would give back."""
+        try:
+            return self._dialect.slack()
+        except self._dialect.error as error:
+            raise self._failure("cannot be read", error, hint=lambda _: self._dialect.unreadable) from error
+
+    async def compact(self) -> None:
+        """Gives the room of deleted rows back. SQLite writes its file anew: what is asked for meanwhile waits."""
+        failed: list[Exception] = []
+
+        def work() -> None:
+            try:
+                self._dialect.compact()
+            except self._dialect.error as error:
+                failed.append(error)
+
+        if self._readers is not None:
+            await asyncio.get_running_loop().run_in_executor(self._readers, work)
+        else:
+            await self.settled()
+            await self._alone(work)
+        for error in failed:
+            raise self._failure("could not be made smaller", error, hint=self._dialect.refused) from error
+
     async def _alone(self, work: Callable[[], Any]) -> None:
         """Runs in the store's thread as if it were a commit of nothing, so that no other write meets it."""
 
@@ -546,6 +616,17 @@ def _unfinished(db: Session, session: str) -> Row | None:
     """The first execution of a session that has not finished."""
     rows = (Row(*row) for row in db.run("of_session", {"session": session}))
     return next((row for row in rows if row.finished_ms is None), None)
+
+
+def _delete(db: Session, nos: Sequence[int]) -> int:
+    """Deletes executions with their events, and says how many there were."""
+    if not nos:
+        return 0
+    found = ranges(nos)
+    keys = [{"first": _key(first, 0), "end": _key(end, 0)} for first, end in found]
+    db.run_many("delete_events", keys)
+    db.run_many("delete_originals", keys)
+    return sum(len(list(db.run("delete_executions", {"first": a, "end": b}))) for a, b in found)
 
 
 def _attempt(work: Callable[[Session], _Done], db: Session) -> _Done:
