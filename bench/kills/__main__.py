@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -34,13 +35,19 @@ def told(seen: Evidence, wrong: list[str]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/bench kills", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench kills", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--points", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite")
     given = parser.parse_args()
     begun = time.monotonic()
-    found = asyncio.run(_all(given.points, given.seed, given.store))
+    try:
+        found = asyncio.run(_all(given.points, given.seed, given.store))
+    except Missing as missing:
+        print(missing, file=sys.stderr)
+        return 2
     print(
         f"\n{time.monotonic() - begun:.0f} s, seed {given.seed}, {given.store}: {len(found)} broken promises"
     )

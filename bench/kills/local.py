@@ -46,7 +46,7 @@ async def local(folder: Path, *, model: Path, kills: int, seed: int) -> tuple[in
         )
         watcher = Watcher(await home.command("run", "--json", *flags, TASK), [])
         for _ in range(kills):
-            await watcher.shown("text_delta")
+            await watcher.shown("text_delta", after=watcher.seen["text_delta"])
             await asyncio.sleep(chance.uniform(0.0, 0.5))
             for pid in () if watcher.ended else _servers(home):
                 with suppress(ProcessLookupError):

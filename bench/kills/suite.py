@@ -33,11 +33,14 @@ LIMIT = 120.0
 """Seconds for one run to come to its end: far more than it takes, for busy machines."""
 KEY = "sk-kills-0123456789abcdef"
 KINDS: Mapping[str, Mapping[str, int]] = {
-    "sqlite": {"daemon": 9, "start": 2, "tool": 4, "provider": 4},
-    "postgres": {"daemon": 4, "tool": 2, "provider": 3, "postgres": 6},
+    "sqlite": {"daemon": 8, "left": 3, "start": 2, "tool": 4, "provider": 4},
+    "postgres": {"daemon": 3, "left": 1, "tool": 2, "provider": 3, "postgres": 6},
     "disk": {"disk": 3, "daemon": 1},
 }
-"""What is killed, each as often as its weight says. `start`: the daemon, and the one that takes over while it starts."""
+"""What is killed, each as often as its weight says.
+
+`left`: the daemon, while a command works that would go on for ever. `start`: the daemon, and the next one as it starts.
+"""
 KILLS, FAR = 5, 70
 """Kills of one run, each at most so many stored events after the one before; a run has about 350."""
 ENOUGH = 3
@@ -74,7 +77,7 @@ def draw(chance: random.Random, kinds: Mapping[str, int], count: int) -> list[Ki
     breaks = 0
     while len(drawn) < count:
         kind = chance.choices(list(kinds), list(kinds.values()))[0]
-        cost = {"daemon": 1, "start": 2}.get(kind, 0)
+        cost = {"daemon": 1, "left": 1, "start": 2}.get(kind, 0)
         if breaks + cost <= BREAKS:
             breaks += cost
             drawn.append(Kill(kind, after=chance.randint(0, FAR), delay=chance.uniform(0.0, 0.03)))
@@ -306,6 +309,24 @@ class House:
         pid = await self._daemon(watcher)
         return bool(pid) and await self._strike(kill, pid, f"daemon {pid}")
 
+    async def _kill_left(self, kill: Kill, watcher: Watcher) -> bool:
+        """The daemon; the command goes on until the next daemon ends it, or is seen to have not."""
+        hold = self.work / "hold"
+        hold.touch()
+        try:
+            await _until(lambda: watcher.ended or self._beating(), LIMIT)
+            known = watcher.seen["tool_outcome_unknown"]
+            if watcher.ended or not await self._kill_daemon(kill, watcher):
+                return False
+            await watcher.shown("tool_outcome_unknown", after=known)
+            await asyncio.sleep(0.1)
+        finally:
+            hold.unlink()
+        return True
+
+    def _beating(self) -> bool:
+        return any(" beat " in what for what in self._processes().values())
+
     async def _kill_start(self, kill: Kill, watcher: Watcher) -> bool:
         if not await self._kill_daemon(kill, watcher):
             return False
@@ -334,7 +355,7 @@ class House:
 
     async def _kill_provider(self, kill: Kill, watcher: Watcher) -> bool:
         """In the middle of a stream: the beginning of a reply has just been shown."""
-        await watcher.shown("text_delta")
+        await watcher.shown("text_delta", after=watcher.seen["text_delta"])
         if watcher.ended:
             return False
         hit = await self._strike(kill, self._provider.pid, f"provider {self._provider.pid}")
@@ -382,7 +403,8 @@ class Watcher:
         self.ended = False
         self.execution = ""
         self.talk = ""
-        self._last = ""
+        self.seen: Counter[str] = Counter()
+        """How many events of each kind have come, live ones among them."""
         self._news = asyncio.Condition()
         self._reading = asyncio.gather(self._read(), self._listen())
 
@@ -393,13 +415,14 @@ class Watcher:
             if "execution" not in event:  # It is refused or has failed: one object says why.
                 self.talk += line.decode()
                 continue
-            self._last, self.execution = event["type"], event["execution"]
+            kind, self.execution = event["type"], event["execution"]
+            self.seen[kind] += 1
             if event["seq"]:
                 self.stored.append(event)
-            if self._last == "attempt_started":
+            if kind == "attempt_started":
                 self._resumed(int(event["worker"].rpartition(":")[2]))
             async with self._news:
-                self.ended = self._last == "finished" and not event["path"]
+                self.ended = kind == "finished" and not event["path"]
                 self._news.notify_all()
         async with self._news:
             self.ended = True
@@ -407,7 +430,7 @@ class Watcher:
 
     def _resumed(self, pid: int) -> None:
         for kill in self._kills:
-            if kill.kind in ("daemon", "start") and kill.hit and kill.resumed is None:
+            if kill.kind in ("daemon", "left", "start") and kill.hit and kill.resumed is None:
                 with suppress(OSError):
                     kill.resumed = time.time()
                     kill.revived = kill.resumed - _age(pid)
@@ -422,10 +445,9 @@ class Watcher:
         known = len(self.stored)
         await self._wait(lambda: self.ended or len(self.stored) >= known + more)
 
-    async def shown(self, kind: str) -> None:
-        """Until the next event of a kind has come, or the end."""
-        self._last = ""
-        await self._wait(lambda: self.ended or self._last == kind)
+    async def shown(self, kind: str, *, after: int) -> None:
+        """Until more than `after` events of a kind have come, or the end."""
+        await self._wait(lambda: self.ended or self.seen[kind] > after)
 
     async def _wait(self, wanted: Callable[[], bool]) -> None:
         """In vain means that nothing comes any more: then the run's end will not come either, and that is told."""

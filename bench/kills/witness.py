@@ -1,7 +1,8 @@
 """What the agents' commands run: an effect under a key that nothing else has. A copy lies in the workspace.
 
 python witness.py post PORT KEY    one POST to the witness server, with the key as its idempotency key
-python witness.py beat KEY         says every 20 ms for 0.3 s that it lives, in the file `beats`
+python witness.py beat KEY         says every 20 ms for 0.3 s that it lives, in the file `beats`; while there is a file
+                                   `hold` beside it, it goes on
 python witness.py away KEY         leaves such a process behind, in a session of its own, that would go on for a minute
 """
 
@@ -21,7 +22,7 @@ def post(port: str, key: str) -> None:
 def beat(key: str, *, seconds: float = 0.3) -> None:
     file = os.open("beats", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     end = time.time() + seconds
-    while (now := time.time()) < end:
+    while (now := time.time()) < end or os.path.exists("hold"):
         os.write(file, f"{key} {int(now * 1000)}\n".encode())
         time.sleep(0.02)
 
