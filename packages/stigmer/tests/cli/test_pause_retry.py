@@ -267,3 +267,29 @@ def test_only_what_came_to_nothing_can_be_retried(stigmer, fake) -> None:
     unknown = stigmer("retry", "exec_nope")
     assert unknown.returncode == 1
     assert "'exec_nope'" in unknown.stderr
+
+
+def test_a_run_that_a_limit_stopped_says_how_to_go_on_and_shows_its_limits(stigmer, fake) -> None:
+    fake.script(command("true"), {"text": "done"})
+    stopped = stigmer("run", "--yes", "--max-steps", "1", "go")
+    assert stopped.returncode == 5
+    id = stigmer("list", "executions").stdout.split()[0]
+    assert f"stigmer retry {id} --max-steps …" in stopped.stderr
+    assert "limits     1 steps, 7200 seconds" in stigmer("get", "execution", id).stdout
+    assert state(stigmer, id)["limits"]["steps"] == 1
+    assert stigmer("retry", id, "--detach").stdout.startswith("exec_")
+
+
+def test_a_retry_survives_a_killed_daemon_and_runs_no_finished_call_again(stigmer, fake) -> None:
+    fake.script(command("echo line >> out.txt"), {"status": 400, "error": "no"})
+    first = stigmer.events("run", "--yes", "go")[0]["execution"]
+    fake.script(command(HOLDS), {"text": "done"})
+    id = stigmer("retry", first, "--detach").stdout.strip()
+    wait_for((stigmer.folder / "began").exists, "the command")
+    kill_the_daemon(stigmer)
+    events = stigmer.events("attach", id)
+    assert (events[-1]["outcome"], events[-1]["text"]) == ("completed", "done")
+    assert [e["call"] for e in of(events, "tool_outcome_unknown")] == ["2.0"]
+    assert [e["attempt"] for e in of(events, "attempt_started")] == [1, 2]
+    assert lines(stigmer.folder) == 1
+    assert len(fake.requests) == 4
