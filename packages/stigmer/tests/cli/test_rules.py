@@ -276,3 +276,23 @@ def test_a_lost_write_is_asked_about_where_the_users_file_says_so(
 def test_nobody_there_means_the_model_is_told(stigmer, fake) -> None:
     fake.script({"text": "done"})
     assert stigmer.events("run", "go")[0]["on_unknown"] == "tell"
+
+
+def test_a_question_beside_a_call_that_runs_is_listed_and_decided_meanwhile(stigmer, fake) -> None:
+    user_file(stigmer, "approvals:\n- {tool: run_command, when: {command: ./hold}, verdict: allow}\n")
+    hold = stigmer.folder / "hold"
+    hold.write_text("#!/bin/sh\ntouch began; until [ -e go ]; do sleep 0.02; done\n")
+    hold.chmod(0o755)
+    fake.script(
+        {"calls": [*command("./hold")["calls"], *command("touch asked.txt")["calls"]]}, {"text": "done"}
+    )
+    id = stigmer("run", "--detach", "go").stdout.strip()
+    wait_for((stigmer.folder / "began").exists, "the command")
+    (row,) = [json.loads(line) for line in stigmer("approvals", "--json").stdout.splitlines()]
+    assert (row["execution"], row["call"]) == (id, "1.1")
+    assert stigmer("approve", id, "1.1").returncode == 0
+    assert stigmer("approvals").stdout == ""
+    (stigmer.folder / "go").touch()
+    events = stigmer.events("attach", id)
+    assert (events[-1]["text"], of(events, "waiting")) == ("done", [])
+    assert (stigmer.folder / "asked.txt").exists()

@@ -28,11 +28,10 @@ def approvals(ctx: click.Context) -> int:
 
 
 async def _listed(client: Client) -> int:
-    found = [
-        (one.id, open_)
-        for one in await client.list(limit=1000, state="waiting")
-        for open_ in (await client.get(one.id)).approvals
-    ]
+    ids: dict[str, None] = {}
+    for state in ("waiting", "running"):  # What runs may have a question open beside what it does.
+        ids |= dict.fromkeys(one.id for one in await client.list(limit=1000, state=state))
+    found = [(id, open_) for id in ids for open_ in (await client.get(id)).approvals]
     for execution, open_ in found:
         terminal().data(_json(execution, open_) if asked().json else _text(execution, open_))
     if not found and not asked().json:

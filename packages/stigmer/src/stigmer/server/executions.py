@@ -363,7 +363,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         return row
 
     async def _get(self, request: api.GetExecutionRequest) -> api.Execution:
-        return await self._execution(await self._known(request.execution))
+        return await self._execution(await self._known(request.execution), asked=("waiting", "running"))
 
     async def _list(self, request: api.ListExecutionsRequest) -> api.ListExecutionsResponse:
         before: int | None = None
@@ -478,7 +478,8 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
                 Answers(self._home.path).add(answer._replace(time_ms=self._store.now_ms))
             return True
 
-    async def _execution(self, row: Row) -> api.Execution:
+    async def _execution(self, row: Row, *, asked: Sequence[str] = ("waiting",)) -> api.Execution:
+        """The execution as it is shown; in the states `asked` with its open questions, for which all of it is read."""
         request = api.CreateExecutionRequest.FromString(row.request)
         shown = api.Execution(
             id=row.id,
@@ -502,10 +503,10 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             with suppress(ValueError):
                 ((_, body),) = await self._store.events(row.no, row.seq, limit=1)
                 shown.finished.CopyFrom(pb.Event.FromString(body).finished)
-        elif row.state == "waiting":
+        elif row.state in asked:
             records = await self._store.replay(row.no)
             shown.approvals.extend(_addressed(question, request) for question in open_questions(records))
-            shown.waits_for = _last_wait(records)
+            shown.waits_for = _last_wait(records) if row.state == "waiting" else ""
         return shown
 
 
