@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
-from stigmer.cli._terminal import harmless, size_text
-from stigmer.cli._view import arguments_line, question
+from stigmer.api import event_pb2 as pb
+from stigmer.cli._terminal import Terminal, harmless, size_text
+from stigmer.cli._view import TextView, arguments_line, question, usage_line
 
 
 @pytest.mark.parametrize(
@@ -43,3 +46,17 @@ def test_sizes_are_for_people() -> None:
         "491 MB",
         "1.1 GB",
     ]
+
+
+def test_tokens_that_no_server_counted_are_not_told() -> None:
+    assert usage_line(pb.Usage(input_tokens=3144), 1.0) == "1.0 s"
+    assert usage_line(pb.Usage(input_tokens=3144, output_tokens=5), 1.0) == "3,144 tokens in, 5 out · 1.0 s"
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.0, "try 2 at once"), (2.0, "try 2 in 2 s")])
+def test_a_retry_without_a_wait_comes_at_once(
+    seconds: float, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    event = pb.Event(retrying=pb.Retrying(step=1, in_seconds=seconds, reason="broken", **{"try": 2}))
+    TextView(Terminal(sys.stdout, sys.stderr)).show("exec_1", event)
+    assert capsys.readouterr().err == f"broken; {said}\n"

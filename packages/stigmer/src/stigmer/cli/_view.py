@@ -264,7 +264,8 @@ class TextView:
     def _retrying(self, event: Event, retry: Any) -> None:
         what = f"HTTP {retry.status}: {retry.reason}" if retry.status else retry.reason
         number = getattr(retry, "try")  # A keyword of the language, so no plain attribute.
-        self._line(event, f"{what}; try {number} in {retry.in_seconds:.0f} s", style="yellow")
+        when = f"in {retry.in_seconds:.0f} s" if retry.in_seconds >= 0.5 else "at once"
+        self._line(event, f"{what}; try {number} {when}", style="yellow")
         if self._terminal.updates and retry.in_seconds >= 1:
             self._countdown = asyncio.get_running_loop().create_task(self._count_down(retry.in_seconds))
 
@@ -348,9 +349,10 @@ def settings_lines(config: ConfigResolved) -> list[str]:
 
 
 def usage_line(usage: Usage, seconds: float) -> str:
-    """`1,204 tokens in (1,000 cached), 88 out · 3.2 s · $0.0123`."""
+    """`1,204 tokens in (1,000 cached), 88 out · 3.2 s · $0.0123`; without a reply, tokens would be our guess alone."""
     cached = f" ({usage.cached_tokens:,} cached)" if usage.cached_tokens else ""
-    parts = [f"{usage.input_tokens:,} tokens in{cached}, {usage.output_tokens:,} out", f"{seconds:.1f} s"]
+    counted = f"{usage.input_tokens:,} tokens in{cached}, {usage.output_tokens:,} out"
+    parts = [counted, f"{seconds:.1f} s"] if usage.output_tokens else [f"{seconds:.1f} s"]
     if usage.HasField("usd") and usage.usd > 0:
         parts.append(
             f"${usage.usd:.4f}"
