@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import difflib
 import enum
 import inspect
 import json
@@ -488,6 +487,8 @@ def _check_object(
 
 
 def _unknown(here: str, key: str, known: list[str]) -> str:
+    import difflib  # Only a wrong key needs it.
+
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     tail = f"did you mean {near[0]!r}?" if near else f"the fields are: {', '.join(known) or 'none'}"
     return f"unknown field {here!r}; {tail}"

@@ -19,7 +19,6 @@ from graphton.errors import Fenced, JournalError
 
 from stigmer._translate import from_record
 from stigmer.api import event_pb2 as pb
-from stigmer.engines._leftovers import end_leftovers
 from stigmer.journal import StoreJournal, is_paused, open_questions
 from stigmer.runner import complete
 from stigmer.store import Moved, Row, Store
@@ -393,6 +392,8 @@ class EmbeddedEngine:
         if row.state == "running" or _is_open(records):
             if not await self._store.lose(row, expired=expired):
                 return  # It lives after all, or another server was faster.
+            from stigmer.engines._leftovers import end_leftovers  # psutil is needed here alone.
+
             ended = end_leftovers(records if self._store.alone else _of_this_machine(records))
             log.warning("taken back execution=%s attempt=%d ended_processes=%s", row.id, row.epoch, ended)
             records = await self._store.replay(row.no)
