@@ -135,3 +135,12 @@ def test_a_queued_run_outlives_a_killed_daemon_and_runs_in_its_turn(stigmer, fak
     answers = [stigmer("attach", one).stdout for one in (first, second)]
     assert answers == ["first, after all\n", "second\n"]
     assert said(fake.requests[-1]) == ["one", "two", "three"]
+
+
+def test_ctrl_c_at_the_prompt_drops_the_line_and_stays(at_a_terminal, stigmer, fake) -> None:
+    fake.script({"text": "still here"})
+    does = [("> ", "not this\x03"), ("> ", "hello"), ("> ", "/exit")]
+    code, shown = at_a_terminal("chat", does=does)
+    assert code == 0, shown
+    assert "still here" in shown
+    assert said(fake.requests[0]) == ["hello"]
