@@ -63,7 +63,19 @@ def settings() -> str:
         flag = f"`{row.flag}`" if row.flag else "–"
         variables = ", ".join(f"`{name}`" for name in row.variables) or "–"
         parts.append(f"| {row.name} | {flag} | {variables} | `{row.key}` | {row.help} |")
+    parts += ["", *_KEEPING]
     return "\n".join([*parts, ""])
+
+
+_KEEPING = """\
+What is kept is no setting of a model: the daemon's environment says it, else the user file.
+
+| setting | environment | file key | what it is |
+|---|---|---|---|
+| retention days | `STIGMER_RETENTION_DAYS` | `retention.days` | Executions that ended within so many days are kept. |
+| retention keep | `STIGMER_RETENTION_KEEP` | `retention.keep` | The newest that have ended are kept, so many. |
+
+Nobody set either: everything is kept. See [store.md](store.md#what-is-kept).""".splitlines()
 
 
 def api() -> str:

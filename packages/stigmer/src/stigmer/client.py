@@ -43,6 +43,8 @@ from stigmer.api.service_pb2 import (
     PauseExecutionRequest,
     PauseExecutionResponse,
     PreviewExecutionResponse,
+    PruneExecutionsRequest,
+    PruneExecutionsResponse,
     ResolveConfigResponse,
     ResumeExecutionRequest,
     ResumeExecutionResponse,
@@ -75,6 +77,8 @@ OPTIONS = (
 )
 _LIMIT = 30.0
 """Seconds for an answer that needs no model."""
+_PRUNE_LIMIT = 3600.0
+"""Seconds for a prune: writing a large database anew takes its time."""
 _REVIVALS, _REVIVAL_SECONDS = 3, 60.0
 """A stream that broke so often within so many seconds is given up: what it shows may be what kills the server."""
 _PATIENCE, _PAUSE = 20.0, 0.5
@@ -298,6 +302,16 @@ class Client:
         """Deletes a session and its executions; how many those were."""
         request = DeleteSessionRequest(session=id)
         return (await self._ask(DeleteSessionResponse, "DeleteSession", request)).executions
+
+    async def prune(
+        self, *, older_than_days: int | None = None, keep: int | None = None, dry_run: bool = False
+    ) -> PruneExecutionsResponse:
+        """Deletes, for good, executions that ended longer ago and are not among the newest `keep` that have ended.
+
+        With neither, as the server's `retention` says. `dry_run` only says what would go.
+        """
+        request = PruneExecutionsRequest(older_than_days=older_than_days, keep=keep, dry_run=dry_run)
+        return await self._ask(PruneExecutionsResponse, "PruneExecutions", request, limit=_PRUNE_LIMIT)
 
     async def status(self) -> Status:
         return await self._ask(Status, "GetStatus", GetStatusRequest())

@@ -977,6 +977,87 @@ class WakeExecutionsResponse(_message.Message):
 Global___WakeExecutionsResponse: _TypeAlias = WakeExecutionsResponse  # noqa: Y015
 
 @_typing.final
+class PruneExecutionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OLDER_THAN_DAYS_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    older_than_days: _builtins.int
+    """What ended within so many days stays. Both absent: as the server's `retention` says."""
+    keep: _builtins.int
+    """The newest ones that have ended stay."""
+    dry_run: _builtins.bool
+    """Only say what would go."""
+    def __init__(
+        self,
+        *,
+        older_than_days: _builtins.int | None = ...,
+        keep: _builtins.int | None = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep", b"_keep", "_older_than_days", b"_older_than_days", "keep", b"keep", "older_than_days", b"older_than_days"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep", b"_keep", "_older_than_days", b"_older_than_days", "dry_run", b"dry_run", "keep", b"keep", "older_than_days", b"older_than_days"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__keep: _TypeAlias = _typing.Literal["keep"]  # noqa: Y015
+    _WhichOneofArgType__keep: _TypeAlias = _typing.Literal["_keep", b"_keep"]  # noqa: Y015
+    _WhichOneofReturnType__older_than_days: _TypeAlias = _typing.Literal["older_than_days"]  # noqa: Y015
+    _WhichOneofArgType__older_than_days: _TypeAlias = _typing.Literal["_older_than_days", b"_older_than_days"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep) -> _WhichOneofReturnType__keep | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__older_than_days) -> _WhichOneofReturnType__older_than_days | None: ...
+
+Global___PruneExecutionsRequest: _TypeAlias = PruneExecutionsRequest  # noqa: Y015
+
+@_typing.final
+class PruneExecutionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTIONS_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    OLDER_THAN_DAYS_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    COMPACTED_FIELD_NUMBER: _builtins.int
+    executions: _builtins.int
+    """How many went, or would go."""
+    sessions: _builtins.int
+    """How many sessions are among them, whole."""
+    bytes: _builtins.int
+    """What they took in the database, about."""
+    older_than_days: _builtins.int
+    """What was asked for: the request's words, or those of the server's `retention`."""
+    keep: _builtins.int
+    compacted: _builtins.bool
+    """False while executions run: their room is used again, and given back later."""
+    def __init__(
+        self,
+        *,
+        executions: _builtins.int = ...,
+        sessions: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        older_than_days: _builtins.int | None = ...,
+        keep: _builtins.int | None = ...,
+        compacted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep", b"_keep", "_older_than_days", b"_older_than_days", "keep", b"keep", "older_than_days", b"older_than_days"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep", b"_keep", "_older_than_days", b"_older_than_days", "bytes", b"bytes", "compacted", b"compacted", "executions", b"executions", "keep", b"keep", "older_than_days", b"older_than_days", "sessions", b"sessions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__keep: _TypeAlias = _typing.Literal["keep"]  # noqa: Y015
+    _WhichOneofArgType__keep: _TypeAlias = _typing.Literal["_keep", b"_keep"]  # noqa: Y015
+    _WhichOneofReturnType__older_than_days: _TypeAlias = _typing.Literal["older_than_days"]  # noqa: Y015
+    _WhichOneofArgType__older_than_days: _TypeAlias = _typing.Literal["_older_than_days", b"_older_than_days"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep) -> _WhichOneofReturnType__keep | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__older_than_days) -> _WhichOneofReturnType__older_than_days | None: ...
+
+Global___PruneExecutionsResponse: _TypeAlias = PruneExecutionsResponse  # noqa: Y015
+
+@_typing.final
 class Session(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -789,6 +789,11 @@ class SystemServiceStub:
                 request_serializer=stigmer_dot_api_dot_service__pb2.ShutdownRequest.SerializeToString,
                 response_deserializer=stigmer_dot_api_dot_service__pb2.ShutdownResponse.FromString,
                 _registered_method=True)
+        self.PruneExecutions = channel.unary_unary(
+                '/stigmer.v1.SystemService/PruneExecutions',
+                request_serializer=stigmer_dot_api_dot_service__pb2.PruneExecutionsRequest.SerializeToString,
+                response_deserializer=stigmer_dot_api_dot_service__pb2.PruneExecutionsResponse.FromString,
+                _registered_method=True)
 
 
 class SystemServiceServicer:
@@ -807,6 +812,13 @@ class SystemServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PruneExecutions(self, request, context):
+        """Deletes executions that have ended, for good, and gives their room back. A session goes as a whole or not at all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SystemServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -819,6 +831,11 @@ def add_SystemServiceServicer_to_server(servicer, server):
                     servicer.Shutdown,
                     request_deserializer=stigmer_dot_api_dot_service__pb2.ShutdownRequest.FromString,
                     response_serializer=stigmer_dot_api_dot_service__pb2.ShutdownResponse.SerializeToString,
+            ),
+            'PruneExecutions': grpc.unary_unary_rpc_method_handler(
+                    servicer.PruneExecutions,
+                    request_deserializer=stigmer_dot_api_dot_service__pb2.PruneExecutionsRequest.FromString,
+                    response_serializer=stigmer_dot_api_dot_service__pb2.PruneExecutionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -875,6 +892,33 @@ class SystemService:
             '/stigmer.v1.SystemService/Shutdown',
             stigmer_dot_api_dot_service__pb2.ShutdownRequest.SerializeToString,
             stigmer_dot_api_dot_service__pb2.ShutdownResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PruneExecutions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stigmer.v1.SystemService/PruneExecutions',
+            stigmer_dot_api_dot_service__pb2.PruneExecutionsRequest.SerializeToString,
+            stigmer_dot_api_dot_service__pb2.PruneExecutionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

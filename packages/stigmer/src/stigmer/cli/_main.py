@@ -31,6 +31,7 @@ COMMANDS = {
     "get": ("executions", "Show an execution with its settings and result, or a session."),
     "list": ("executions", "List executions or sessions, newest first."),
     "delete": ("sessions", "Delete a session with its executions."),
+    "prune": ("prune", "Delete executions that ended long ago, and free their room."),
     "approvals": ("approvals", "List the questions that wait for an answer."),
     "approve": ("approvals", "Allow a tool call that waits for an approval."),
     "reject": ("approvals", "Refuse a tool call that waits for an approval."),

@@ -112,6 +112,11 @@ def _row(key: str) -> cascade.Setting:
             f"{key!r} is not changed by this command: it is no setting of a model",
             hint=f"write it into {where} by hand; see docs/agents.md, and `stigmer approvals rules`",
         )
+    if row is None and key.partition(".")[0] == cascade.RETENTION_KEY:
+        raise UsageError(
+            f"{key!r} is not changed by this command: it is no setting of a model",
+            hint=f"write it into {_shown(user_file())} by hand, e.g. retention: {{days: 90}}; see docs/store.md",
+        )
     if row is None:
         keys = [row.key for row in cascade.SETTINGS.values()]
         near = cascade.nearest(key, [*keys, *(row.name for row in cascade.SETTINGS.values())])

@@ -24,16 +24,19 @@ from stigmer.config._layers import (
 )
 from stigmer.config._records import Facts, Fallback, Known, LLMConfig, Shadow, Value, clock
 from stigmer.config._resolve import resolve
+from stigmer.config._retention import RETENTION_KEY, Retention, retention
 from stigmer.config._settings import BLANKS, SETTINGS, Setting, mask, nearest, setting_for_key
 
 __all__ = [
     "BLANKS",
+    "RETENTION_KEY",
     "SETTINGS",
     "Facts",
     "Fallback",
     "Known",
     "LLMConfig",
     "Layer",
+    "Retention",
     "Said",
     "Setting",
     "Shadow",
@@ -54,5 +57,6 @@ __all__ = [
     "named_key_variables",
     "nearest",
     "resolve",
+    "retention",
     "setting_for_key",
 ]

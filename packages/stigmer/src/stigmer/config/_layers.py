@@ -12,6 +12,7 @@ from graphton.models import PROVIDERS
 
 from stigmer.config._approvals import APPROVAL_KEYS, approvals_of
 from stigmer.config._files import ReadFile, display_path, read_text, read_yaml
+from stigmer.config._retention import RETENTION_KEY, Retention, retention_of
 from stigmer.config._settings import BLANKS, SETTINGS, nearest
 
 __all__ = [
@@ -101,6 +102,8 @@ class Layer:
     rules: tuple[Mapping[str, Any], ...] = ()
     """A file's approval rules, each with its `source`. The cascade has nothing to do with them."""
     on_unknown: str = ""
+    retention: Retention = Retention()
+    """How long the user's file wants executions kept that have ended."""
 
     def in_mode(self, mode: str) -> Layer:
         """The layer with an agent's map of this mode laid over its plain keys; its model drops the plain provider."""
@@ -254,9 +257,10 @@ def layer_from_file(
         return Layer(kind, problems=(document.problem,))
     said, problems = {}, []
     rules, on_unknown, wrong = approvals_of(document.leaves, shown, narrows=kind == "project_file")
-    problems += wrong
+    retention, wrong_too = retention_of(document.leaves, shown, narrows=kind == "project_file")
+    problems += [*wrong, *wrong_too]
     for key, raw, line in document.leaves:
-        if key in APPROVAL_KEYS:
+        if key in (*APPROVAL_KEYS, RETENTION_KEY):
             continue
         problem = _file_fault(key, raw, kind, where=f"file {shown}, line {line}")
         if problem:
@@ -271,7 +275,13 @@ def layer_from_file(
         )
     notices = found.notices if "api_key" in said else ()
     return Layer(
-        kind, said, problems=tuple(problems), notices=notices, rules=tuple(rules), on_unknown=on_unknown
+        kind,
+        said,
+        problems=tuple(problems),
+        notices=notices,
+        rules=tuple(rules),
+        on_unknown=on_unknown,
+        retention=retention,
     )
 
 
@@ -316,7 +326,7 @@ def _meant(key: str, keys: Iterable[str]) -> str:
     word = key.rpartition(".")[2]
     options = [k for k in keys if k.startswith("llm.") or not inside]
     near = nearest(word, [k.rpartition(".")[2] for k in options if k.startswith("llm.")])
-    top = None if inside else nearest(word, ["mode", "llm"])
+    top = None if inside else nearest(word, ["mode", "llm", RETENTION_KEY])
     meant = [f"`{near}`" + ("" if inside else " under `llm:`")] if near else []
     meant = [f"`{top}`", *meant] if top else meant
     if meant:

@@ -94,6 +94,7 @@ class _Server:
         from stigmer.secrets import Keys
         from stigmer.server._activity import Activity
         from stigmer.server._resolve import Resolver
+        from stigmer.server._retention import Pruner
 
         self._home, self._address, self._stays = home, address, stays
         self._end = asyncio.Event()
@@ -102,8 +103,11 @@ class _Server:
         self._resolver = Resolver(home, flags=flags, serves=not address.startswith("unix:"))
         self._keys = Keys(otherwise=self._resolver.key_for)
         self._engine = EmbeddedEngine(self._store, Runner(home.path, self._keys))
+        self._pruner = Pruner(
+            store, retention=self._resolver.retention, busy=lambda: self._engine.running > 0
+        )
         self._grpc: Any = None
-        self._warming: asyncio.Task[None] | None = None
+        self._beside: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         import grpc.aio
@@ -132,6 +136,7 @@ class _Server:
             store=self._store,
             engine=self._engine,
             activity=self._activity,
+            pruner=self._pruner,
             address=self._address,
             stays=self._stays,
             end=self._end,
@@ -152,7 +157,10 @@ class _Server:
             os.umask(before)
         await self._grpc.start()
         await self._engine.start()
-        self._warming = asyncio.create_task(self._warm_up(), name="warm up")
+        self._beside = [
+            asyncio.create_task(self._warm_up(), name="warm up"),
+            asyncio.create_task(self._pruner.keep(), name="pruner"),
+        ]
 
     async def until_the_end(self, *, idle_seconds: float | None, findable: Callable[[], bool]) -> None:
         """Returns when Shutdown was called, no command finds us any more, or `idle_seconds` passed with no work."""
@@ -176,9 +184,9 @@ class _Server:
 
     async def stop(self) -> None:
         """Runs are handed back first, so that watchers see it; then calls end, and children."""
-        if self._warming is not None:
-            self._warming.cancel()
-            await asyncio.gather(self._warming, return_exceptions=True)
+        for task in self._beside:
+            task.cancel()
+        await asyncio.gather(*self._beside, return_exceptions=True)
         await self._engine.stop()
         if self._grpc is not None:
             await self._grpc.stop(GRACE_SECONDS)

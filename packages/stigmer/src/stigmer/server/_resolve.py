@@ -61,10 +61,11 @@ class Resolver:
         environ: Mapping[str, str] | None = None,
         serves: bool = False,
     ) -> None:
-        """`serves`: over TCP, for others than the user of this machine. Raises ConfigError on a bad allow-list."""
+        """`serves`: over TCP, for others than the user of this machine. Raises ConfigError on a bad variable of its own."""
         self._environ = dict(os.environ if environ is None else environ)
         self._where = "serve" if serves else "local"
         self._allowed = config.allowed_hosts(self._environ)
+        self._retention = config.retention(self._environ)
         self._home = home
         self._process = (
             config.layer_from_flags(flags, "process_flag", command="serve" if serves else "up"),
@@ -168,6 +169,18 @@ class Resolver:
             found = error.config  # Something else is wrong; the key may be there all the same.
         redact.remember([found.settings.api_key or ""])
         return found.settings.api_key
+
+    def retention(self) -> config.Retention:
+        """How long executions that have ended are kept: the environment's word, else the user file's as it is now.
+
+        Raises ConfigError when that file cannot be relied on: nothing is deleted by half of what somebody wrote.
+        """
+        said = config.Retention()
+        for layer in self._user_file():
+            if layer.problems:
+                raise ConfigError(layer.problems)
+            said = layer.retention
+        return said.under(self._retention)
 
     async def _secrets(self) -> list[config.Layer]:
         """The stored secrets. A keyring may take its time: it is asked beside the loop."""

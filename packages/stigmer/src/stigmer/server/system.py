@@ -1,4 +1,4 @@
-"""SystemService: what this server is and does, and its end."""
+"""SystemService: what this server is and does, what it keeps, and its end."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 from stigmer import __version__
 from stigmer.api import service_pb2 as api
 from stigmer.api import service_pb2_grpc
+from stigmer.config import Retention
 from stigmer.engines.embedded import EmbeddedEngine
 from stigmer.home import Home
 from stigmer.server._activity import Activity
+from stigmer.server._retention import Pruner
 from stigmer.server.status import Refused, abort
 from stigmer.store import Store
 
@@ -20,7 +22,7 @@ __all__ = ["SystemService"]
 
 
 class SystemService(service_pb2_grpc.SystemServiceServicer):
-    """GetStatus and Shutdown. `end` is set when the server shall end."""
+    """GetStatus, PruneExecutions and Shutdown. `end` is set when the server shall end."""
 
     def __init__(
         self,
@@ -29,11 +31,13 @@ class SystemService(service_pb2_grpc.SystemServiceServicer):
         store: Store,
         engine: EmbeddedEngine,
         activity: Activity,
+        pruner: Pruner,
         address: str,
         stays: bool,
         end: asyncio.Event,
     ) -> None:
         self._home, self._store, self._engine, self._activity = home, store, engine, activity
+        self._pruner = pruner
         self._address, self._stays, self._end = address, stays, end
         self._started_ms = store.now_ms
 
@@ -52,6 +56,33 @@ class SystemService(service_pb2_grpc.SystemServiceServicer):
             models=_served(),
         )
 
+    async def PruneExecutions(
+        self, request: api.PruneExecutionsRequest, context: Any
+    ) -> api.PruneExecutionsResponse:
+        """Deletes what has ended and is neither young nor among the newest, or says what that would be."""
+        with self._activity.call():
+            try:
+                said = any(request.HasField(name) for name in ("older_than_days", "keep"))
+                wanted = _wanted(request) if said else self._pruner.retention()
+                if not wanted:
+                    raise Refused(
+                        "nothing says what may go: there is no `retention` setting",
+                        code="usage",
+                        hint="stigmer prune --older-than 90; or for always, in ~/.stigmer/config.yaml: "
+                        "retention: {days: 90}",
+                    )
+                pruned = await self._pruner.prune(wanted, dry_run=request.dry_run)
+            except Exception as error:
+                await abort(context, error, home=self._home.path, about="prune")
+        return api.PruneExecutionsResponse(
+            executions=pruned.executions,
+            sessions=pruned.sessions,
+            bytes=pruned.bytes,
+            older_than_days=wanted.days,
+            keep=wanted.keep,
+            compacted=pruned.compacted,
+        )
+
     async def Shutdown(self, request: api.ShutdownRequest, context: Any) -> api.ShutdownResponse:
         """Ends the server after the answer; what runs is handed back."""
         if request.if_idle and (self._engine.running or self._store.feed.watchers):
@@ -61,6 +92,11 @@ class SystemService(service_pb2_grpc.SystemServiceServicer):
             await abort(context, busy, home=self._home.path, about="shutdown")
         self._end.set()
         return api.ShutdownResponse()
+
+
+def _wanted(request: api.PruneExecutionsRequest) -> Retention:
+    days = request.older_than_days if request.HasField("older_than_days") else None
+    return Retention(days, request.keep if request.HasField("keep") else None)
 
 
 def _served() -> list[api.ServedModel]:

@@ -7,4 +7,15 @@ from stigmer.store._feed import Feed, Watcher
 from stigmer.store._prune import Expendable
 from stigmer.store._store import Busy, Moved, Row, SessionRow, Store, new_id
 
-__all__ = ["Busy", "Expendable", "Feed", "Moved", "Row", "SessionRow", "Store", "StoreError", "Watcher", "new_id"]
+__all__ = [
+    "Busy",
+    "Expendable",
+    "Feed",
+    "Moved",
+    "Row",
+    "SessionRow",
+    "Store",
+    "StoreError",
+    "Watcher",
+    "new_id",
+]
