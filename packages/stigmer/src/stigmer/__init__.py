@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # As in typing, whose import takes so long that a Ctrl-C would meet it.
 if TYPE_CHECKING:
     from stigmer.client import Client as Client
     from stigmer.daemon import ensure_running as ensure_running
@@ -24,7 +22,9 @@ _WHERE = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _WHERE:
+        from importlib import import_module
+
         return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -86,3 +87,31 @@ def test_every_llm_flag_of_the_settings_table_is_an_option(command, stigmer) -> 
     shown = stigmer(*command, "--help").stdout
     for row in SETTINGS.values():
         assert not row.flag or f"{row.flag} " in shown, row.flag
+
+
+def test_nothing_is_imported_before_a_ctrl_c_is_provided_for() -> None:
+    code = "import sys; before = {*sys.modules}; import stigmer.cli; print(*sorted({*sys.modules} - before))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert set(done.stdout.split()) <= {"__future__", "stigmer", "stigmer.cli"}
+
+
+CTRL_C_DURING_IMPORTS = """
+import os, signal, sys
+from stigmer.cli import main
+
+class Meets:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Meets())
+main(["status"])
+"""
+
+
+def test_ctrl_c_while_the_command_is_imported_leaves_no_trace() -> None:
+    command = [sys.executable, "-c", CTRL_C_DURING_IMPORTS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

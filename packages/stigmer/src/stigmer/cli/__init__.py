@@ -7,9 +7,11 @@ __all__ = ["main"]
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and gives its exit code."""
-    import gc
-    import signal
-
+    try:
+        import gc
+        import signal
+    except KeyboardInterrupt:
+        return 130
     # Collecting what was just imported costs a command a twentieth of its time and frees nothing.
     gc.set_threshold(50_000)
     catches = signal.getsignal(signal.SIGINT) is signal.default_int_handler
