@@ -138,8 +138,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
     try:
         db.execute("PRAGMA journal_mode = WAL")
-        # 200 pages keep the WAL file under 1 MB at no measured cost; SQLite's own 1,000 leave 4 MB for ever.
-        db.execute("PRAGMA wal_autocheckpoint = 200")
+        # 160 pages keep the WAL file under 0.7 MB at no measured cost; SQLite's own 1,000 leave 4 MB for ever.
+        db.execute("PRAGMA wal_autocheckpoint = 160")
         db.execute("PRAGMA synchronous = NORMAL")
     except sqlite3.Error:
         db.close()
