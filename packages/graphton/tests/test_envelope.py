@@ -457,7 +457,7 @@ async def test_the_smallest_real_model_makes_a_valid_call(tools: list[ToolSpec])
 
     inner = create_chat("llamacpp:qwen2.5-coder:0.5b", ModelSettings(temperature=0, max_tokens=200))
     chat = EnvelopeChat(inner)
-    question = Request("", [UserMessage("What is the port in settings.ini?")], tools)
+    question = Request("", [UserMessage("Read the file settings.ini.")], tools)
     try:
         chunks = [chunk async for chunk in chat.stream(question)]
     finally:

@@ -25,6 +25,10 @@ from stigmer import redact
 from stigmer.daemon import stop
 from stigmer.home import Home
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that starts the tests in the background lets them, and what they start, ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 LIMIT = 60.0
 """Seconds for one command: far more than it takes, for busy machines."""
 
