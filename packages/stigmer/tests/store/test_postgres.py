@@ -57,6 +57,17 @@ async def stores(postgres: Any) -> AsyncIterator[Any]:
 # A database that goes away
 
 
+async def test_a_transaction_of_which_a_killed_server_knows_nothing_did_not_happen(stores: Any) -> None:
+    database = await asyncio.to_thread(dialect.Postgres, stores.url)
+    writer = database._connect()
+    assert not database._happened(
+        writer, str(1 << 40)
+    )  # Its number has not been given out, as after the kill.
+    assert writer.execute("SELECT 1").fetchone() == (1,)
+    writer.close()
+    database.close()
+
+
 @pytest.mark.parametrize("how", ["kill", "stop"])
 async def test_writers_go_on_when_the_database_comes_back_with_nothing_lost_or_doubled(
     postgres: Any, stores: Any, how: str

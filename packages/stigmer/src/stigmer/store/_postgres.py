@@ -131,7 +131,10 @@ class Postgres:
     def _happened(self, db: psycopg.Connection[Any], xid: str) -> bool:
         """Whether the transaction was committed; one that is still being committed is waited for."""
         while True:
-            (verdict,) = db.execute(_text("verdict"), {"xid": xid}).fetchone() or (None,)
+            try:
+                (verdict,) = db.execute(_text("verdict"), {"xid": xid}).fetchone() or (None,)
+            except self.psycopg.errors.InvalidParameterValue:
+                return False  # "in the future": the server was killed before its disk knew of the number.
             if verdict != "in progress":
                 return bool(verdict == "committed")
             if self._hurry.wait(0.05):
