@@ -72,8 +72,9 @@ async def test_a_waiting_execution_is_due_when_its_time_has_come(tmp_path: Path)
 async def test_a_file_that_is_no_database_is_a_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "stigmer.db"
     path.write_text("this is no database, it is a letter to a friend\n" * 10)
-    with pytest.raises(StoreError, match="cannot be opened"):
+    with pytest.raises(StoreError, match="cannot be opened") as refused:
         Store(path)
+    assert refused.value.hint.endswith(f"move it away: mv {path} {path}.old")
 
 
 async def test_a_refused_write_is_an_error_for_all_and_leaves_nothing(store: Store, path: Path) -> None:

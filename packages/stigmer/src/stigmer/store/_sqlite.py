@@ -40,7 +40,7 @@ class SQLite:
         except sqlite3.Error as error:
             raise StoreError(
                 f"the database {self.name!r} cannot be opened: {error}",
-                hint="if the file is damaged, move it away; a new one is made at the next start",
+                hint=self.refused(error),
             ) from error
 
     @property
@@ -128,7 +128,7 @@ _CURES = {
     sqlite3.SQLITE_NOTADB: "the file is no database; stigmer down, then move it away: mv {path} {path}.old",
     sqlite3.SQLITE_IOERR: "see whether the disk is well and has room: df -h {folder}; dmesg | tail",
 }
-"""What helps against a write that was refused, by SQLite's primary result code; the last stands for any other."""
+"""What helps against an opening or a write that was refused, by SQLite's primary result code; the last stands for any other."""
 
 
 def _connect(path: Path) -> sqlite3.Connection:
