@@ -106,6 +106,7 @@ class Meets:
         if name == "click":
             os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell in the background ignores it.
 sys.meta_path.insert(0, Meets())
 main(["status"])
 """
