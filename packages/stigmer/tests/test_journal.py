@@ -78,6 +78,12 @@ def test_an_event_comes_back_from_its_record_as_it_was(event: g.Event) -> None:
         ]
 
 
+def test_a_key_that_follows_from_the_call_is_not_stored_and_another_one_is() -> None:
+    own = g.ToolDispatched("/r@1.0", "2.0", "t", {}, DIGEST, "read", "exec_1:/r@1.0:2.0")
+    assert to_record(own, execution="exec_1").tool_dispatched.idempotency_key == ""
+    assert to_record(own, execution="exec_2").tool_dispatched.idempotency_key == "exec_1:/r@1.0:2.0"
+
+
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
 def test_no_text_breaks_a_record(event: g.Event) -> None:
     """Half surrogate pairs come out of JSON escapes; protobuf does not take them."""

@@ -29,6 +29,7 @@ from graphton.journal import (
     ToolDispatched,
     ToolFinished,
     ToolOutcomeUnknown,
+    key_of,
 )
 from graphton.messages import AssistantMessage, ToolCall, ToolResult, ToolResults
 from graphton.tools import Effect, Tool, ToolContext, ToolOutput, check_arguments
@@ -245,9 +246,7 @@ def _digest_of(parts: list[object]) -> str:
 def _key(journal: Journal, path: str, call: str) -> str:
     """The call's idempotency key: the one that it was dispatched with before, whichever execution that was."""
     before = journal.dispatched(path, call)
-    return (
-        before.idempotency_key if before and before.idempotency_key else f"{journal.execution}:{path}:{call}"
-    )
+    return (before.idempotency_key if before else "") or key_of(journal.execution, path, call)
 
 
 def _dispatch(plan: _Ready, journal: Journal, path: str) -> ToolDispatched:

@@ -42,6 +42,7 @@ __all__ = [
     "ToolDispatched",
     "ToolFinished",
     "ToolOutcomeUnknown",
+    "key_of",
     "scopes",
 ]
 
@@ -87,6 +88,7 @@ class ToolDispatched:
     """SHA-256 (hex) of name and arguments."""
     effect: str
     idempotency_key: str
+    """"": the one that `key_of` gives for this execution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +352,11 @@ def scopes(path: str) -> list[str]:
     """The path and all paths above it, the topmost first: `/a@1.0/b@2.0` gives "", `/a@1.0` and itself."""
     parts = path.split("/")
     return ["/".join(parts[: n + 1]) for n in range(len(parts))]
+
+
+def key_of(execution: str, path: str, call: str) -> str:
+    """The idempotency key of a call that began in this execution: the same for every attempt."""
+    return f"{execution}:{path}:{call}"
 
 
 class Journal(Protocol):

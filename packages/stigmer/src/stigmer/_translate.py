@@ -26,8 +26,11 @@ __all__ = ["from_record", "to_live", "to_record"]
 _COMPACTED = ("first", "last", "kept", "tokens_before", "tokens_after", "room")
 
 
-def to_record(event: g.Event, *, expires_ms: int = 0) -> pb.Event:
-    """The record of one event; `expires_ms` is when a question lapses."""
+def to_record(event: g.Event, *, execution: str = "", expires_ms: int = 0) -> pb.Event:
+    """The record of one event; `expires_ms` is when a question lapses.
+
+    An idempotency key that follows from `execution`, path and call is not stored: it would be two fifths of its record.
+    """
     record = pb.Event(path=_clean(event.path))
     match event:
         case g.ModelRequested():
@@ -53,7 +56,8 @@ def to_record(event: g.Event, *, expires_ms: int = 0) -> pb.Event:
             record.tool_dispatched.arguments = _json(event.arguments)
             record.tool_dispatched.effect = event.effect
             record.tool_dispatched.digest = bytes.fromhex(event.digest)
-            record.tool_dispatched.idempotency_key = _clean(event.idempotency_key)
+            if event.idempotency_key != g.key_of(execution, event.path, event.call):
+                record.tool_dispatched.idempotency_key = _clean(event.idempotency_key)
         case g.ProcessStarted():
             record.process_started.call = event.call
             record.process_started.pid = event.pid

@@ -122,7 +122,7 @@ class StoreJournal(g.Record):
         if isinstance(event, g.ApprovalRequested):
             expires = self._store.now_ms + int(APPROVAL_SECONDS * 1000)
             self._expires[event.path, event.call] = expires
-        self.write([to_record(event, expires_ms=expires)])
+        self.write([to_record(event, execution=self.execution, expires_ms=expires)])
 
     def write(self, records: list[pb.Event]) -> None:
         """Appends records as one batch of this attempt."""

@@ -22,8 +22,8 @@ def asked(step: int, path: str = "") -> pb.Event:
     return pb.Event(path=path, model_requested=pb.ModelRequested(step=step, purpose="turn"))
 
 
-def dispatched(call: str, path: str = "") -> pb.Event:
-    return pb.Event(path=path, tool_dispatched=pb.ToolDispatched(call=call, name="t"))
+def dispatched(call: str, path: str = "", *, key: str = "a key of its own") -> pb.Event:
+    return pb.Event(path=path, tool_dispatched=pb.ToolDispatched(call=call, name="t", idempotency_key=key))
 
 
 def done(call: str, path: str = "") -> pb.Event:
@@ -69,22 +69,28 @@ def test_what_is_done_is_taken_over_and_what_belonged_to_the_run_is_left() -> No
         pb.Event(attempt_ended=pb.AttemptEnded(attempt=1)),
         failed(),
     ]
-    assert carried([*START, *work, *left]) == work
+    assert carried([*START, *work, *left], execution="first") == work
+
+
+def test_a_call_keeps_the_idempotency_key_that_its_first_execution_gave_it() -> None:
+    ours, other = dispatched("1.0", key=""), dispatched("2.0", "/r@1.0", key="before::2.0")
+    kept = carried([*START, asked(1), replied(1, "1.0"), ours, other, failed()], execution="first")
+    assert [r.tool_dispatched.idempotency_key for r in kept[2:]] == ["first::1.0", "before::2.0"]
 
 
 def test_of_a_call_without_a_result_only_its_dispatch_is_taken_over() -> None:
     open_ = [question("1.0"), decision("1.0", "cancelled"), ruled("1.1"), dispatched("1.1")]
     started = pb.Event(subagent_started=pb.SubagentStarted(call="1.1", name="r"))
-    kept = carried([*START, asked(1), replied(1, "1.0", "1.1"), *open_, started, failed()])
+    kept = carried([*START, asked(1), replied(1, "1.0", "1.1"), *open_, started, failed()], execution="first")
     assert kept == [asked(1), replied(1, "1.0", "1.1"), dispatched("1.1")]
 
 
 @pytest.mark.parametrize("code", ["refused", "context", "length", "empty"])
 def test_the_reply_that_a_run_failed_by_is_asked_for_again(code: str) -> None:
     good = [asked(1), replied(1, "1.0"), dispatched("1.0"), done("1.0"), asked(2)]
-    assert carried([*START, *good, replied(2, text="no"), failed(code)]) == good
+    assert carried([*START, *good, replied(2, text="no"), failed(code)], execution="first") == good
     in_a_child = [*good, replied(1, path="/r@1.0")]
-    assert carried([*START, *in_a_child[:2], in_a_child[-1], failed("status")]) == [
+    assert carried([*START, *in_a_child[:2], in_a_child[-1], failed("status")], execution="first") == [
         *in_a_child[:2],
         in_a_child[-1],
     ]
@@ -92,8 +98,8 @@ def test_the_reply_that_a_run_failed_by_is_asked_for_again(code: str) -> None:
 
 def test_what_ran_is_taken_over_whatever_the_run_failed_by() -> None:
     ran = [asked(1), replied(1, "1.0"), dispatched("1.0"), done("1.0")]
-    assert carried([*START, *ran, failed("context")]) == ran
-    assert carried([*START, *ran, failed("loop")]) == ran[:1]
+    assert carried([*START, *ran, failed("context")], execution="first") == ran
+    assert carried([*START, *ran, failed("loop")], execution="first") == ran[:1]
 
 
 async def test_a_retry_in_a_session_stands_for_the_run_that_failed(serving: Any, fake: FakeProviders) -> None:

@@ -815,6 +815,7 @@ class ToolDispatched(_message.Message):
     """read | idempotent | write"""
     digest: _builtins.bytes
     idempotency_key: _builtins.str
+    """"": `<execution>:<path>:<call>` of this execution."""
     def __init__(
         self,
         *,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from graphton.journal import key_of
+
 from stigmer.api import event_pb2 as pb
 from stigmer.api import service_pb2 as api
 from stigmer.server.status import Refused
@@ -71,7 +73,7 @@ def request_again(row: Row, request: api.CreateExecutionRequest) -> api.CreateEx
     return again
 
 
-def carried(records: Sequence[pb.Event]) -> list[pb.Event]:
+def carried(records: Sequence[pb.Event], *, execution: str) -> list[pb.Event]:
     """The events of an ended execution that a retry begins with: nothing that they record is asked or run again.
 
     What belonged to its attempts, its settings and its end stays behind. Of a call that has no result yet only its
@@ -79,7 +81,15 @@ def carried(records: Sequence[pb.Event]) -> list[pb.Event]:
     """
     records = _before_what_failed(records)
     done = {(r.path, r.tool_finished.call) for r in records if r.HasField("tool_finished")}
-    return [record for record in records if _holds(record, done)]
+    return [_with_key(record, execution) for record in records if _holds(record, done)]
+
+
+def _with_key(record: pb.Event, execution: str) -> pb.Event:
+    """The same record; a call that follows its execution into another one keeps its idempotency key, written out."""
+    dispatched = record.tool_dispatched
+    if record.HasField("tool_dispatched") and not dispatched.idempotency_key:
+        dispatched.idempotency_key = key_of(execution, record.path, dispatched.call)
+    return record
 
 
 def _holds(record: pb.Event, done: set[tuple[str, str]]) -> bool:

@@ -182,7 +182,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         if request.retry_of:
             first = await self._known(request.retry_of)
             request = request_again(first, request)
-            before = carried(await self._store.replay(first.no))
+            before = carried(await self._store.replay(first.no), execution=first.id)
         _check(request, home=self._home.path)
         await self._join(request)
         told = _narrow(request)
