@@ -153,10 +153,27 @@ class ModelMissing(ProviderError):
 
 
 class ConnectError(ProviderError):
-    """Nothing answers at that address."""
+    """Nothing answers at that address; `trouble` is a word for what stands in the way.
+
+    address (no URL), host (unknown name), lookup (no name server), refused (nothing listens), unreachable, proxy,
+    certificate, tls.
+    """
 
     code = "unreachable"
     retryable = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        trouble: str = "unreachable",
+        hint: str = "",
+        provider: str = "",
+        url: str = "",
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, provider=provider, url=url, retryable=retryable)
+        self.trouble = trouble
 
 
 class ProviderTimeout(ProviderError):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from typing import NoReturn
 
 import pytest
 from graphton.chat._http import HEADERS, MAX_LINE, Limits, endpoint, fetch, limits_for, post
 from graphton.errors import (
     BrokenStream,
+    ConnectError,
     ProtocolError,
     ProviderTimeout,
     SettingError,
@@ -234,6 +238,52 @@ async def test_no_tls_handshake_is_a_connect_timeout() -> None:
             await lines(url.replace("http:", "https:"), Limits(connect=0.3, first_token=30, idle=30))
     assert caught.value.limit == "connect"
     assert "--connect-timeout 0.6, or llm.timeouts.connect" in caught.value.hint
+
+
+async def test_a_name_server_that_says_nothing_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
+    def silent(*asked: object, **options: object) -> NoReturn:
+        over.wait(60)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    try:
+        with pytest.raises(ProviderTimeout) as caught:
+            await lines("https://models.example/v1", Limits(connect=0.3, first_token=30, idle=30))
+    finally:
+        over.set()
+    assert caught.value.message == (
+        "ollama at 'https://models.example' was not connected to: the address of the name 'models.example' was not "
+        "found within 0.3 s"
+    )
+    assert "this machine's DNS does not answer" in caught.value.hint
+    assert caught.value.limit == "connect"
+
+
+async def test_a_name_that_cannot_be_looked_up_now_is_no_unknown_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def offline(*asked: object, **options: object) -> NoReturn:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", offline)
+    with pytest.raises(ConnectError, match="cannot be looked up just now: no name server answers") as caught:
+        await lines("https://models.example/v1")
+    assert caught.value.hint.startswith("this machine may be offline, or its DNS may be down")
+    assert (caught.value.trouble, caught.value.retryable) == ("lookup", True)
+
+
+async def test_an_unknown_name_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*asked: object, **options: object) -> NoReturn:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(ConnectError) as caught:
+        await lines("https://nosuch.example/v1")
+    assert caught.value.message == "the host name 'nosuch.example' of ollama is not known here"
+    assert "check the spelling" in caught.value.hint
+    assert caught.value.trouble == "host"
 
 
 async def test_silence_before_the_headers_is_a_first_token_timeout() -> None:
@@ -498,6 +548,7 @@ with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
     server.shutdown()
     thread.join()
 assert not _http._sessions
+assert "truststore" not in sys.modules, "the trust store is read for plain HTTP"
 """
 
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aiohttp
 import pytest
+from graphton._proxies import proxy_for
 from graphton.chat import Request, create_chat
-from graphton.chat._failures import Peer
 from graphton.chat._http import HEADERS, Limits, fetch
-from graphton.chat._proxies import proxy_for
 from graphton.errors import ConnectError, GraphtonError, RedirectRefused
 from graphton.messages import UserMessage
 from graphton.models import ModelSettings
@@ -127,7 +123,7 @@ async def test_a_key_is_not_shown_to_a_proxy_over_plain_http(monkeypatch: pytest
     async with recorder() as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         with pytest.raises(
-            ConnectError, match=r"from HTTP_PROXY would read the key for 'http://models\.example'"
+            ConnectError, match=r"\(from HTTP_PROXY\) would read the key for 'http://models\.example'"
         ) as caught:
             await send("http://models.example/v1")
     assert proxy.heard == b""
@@ -149,7 +145,7 @@ async def test_a_proxy_for_https_learns_the_host_and_nothing_more(
 ) -> None:
     async with recorder(b"HTTP/1.1 407 X\r\nContent-Length: 0\r\n\r\n") as proxy:
         monkeypatch.setenv(name, proxy.url.replace("//", "//me:proxy-sentinel@"))
-        with pytest.raises(ConnectError, match="refused the connection with status 407") as caught:
+        with pytest.raises(ConnectError, match="wants a user and password") as caught:
             await send("https://models.example/v1")
     assert proxy.heard.startswith(b"CONNECT models.example:443 HTTP/1.1\r\n")
     assert SENTINEL.encode() not in proxy.heard
@@ -161,7 +157,8 @@ async def test_a_proxy_for_https_learns_the_host_and_nothing_more(
 async def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     with pytest.raises(
-        ConnectError, match=r"the proxy for 'https://models\.example' cannot be reached"
+        ConnectError,
+        match=r"the proxy 'http://127\.0\.0\.1:9' \(from HTTPS_PROXY\) for 'https://models\.example' cannot be reached",
     ) as caught:
         await send("https://models.example/v1")
     assert "NO_PROXY=models.example" in caught.value.hint
@@ -169,7 +166,9 @@ async def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatc
 
 async def test_a_kind_of_proxy_that_we_do_not_speak_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5://me:proxy-sentinel@127.0.0.1:9")
-    with pytest.raises(ConnectError, match=r"the proxy 'socks5://127\.0\.0\.1:9' from ALL_PROXY") as caught:
+    with pytest.raises(
+        ConnectError, match=r"the proxy 'socks5://127\.0\.0\.1:9' \(from ALL_PROXY\)"
+    ) as caught:
         await send("https://models.example/v1")
     assert "proxy-sentinel" not in told(caught.value)
 
@@ -229,16 +228,6 @@ async def test_nothing_listening_is_said() -> None:
     assert "set base_url" in caught.value.hint
 
 
-async def test_an_unknown_host_is_said() -> None:
-    key = aiohttp.client_reqrep.ConnectionKey("nosuch.example", 443, True, True, None, None, None)
-    error = Peer("anthropic", "https://nosuch.example/v1").translate(
-        aiohttp.ClientConnectorDNSError(key, OSError(-2, "Name or service not known"))
-    )
-    assert isinstance(error, ConnectError)
-    assert error.message == "the host name 'nosuch.example' of anthropic is not known here"
-    assert "check the spelling" in error.hint
-
-
 async def test_plain_http_behind_an_https_url_is_said() -> None:
     async with recorder(b"HTTP/1.1 400 X\r\nContent-Length: 0\r\n\r\n") as own:
         own.heard = b"\r\n\r\n"  # so that it answers at once: the first bytes of TLS are no request
@@ -246,45 +235,6 @@ async def test_plain_http_behind_an_https_url_is_said() -> None:
             await send(own.url.replace("http:", "https:"))
     assert "begin the base URL with http://" in caught.value.hint
     assert not caught.value.retryable
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for localhost that nobody knows, with its key in the same file."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl, which makes the test certificate, is not installed")
-    folder = tmp_path_factory.mktemp("tls")
-    key, cert, both = folder / "key.pem", folder / "cert.pem", folder / "both.pem"
-    subprocess.run(
-        f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
-        f"-addext subjectAltName=DNS:localhost -keyout {key} -out {cert}".split(),
-        check=True,
-        capture_output=True,
-    )
-    both.write_text(key.read_text() + cert.read_text())
-    return both
-
-
-def tls_server(certificate: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    return context
-
-
-async def test_a_certificate_that_nobody_knows_is_refused(certificate: Path) -> None:
-    async with recorder(tls=tls_server(certificate)) as own:
-        with pytest.raises(ConnectError, match="is not trusted: self") as caught:
-            await send(own.url)
-    assert "SSL_CERT_FILE" in caught.value.hint
-    assert own.heard == b""
-
-
-async def test_ssl_cert_file_makes_a_private_authority_trusted(
-    certificate: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    async with recorder(tls=tls_server(certificate)) as own:
-        assert await send(own.url) == b"ok"
 
 
 # --- keys in texts

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import errno
 import re
+import socket
 import ssl
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 import orjson
 
+from graphton._trust import distrust
 from graphton.errors import (
     BrokenStream,
     ConnectError,
@@ -25,7 +27,7 @@ from graphton.errors import (
 )
 from graphton.models import PROVIDERS
 
-__all__ = ["Peer", "mask", "origin_of", "retry_after", "retryable_status"]
+__all__ = ["Peer", "Via", "mask", "origin_of", "retry_after", "retryable_status"]
 
 _LONGEST_QUOTE = 600
 """Characters of a server's own words that an error repeats."""
@@ -43,6 +45,16 @@ _STATUS_HINTS = {
 }
 
 
+class Via(NamedTuple):
+    """The proxy between us and a server: its origin, without user and password, and the variable that names it."""
+
+    origin: str
+    variable: str
+
+    def __str__(self) -> str:
+        return f"the proxy {self.origin!r} (from {self.variable})"
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """Whom we talk to, as errors name it. `secrets` never appear in a text that goes through `quote`."""
@@ -50,10 +62,15 @@ class Peer:
     provider: str
     url: str
     secrets: tuple[str, ...] = ()
+    via: Via | None = None
 
     @property
     def origin(self) -> str:
         return origin_of(self.url)
+
+    @property
+    def _host(self) -> str:
+        return urlsplit(self.url).hostname or ""
 
     @property
     def _variable(self) -> str:
@@ -69,15 +86,20 @@ class Peer:
         """The beginning of what a server sent, in quotes, without secrets."""
         return repr(mask(data[:_MOST_READ].decode("utf-8", "replace"), self.secrets)[:300])
 
-    def connect_error(self, message: str, *, hint: str, retryable: bool = True) -> ConnectError:
-        return ConnectError(message, hint=hint, provider=self.provider, url=self.url, retryable=retryable)
+    def connect_error(self, message: str, *, trouble: str, hint: str, retryable: bool = True) -> ConnectError:
+        return ConnectError(
+            message, trouble=trouble, hint=hint, provider=self.provider, url=self.url, retryable=retryable
+        )
 
-    def timed_out(self, limit: str, seconds: float) -> ProviderTimeout:
-        message, hint = _TIMEOUTS[limit]
+    def timed_out(self, limit: str, seconds: float, *, looking_up: bool = False) -> ProviderTimeout:
+        """`looking_up`: the time of the connect limit went into finding the address of the host's name."""
+        what = "lookup" if looking_up else "proxy" if self.via and limit == "connect" else limit
+        message, hint = _TIMEOUTS[what]
         return ProviderTimeout(
-            f"{self.provider} at {self.origin!r} {message.format(seconds=f'{seconds:g}')}",
+            f"{self.provider} at {self.origin!r} "
+            + message.format(seconds=f"{seconds:g}", host=self._host, via=self.via),
             limit=limit,
-            hint=hint.format(double=f"{seconds * 2:g}"),
+            hint=hint.format(double=f"{seconds * 2:g}", host=self._host, via=self.via),
             provider=self.provider,
             url=self.url,
         )
@@ -139,28 +161,19 @@ class Peer:
             case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
                 return self._tls(error)
             case aiohttp.ClientConnectorDNSError():
-                host = urlsplit(self.url).hostname
-                return self.connect_error(
-                    f"the host name {host!r} of {self.provider} is not known here",
-                    hint=f"check the spelling of the base URL {self.url!r}, and this machine's network",
-                )
+                if self.via and error.host != self._host:
+                    return self._no_proxy(error)
+                return self._unknown_host(error.os_error)
             case aiohttp.ClientProxyConnectionError():
-                return self.connect_error(
-                    f"the proxy for {self.origin!r} cannot be reached: {self.quote(str(error.os_error))}",
-                    hint=f"check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY, or exempt the host with "
-                    f"NO_PROXY={urlsplit(self.url).hostname}",
-                )
+                return self._no_proxy(error.os_error)
             case aiohttp.ClientHttpProxyError():
-                return self.connect_error(
-                    f"the proxy for {self.origin!r} refused the connection with status {error.status}",
-                    hint="check the proxy's address, user and password in HTTPS_PROXY or ALL_PROXY",
-                    retryable=error.status >= 500,
-                )
+                return self.proxy_refused(error.status)
             case aiohttp.ClientConnectorError():
                 return self._refused(error.os_error)
             case aiohttp.InvalidURL():
                 return self.connect_error(
                     f"{self.url!r} is no URL that can be reached",
+                    trouble="address",
                     hint="write it like https://api.example.com/v1",
                     retryable=False,
                 )
@@ -175,35 +188,120 @@ class Peer:
             case _:
                 return self.broken(f"{type(error).__name__}: {error}")
 
+    def _unknown_host(self, error: OSError) -> ConnectError:
+        if getattr(error.__cause__ or error, "errno", None) == socket.EAI_AGAIN:
+            return self.connect_error(
+                f"the host name {self._host!r} of {self.provider} cannot be looked up just now: "
+                "no name server answers",
+                trouble="lookup",
+                hint="this machine may be offline, or its DNS may be down; behind a company's proxy set HTTPS_PROXY",
+            )
+        return self.connect_error(
+            f"the host name {self._host!r} of {self.provider} is not known here",
+            trouble="host",
+            hint=f"check the spelling of the base URL {self.url!r}, and this machine's network",
+        )
+
     def _refused(self, error: OSError) -> ConnectError:
         # A name with several addresses fails with all their errors in one text.
         if error.errno == errno.ECONNREFUSED or f"[Errno {errno.ECONNREFUSED}]" in str(error):
             return self.connect_error(
                 f"nothing listens at {self.origin!r} ({self.provider})",
+                trouble="refused",
                 hint="start the server, or set base_url to where it runs",
             )
         return self.connect_error(
             f"{self.origin!r} ({self.provider}) cannot be reached: {self.quote(str(error))}",
+            trouble="unreachable",
             hint="check this machine's network and the base URL",
         )
 
-    def _tls(self, error: Any) -> ConnectError:
-        cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
-        if isinstance(cause, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY" in str(cause):
-            reason = getattr(cause, "verify_message", "") or str(cause)
+    # --- proxies ------------------------------------------------------------------------------------------------
+
+    def _no_proxy(self, error: OSError) -> ConnectError:
+        import aiohttp
+
+        why = self.quote(str(error))
+        if isinstance(error, aiohttp.ClientConnectorDNSError):
+            why = "its name is not known here"
+        return self.connect_error(
+            f"{self._via} for {self.origin!r} cannot be reached: {why}",
+            trouble="proxy",
+            hint=self._past_the_proxy("check its address"),
+        )
+
+    def proxy_refused(self, status: int) -> ConnectError:
+        """The error for what the proxy itself, not the server behind it, answered."""
+        if status == 407:
             return self.connect_error(
-                f"the TLS certificate of {self.origin!r} ({self.provider}) is not trusted: {self.quote(reason)}",
-                hint="for a private certificate authority set SSL_CERT_FILE=/path/to/ca.pem",
+                f"{self._via} wants a user and password before it lets us to {self.origin!r} (407)",
+                trouble="proxy",
+                hint=f"write them into its address: {self._proxy_variable}=http://USER:PASSWORD@HOST:PORT; "
+                "if they stand there already, they are wrong",
                 retryable=False,
             )
+        if status < 500:
+            return self.connect_error(
+                f"{self._via} does not let us to {self.origin!r} (it answered {status})",
+                trouble="proxy",
+                hint=self._past_the_proxy("ask who runs it to allow that host"),
+                retryable=status in (408, 429),
+            )
         return self.connect_error(
-            f"no TLS connection with {self.origin!r} ({self.provider}): {self.quote(str(cause))}",
-            hint="if the server speaks plain HTTP, begin the base URL with http://",
+            f"{self._via} could not connect us to {self.origin!r} (it answered {status})",
+            trouble="proxy",
+            hint=self._past_the_proxy("it may not know that host, or be overloaded"),
+        )
+
+    @property
+    def _via(self) -> str:
+        return str(self.via) if self.via else "the proxy"
+
+    @property
+    def _proxy_variable(self) -> str:
+        return self.via.variable if self.via else "HTTPS_PROXY"
+
+    def _past_the_proxy(self, advice: str) -> str:
+        return f"{advice}, or go past it: NO_PROXY={self._host} (a running daemon: `stigmer down` first)"
+
+    # --- TLS ----------------------------------------------------------------------------------------------------
+
+    def _tls(self, error: Any) -> ConnectError:
+        whose, host = self._tls_partner(error)
+        cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            why, hint = distrust(cause, host)
+            return self.connect_error(
+                f"the TLS certificate of {whose} is not trusted: {self.quote(why)}",
+                trouble="certificate",
+                hint=hint,
+                retryable=False,
+            )
+        address = "the base URL" if host == self._host else f"the address in {self._proxy_variable}"
+        return self.connect_error(
+            f"no TLS connection with {whose}: {self.quote(str(cause))}",
+            trouble="tls",
+            hint=f"if plain HTTP is spoken there, begin {address} with http://",
             retryable=False,
         )
 
+    def _tls_partner(self, error: Any) -> tuple[str, str]:
+        """Who failed the handshake: the server, or an https:// proxy before it."""
+        host = getattr(error, "host", self._host)
+        if self.via and host != self._host:
+            return str(self.via), host
+        return f"{self.origin!r} ({self.provider})", self._host
+
 
 _TIMEOUTS = {
+    "lookup": (
+        "was not connected to: the address of the name {host!r} was not found within {seconds} s",
+        "this machine's DNS does not answer: it may be offline, or wait for a VPN; behind a company's proxy set HTTPS_PROXY",
+    ),
+    "proxy": (
+        "could not be connected to within {seconds} s through {via}",
+        "check that the proxy runs, or go past it: NO_PROXY={host} (a running daemon: `stigmer down` first)",
+    ),
     "connect": (
         "could not be connected to within {seconds} s",
         "check the network and the address, or allow more time: --connect-timeout {double}, or llm.timeouts.connect in a file",

@@ -11,17 +11,15 @@ passwords), so this file switches them off, and no other file talks to aiohttp.
 from __future__ import annotations
 
 import asyncio
-import functools
-import os
-import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from graphton.chat._failures import Peer, origin_of
-from graphton.chat._proxies import proxy_for
+from graphton._proxies import proxy_for
+from graphton._trust import tls_context
+from graphton.chat._failures import Peer, Via, origin_of
 from graphton.errors import ProviderError, ProviderTimeout, SettingError
 from graphton.models import PROVIDERS, Timeouts
 
@@ -188,8 +186,8 @@ async def post(
 
     Raises the ProviderError family only. `secrets` (keys in `headers`) appear in no error text.
     """
-    peer = Peer(provider, url, secrets)
-    response, deadline = await _send(peer, method, body, headers, limits)
+    peer, proxy = _through(Peer(provider, url, secrets))
+    response, deadline = await _send(peer, method, body, headers, limits, proxy=proxy)
     try:
         reply = Reply(response, peer, limits, deadline=deadline)
         if response.status >= 300:
@@ -218,15 +216,30 @@ async def fetch(
         return await reply.body()
 
 
+@dataclass(slots=True)
+class _Way:
+    """How far a request has come, as the session's trace tells it."""
+
+    looking_up: bool = False
+    """The address of its host's name is being asked for."""
+    sent: Callable[[], None] = lambda: None
+
+
 async def _send(
-    peer: Peer, method: str, body: bytes | None, headers: Mapping[str, str], limits: Limits
+    peer: Peer,
+    method: str,
+    body: bytes | None,
+    headers: Mapping[str, str],
+    limits: Limits,
+    *,
+    proxy: str | None,
 ) -> tuple[aiohttp.ClientResponse, float]:
     """The response once its headers are here, and the loop time at which a first token is due."""
     import aiohttp
 
     session = await _session()
-    proxy = _proxy(peer)
     loop = asyncio.get_running_loop()
+    way = _Way()
     try:
         # aiohttp limits the connect itself; our clock starts when the request leaves (the session's trace calls it).
         async with asyncio.timeout(None) as clock:
@@ -237,6 +250,7 @@ async def _send(
                 due = loop.time() + limits.first_token
                 clock.reschedule(due)
 
+            way.sent = sent
             response = await session.request(
                 method,
                 peer.url,
@@ -245,12 +259,12 @@ async def _send(
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=None, connect=limits.connect),
                 proxy=proxy,
-                ssl=_tls() if peer.url.startswith("https:") else True,
-                trace_request_ctx=sent,
+                ssl=tls_context() if f"{peer.url} {proxy}".count("https:") else True,
+                trace_request_ctx=way,
             )
             return response, due
     except aiohttp.ConnectionTimeoutError as error:
-        raise peer.timed_out("connect", limits.connect) from error
+        raise peer.timed_out("connect", limits.connect, looking_up=way.looking_up) from error
     except TimeoutError as error:
         raise peer.timed_out("first_token", limits.first_token) from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -263,6 +277,8 @@ async def _send(
 
 async def _refusal(reply: Reply, response: aiohttp.ClientResponse) -> ProviderError:
     """The error for a status of 300 or more; of its body, as much as an error may be long."""
+    if response.status == 407 and reply.peer.via:
+        return reply.peer.proxy_refused(407)
     if response.status < 400:
         return reply.peer.redirect(response.status, response.headers.get("Location", ""))
     body = bytearray()
@@ -274,26 +290,30 @@ async def _refusal(reply: Reply, response: aiohttp.ClientResponse) -> ProviderEr
     return reply.peer.status(response.status, bytes(body[:_MAX_ERROR_BODY]), response.headers)
 
 
-def _proxy(peer: Peer) -> str | None:
+def _through(peer: Peer) -> tuple[Peer, str | None]:
+    """The peer with the proxy that stands before it, as errors name it, and that proxy's address."""
     found = proxy_for(peer.url)
     if found is None:
-        return None
+        return peer, None
     proxy, variable = found
-    shown = origin_of(proxy)
+    peer = replace(peer, via=Via(origin_of(proxy), variable))
+    shown = peer.via
     host = urlsplit(peer.url).hostname
     if urlsplit(proxy).scheme not in ("http", "https"):
         raise peer.connect_error(
-            f"the proxy {shown!r} from {variable} is of a kind that we do not speak",
+            f"{shown} is of a kind that we do not speak",
+            trouble="proxy",
             hint=f"name an http:// proxy, or exempt the host with NO_PROXY={host}",
             retryable=False,
         )
     if peer.secrets and peer.url.startswith("http:"):
         raise peer.connect_error(
-            f"the proxy {shown!r} from {variable} would read the key for {peer.origin!r}, which is plain HTTP",
+            f"{shown} would read the key for {peer.origin!r}, which is plain HTTP",
+            trouble="proxy",
             hint=f"use an https:// base URL, or exempt the host with NO_PROXY={host}",
             retryable=False,
         )
-    return proxy
+    return peer, proxy
 
 
 # --- one session per event loop -------------------------------------------------------------------------------------
@@ -329,10 +349,18 @@ def _new_session() -> aiohttp.ClientSession:
     import aiohttp
 
     async def request_left(session: Any, context: Any, parameters: Any) -> None:
-        context.trace_request_ctx()
+        context.trace_request_ctx.sent()
+
+    async def lookup_begins(session: Any, context: Any, parameters: Any) -> None:
+        context.trace_request_ctx.looking_up = True
+
+    async def lookup_ends(session: Any, context: Any, parameters: Any) -> None:
+        context.trace_request_ctx.looking_up = False
 
     trace = aiohttp.TraceConfig()
     trace.on_request_headers_sent.append(request_left)
+    trace.on_dns_resolvehost_start.append(lookup_begins)
+    trace.on_dns_resolvehost_end.append(lookup_ends)
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -340,13 +368,3 @@ def _new_session() -> aiohttp.ClientSession:
         skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         trace_configs=[trace],
     )
-
-
-def _tls() -> ssl.SSLContext:
-    return _tls_context(os.environ.get("SSL_CERT_FILE", ""), os.environ.get("SSL_CERT_DIR", ""))
-
-
-@functools.cache
-def _tls_context(cert_file: str, cert_dir: str) -> ssl.SSLContext:
-    # OpenSSL reads both variables itself; they are arguments so that another value makes another context.
-    return ssl.create_default_context()
