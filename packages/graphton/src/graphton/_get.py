@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from graphton._proxies import is_loopback
+from graphton._trust import distrust, tls_context
+
 __all__ = ["CHUNK", "Broken", "Reply", "SourceFailed", "open_at"]
 
 CONNECT_LIMIT = 5.0
@@ -28,7 +31,11 @@ CHUNK = 1 << 20
 
 
 class SourceFailed(Exception):
-    """This source cannot give the file, now; the text says why, and the next source is tried."""
+    """This source cannot give the file, now; the text says why, `cure` what helps, and the next source is tried."""
+
+    def __init__(self, text: str, *, cure: str = "") -> None:
+        super().__init__(text)
+        self.cure = cure
 
 
 class Broken(Exception):
@@ -85,6 +92,11 @@ def _request(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
         raise kind(f"{urlsplit(url).hostname} answers {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            why, cure = distrust(reason, urlsplit(url).hostname or "")
+            raise SourceFailed(
+                f"the certificate of {urlsplit(url).hostname} is not believed: {why}", cure=cure
+            ) from error
         if isinstance(reason, (_NotReached, ssl.SSLError)):
             raise SourceFailed(_why(reason)) from error
         raise Broken(f"no answer from {urlsplit(url).hostname} ({_why(reason)})") from error
@@ -174,15 +186,14 @@ class _HttpHandler(urllib.request.HTTPHandler):
 
 class _HttpsHandler(urllib.request.HTTPSHandler):
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_Https, req, context=ssl.create_default_context())
+        return self.do_open(_Https, req, context=tls_context())
 
 
 class _Proxies(urllib.request.ProxyHandler):
     """The environment's proxies, but never for this machine itself."""
 
     def proxy_open(self, req: urllib.request.Request, proxy: str, type: str) -> Any:
-        host = urlsplit(f"//{req.host}").hostname or ""
-        if host in ("localhost", "::1") or host.startswith("127."):
+        if is_loopback(urlsplit(f"//{req.host}").hostname or ""):
             return None
         return super().proxy_open(req, proxy, type)
 

@@ -1,14 +1,31 @@
-"""The catalogue of model files that run on this machine, and the folder where they lie. Imports nothing heavy."""
+"""The catalogue of model files that run on this machine, and the folder where they lie. Imports nothing heavy.
+
+A file of the user's own has an entry, too: a small record beside it, `NAME.gguf.json`, which `models pull` writes.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from graphton.errors import ModelNameError
 
-__all__ = ["CATALOG", "Entry", "HubFile", "Wheels", "by_path", "find", "models_dir", "path_of"]
+__all__ = [
+    "CATALOG",
+    "Entry",
+    "HubFile",
+    "Wheels",
+    "by_path",
+    "find",
+    "known",
+    "models_dir",
+    "own_entries",
+    "path_of",
+    "record_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +65,8 @@ class Wheels:
 class Entry:
     """One model file. `sha256` decides whether a file is it; `sources` are tried in order.
 
-    `kv_bytes` is what one token of the window costs in memory (keys and values, 16 bits each).
+    `kv_bytes` is what one token of the window costs in memory (keys and values, 16 bits each). Of a user's own file
+    neither licence nor publisher is known ("") nor window and `kv_bytes` (0: the file's head tells them).
     """
 
     name: str
@@ -109,14 +127,20 @@ def models_dir() -> Path:
     return base / "stigmer" / "models"
 
 
+def known(name: str) -> Entry | None:
+    """The entry of that name, of the catalogue or the user's own; None where there is none."""
+    wanted = name.strip().lower()
+    return next((entry for entry in (*CATALOG, *own_entries()) if entry.name == wanted), None)
+
+
 def find(name: str) -> Entry:
     """The entry of that name; an unknown name is an error that lists the known ones."""
-    for entry in CATALOG:
-        if entry.name == name.strip().lower():
-            return entry
-    known = ", ".join(entry.name for entry in CATALOG)
+    entry = known(name)
+    if entry is not None:
+        return entry
+    names = ", ".join(entry.name for entry in (*CATALOG, *own_entries()))
     raise ModelNameError(
-        f"model {name!r} is not in the catalogue of built-in models ({known})",
+        f"model {name!r} is not in the catalogue of built-in models ({names})",
         hint=f"take one of them, e.g. {CATALOG[0].name}, or give the path of a .gguf file",
     )
 
@@ -134,3 +158,41 @@ def path_of(name: str) -> Path | None:
 def by_path(text: str) -> Path | None:
     """The path meant by a model name that is a user's own .gguf file, else None. Says nothing about whether it exists."""
     return Path(text).expanduser().absolute() if text.lower().endswith(".gguf") else None
+
+
+# ---- the user's own ------------------------------------------------------------------------------------------------
+
+
+def record_of(file: str, *, folder: Path | None = None) -> Path:
+    """Where the record of a file of the user's own lies."""
+    return (folder or models_dir()) / f"{file}.json"
+
+
+def own_entries(*, folder: Path | None = None) -> tuple[Entry, ...]:
+    """The user's own models, by name: those that were fetched from an address, and those that lie elsewhere."""
+    records = (folder or models_dir()).glob("*.gguf.json")
+    found = (_own_entry(record) for record in records)
+    return tuple(sorted((entry for entry in found if entry is not None), key=lambda entry: entry.name))
+
+
+def _own_entry(record: Path) -> Entry | None:
+    """What a record says; None for one that is none of ours. Its file is then shown by its path alone."""
+    try:
+        said = json.loads(record.read_bytes())
+        name, size, digest, source = (said[key] for key in ("name", "size", "sha256", "source"))
+        well = isinstance(name, str) and isinstance(source, str) and isinstance(size, int)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    if not well or not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+        return None
+    return Entry(
+        name=name,
+        file=record.name.removesuffix(".json"),
+        licence="",
+        publisher="",
+        size=size,
+        sha256=digest,
+        context_window=0,
+        kv_bytes=0,
+        sources=(HubFile(source),),
+    )

