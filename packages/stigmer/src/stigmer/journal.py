@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -17,11 +17,12 @@ from graphton.approval import Question
 from stigmer import redact
 from stigmer._translate import from_record, to_live, to_record
 from stigmer.api import event_pb2 as pb
-from stigmer.store import Row, Store
+from stigmer.store import Row
 
 __all__ = [
     "APPROVAL_SECONDS",
     "DELTA_SECONDS",
+    "Keeps",
     "StoreJournal",
     "is_paused",
     "masked",
@@ -33,6 +34,40 @@ DELTA_SECONDS = 0.05
 """Text is shown in pieces this far apart, the first piece at once: half the work of a piece per token."""
 Kept = TypeVar("Kept", bound=Message)
 APPROVAL_SECONDS = 7 * 24 * 3600.0
+
+
+class Shows(Protocol):
+    """Where live events go."""
+
+    def live(self, no: int, event: pb.Event) -> None:
+        """An event that is shown and forgotten."""
+        ...
+
+
+class Keeps(Protocol):
+    """What a journal needs of a store: the store itself, or a worker's line to the server that has it."""
+
+    @property
+    def feed(self) -> Shows:
+        """Where live events go."""
+        ...
+
+    @property
+    def now_ms(self) -> int:
+        """The store's clock."""
+        ...
+
+    def append(self, no: int, epoch: int, *, batch: int, events: Sequence[pb.Event]) -> asyncio.Future[int]:
+        """Appends an attempt's next batch; see `Store.append`."""
+        ...
+
+    async def earlier(self, no: int) -> list[Row]:
+        """The executions of the same session that came before this one."""
+        ...
+
+    async def replay(self, no: int) -> list[pb.Event]:
+        """All events of an execution."""
+        ...
 
 
 @dataclass(slots=True)
@@ -53,7 +88,7 @@ class StoreJournal(g.Record):
 
     def __init__(
         self,
-        store: Store,
+        store: Keeps,
         *,
         no: int,
         execution: str,
