@@ -2,6 +2,9 @@
 
 Memory holds only what a watcher has not taken yet, and at most LIMIT bytes of it. One that falls behind loses its
 queue and reads the store again from its place; live text it missed is told by the snapshot that follows.
+
+What happens in one turn of the event loop is told together, and a watcher that was told something just now hears of
+more PACE_SECONDS later: a message costs far more than the events in it. The first news, and the end, are told at once.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from stigmer.api import event_pb2 as pb
 __all__ = ["Feed", "Watcher"]
 
 LIMIT = 1 << 20
+PACE_SECONDS = 0.03
+"""The least time between two messages to one watcher: nobody sees the difference, and fast steps share a message."""
 
 
 @dataclass(eq=False, slots=True)
@@ -31,6 +36,10 @@ class Watcher:
     ended: bool = False
     """The execution has finished: nothing follows what is queued."""
     _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _timer: asyncio.TimerHandle | None = None
+    """Tells of the news when it is time."""
+    _taken: float = 0.0
+    """When something was last taken, by the loop's clock."""
 
     def push(self, seq: int, body: bytes) -> None:
         if self.size + len(body) > LIMIT:
@@ -38,7 +47,11 @@ class Watcher:
         if not self.behind:
             self.queue.append((seq, body))
             self.size += len(body)
-        self._news.set()
+        if self.ended or self.behind:
+            self._news.set()
+        elif self._timer is None:
+            # Never in this very turn of the loop: what else it commits goes with it.
+            self._timer = asyncio.get_running_loop().call_at(self._taken + PACE_SECONDS, self._news.set)
 
     def take(self) -> list[tuple[int, bytes]]:
         """Everything queued, and the queue is empty and whole again."""
@@ -46,6 +59,9 @@ class Watcher:
         self.queue.clear()
         self.size, self.behind = 0, False
         self._news.clear()
+        self.rest()
+        if taken:
+            self._taken = asyncio.get_running_loop().time()
         return taken
 
     def grown_elsewhere(self) -> None:
@@ -56,6 +72,12 @@ class Watcher:
     async def news(self) -> None:
         """Waits until there is something to take."""
         await self._news.wait()
+
+    def rest(self) -> None:
+        """Tells of nothing until something new is pushed."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 @dataclass(slots=True)
@@ -80,6 +102,7 @@ class Feed:
         return watcher
 
     def leave(self, no: int, watcher: Watcher) -> None:
+        watcher.rest()
         watchers = self._watchers.get(no, set())
         watchers.discard(watcher)
         if not watchers:
