@@ -14,6 +14,7 @@ import orjson
 from aiohttp import web
 
 from graphton.testing import _speak_anthropic, _speak_ollama, _speak_openai, _speak_responses
+from graphton.testing._fake_library import Library
 from graphton.testing._fake_script import Call, FakeRequest, Reply, Rule, script_from_json
 
 __all__ = ["FakeProviders"]
@@ -26,8 +27,6 @@ _DIALECTS: Mapping[str, ModuleType] = MappingProxyType(
         "/api/chat": _speak_ollama,
     }
 )
-_LOCAL = ("qwen2.5-coder:7b", "qwen2.5-coder:1.5b", "qwen2.5-coder:0.5b")
-_CAPABILITIES = ("completion", "tools", "thinking")
 
 
 class FakeProviders:
@@ -48,19 +47,25 @@ class FakeProviders:
     ```
 
     `models` maps Ollama model names to their capabilities; a chat with another model is then a 404, and tools for
-    a model without them a 400, as in Ollama. Without it every model name is served. `strict=False` also takes
-    conversations that the real servers refuse (a tool call without its result).
+    a model without them a 400, as in Ollama. Without it every model name is served. `registry` are the models that
+    its `/api/pull` finds. `strict=False` also takes conversations that the real servers refuse (a tool call without
+    its result).
     """
 
-    def __init__(self, *, models: Mapping[str, Sequence[str]] | None = None, strict: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        models: Mapping[str, Sequence[str]] | None = None,
+        registry: Mapping[str, Sequence[str]] | None = None,
+        strict: bool = True,
+    ) -> None:
         self.requests: list[FakeRequest] = []
         """Every request, in order of arrival."""
         self.strict = strict
-        self._models = models
+        self._library = Library(models, registry)
         self._replies: deque[Reply] = deque()
         self._rules: list[Rule] = []
         self._used = 0
-        self._loaded: dict[str, int] = {}
         self._arrived = asyncio.Condition()
         self._runner: web.AppRunner | None = None
         self._port = 0
@@ -220,18 +225,14 @@ class FakeProviders:
 
     def _missing(self, request: FakeRequest) -> Reply | None:
         model = request.model if ":" in request.model else f"{request.model}:latest"
-        able = (
-            _CAPABILITIES
-            if self._models is None
-            else self._models.get(request.model, self._models.get(model))
-        )
+        able = self._library.capabilities(request.model)
         if able is None:
             return Reply(status=404, error=f"model '{request.model}' not found")
         if request.tools and "tools" not in able:
             return Reply(status=400, error=f"registry.ollama.ai/library/{model} does not support tools")
         if request.json.get("think") and "thinking" not in able:
             return Reply(status=400, error=f'"{model}" does not support thinking')
-        self._loaded[model] = (request.json.get("options") or {}).get("num_ctx", 4096)
+        self._library.loaded[model] = (request.json.get("options") or {}).get("num_ctx", 4096)
         return None
 
     def _decide(self, request: FakeRequest) -> Reply:
@@ -287,41 +288,23 @@ class FakeProviders:
         return response
 
     def _page(self, request: FakeRequest) -> web.Response:
+        found = self._library.page(request.method, request.path, request.json or {})
+        if found is not None:
+            status, body = found
+            return web.Response(body=body, status=status, content_type=_library_type(body))
         pages: Mapping[tuple[str, str], Callable[[FakeRequest], Any]] = {
             ("GET", "/"): lambda _: "Ollama is running",
             ("GET", "/health"): lambda _: {"status": "ok"},
-            ("GET", "/api/version"): lambda _: {"version": "0.17.4"},
-            ("GET", "/api/tags"): lambda _: {"models": [_tag(m) for m in self._models or _LOCAL]},
-            ("GET", "/api/ps"): lambda _: {
-                "models": [{**_tag(m), "size_vram": 0, "context_length": n} for m, n in self._loaded.items()]
-            },
-            ("POST", "/api/show"): self._show,
             ("GET", "/v1/models"): self._list,
         }
         page = pages.get((request.method, request.path))
         if page is None:
             return _json({"error": f"FakeProviders serves no {request.method} {request.path}"}, 404)
-        found = page(request)
-        if isinstance(found, str):
-            return web.Response(text=found)
-        return _json(found, 404 if "error" in found else 200)
-
-    def _show(self, request: FakeRequest) -> dict[str, Any]:
-        name = (request.json or {}).get("model", "")
-        able = _CAPABILITIES if self._models is None else self._models.get(name)
-        if able is None:
-            return {"error": f"model '{name}' not found"}
-        return {
-            "modelfile": f"FROM {name}",
-            "parameters": "",
-            "template": "{{ .Prompt }}",
-            "details": _tag(name)["details"],
-            "model_info": {"general.architecture": "qwen2", "qwen2.context_length": 32768},
-            "capabilities": list(able),
-        }
+        told = page(request)
+        return web.Response(text=told) if isinstance(told, str) else _json(told)
 
     def _list(self, request: FakeRequest) -> dict[str, Any]:
-        names = list(self._models or _LOCAL)
+        names = self._library.names
         if "anthropic-version" in request.headers:
             when = "2026-01-01T00:00:00Z"
             cards = [{"type": "model", "id": n, "display_name": n, "created_at": when} for n in names]
@@ -332,11 +315,17 @@ class FakeProviders:
     def _control(self, request: FakeRequest) -> web.Response:
         if (request.method, request.path) == ("GET", "/_requests"):
             return _json([_recorded(r) for r in self.requests])
+        if (request.method, request.path) == ("POST", "/_models"):
+            self._library.become(**request.json)
+            return _json({"models": self._library.names})
         if (request.method, request.path) == ("POST", "/_script"):
             self.script(request.json)
             return _json({"pending": len(self._replies)})
         return _json(
-            {"error": f"no {request.method} {request.path}; there are GET /_requests, POST /_script"}, 404
+            {
+                "error": f"no {request.method} {request.path}; there are GET /_requests, POST /_script, POST /_models"
+            },
+            404,
         )
 
 
@@ -407,22 +396,8 @@ def _json(data: Any, status: int = 200) -> web.Response:
     return web.Response(body=orjson.dumps(data), status=status, content_type="application/json")
 
 
-def _tag(name: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "model": name,
-        "modified_at": "2026-11-25T01:02:03Z",
-        "size": 1_117_320_768,
-        "digest": "fa" * 32,
-        "details": {
-            "parent_model": "",
-            "format": "gguf",
-            "family": "qwen2",
-            "families": ["qwen2"],
-            "parameter_size": "1.5B",
-            "quantization_level": "Q4_K_M",
-        },
-    }
+def _library_type(body: bytes) -> str:
+    return "application/x-ndjson" if body.count(b"\n") > 1 else "application/json"
 
 
 def _recorded(request: FakeRequest) -> dict[str, Any]:
