@@ -38,5 +38,10 @@ class Keys:
         own = self._own.get(execution, {}).get(place)
         return own or self._otherwise(provider, base_url) or self._shared.get(place)
 
+    def given(self, execution: str) -> list[tuple[str, str, str]]:
+        """Provider, origin and key of those that were given for this execution."""
+        own = self._own.get(execution, {})
+        return [(provider, place, key) for (provider, place), key in own.items()]
+
     def forget(self, execution: str) -> None:
         self._own.pop(execution, None)

@@ -16,6 +16,8 @@ from stigmer.errors import StigmerError
 from stigmer.home import Home
 
 if TYPE_CHECKING:
+    from stigmer.engines.embedded import EmbeddedEngine
+    from stigmer.runner import Runner
     from stigmer.store import Store
 
 __all__ = ["serve"]
@@ -51,6 +53,7 @@ async def serve(
     stays: bool = False,
     flags: Mapping[str, str] | None = None,
     findable: Callable[[], bool] = lambda: True,
+    engine: str = "embedded",
 ) -> None:
     """Serves `home` at `address` (`unix:PATH`, or `HOST:PORT`) until it is told to end, or has nothing to do.
 
@@ -72,7 +75,10 @@ async def serve(
         home.create()
         store = await Store.open(database_of(home))
         try:
-            server = _Server(home, store, address=address, stays=stays, flags=dict(flags or {}))
+            drives = await _engine_of(engine)
+            server = _Server(
+                home, store, address=address, stays=stays, flags=dict(flags or {}), drives=drives
+            )
             try:
                 await server.start()
                 on_ready()
@@ -85,11 +91,32 @@ async def serve(
             log.info("ended pid=%d", os.getpid())
 
 
+async def _engine_of(name: str) -> Callable[[Store, Runner], EmbeddedEngine]:
+    """Makes the engine of that name. Raises StigmerError where a setting of it cannot be used."""
+    if name == "embedded":
+        from stigmer.engines.embedded import EmbeddedEngine
+
+        return EmbeddedEngine
+    from stigmer.engines.temporal.connection import TemporalWorkflows, connect, task_queue
+    from stigmer.engines.temporal.engine import TemporalEngine
+
+    workflows = TemporalWorkflows(await connect(lazy=True), queue=task_queue())
+    return lambda store, runner: TemporalEngine(store, runner, workflows)
+
+
 class _Server:
     """The parts of a running server, in the order in which they start; they stop in the reverse order."""
 
-    def __init__(self, home: Home, store: Store, *, address: str, stays: bool, flags: dict[str, str]) -> None:
-        from stigmer.engines.embedded import EmbeddedEngine
+    def __init__(
+        self,
+        home: Home,
+        store: Store,
+        *,
+        address: str,
+        stays: bool,
+        flags: dict[str, str],
+        drives: Callable[[Store, Runner], EmbeddedEngine],
+    ) -> None:
         from stigmer.runner import Runner
         from stigmer.secrets import Keys
         from stigmer.server._activity import Activity
@@ -102,7 +129,7 @@ class _Server:
         self._store = store
         self._resolver = Resolver(home, flags=flags, serves=not address.startswith("unix:"))
         self._keys = Keys(otherwise=self._resolver.key_for)
-        self._engine = EmbeddedEngine(self._store, Runner(home.path, self._keys))
+        self._engine = drives(self._store, Runner(home.path, self._keys))
         self._pruner = Pruner(
             store, retention=self._resolver.retention, busy=lambda: self._engine.running > 0
         )
@@ -150,6 +177,7 @@ class _Server:
         rpc.add_SessionServiceServicer_to_server(sessions, self._grpc)
         rpc.add_ConfigServiceServicer_to_server(configuration, self._grpc)
         rpc.add_SystemServiceServicer_to_server(system, self._grpc)
+        self._add_workers()
         before = os.umask(0o077)  # The socket is its owner's alone from its first moment.
         try:
             self._grpc.add_insecure_port(self._address)
@@ -161,6 +189,27 @@ class _Server:
             asyncio.create_task(self._warm_up(), name="warm up"),
             asyncio.create_task(self._pruner.keep(), name="pruner"),
         ]
+
+    def _add_workers(self) -> None:
+        """The door for workers, where the engine has any."""
+        if self._engine.name == "embedded":
+            return
+        from stigmer.api import worker_pb2_grpc
+        from stigmer.engines.temporal.engine import TemporalEngine
+        from stigmer.server.workers import WorkerService, always_of
+
+        assert isinstance(self._engine, TemporalEngine)
+
+        rpc: Any = worker_pb2_grpc
+        workers = WorkerService(
+            home=self._home,
+            store=self._store,
+            engine=self._engine,
+            activity=self._activity,
+            always=always_of(self._home),
+            keys=self._keys,
+        )
+        rpc.add_WorkerServiceServicer_to_server(workers, self._grpc)
 
     async def until_the_end(self, *, idle_seconds: float | None, findable: Callable[[], bool]) -> None:
         """Returns when Shutdown was called, no command finds us any more, or `idle_seconds` passed with no work."""

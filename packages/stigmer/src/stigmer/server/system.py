@@ -47,7 +47,7 @@ class SystemService(service_pb2_grpc.SystemServiceServicer):
             version=__version__,
             pid=os.getpid(),
             address=self._address,
-            engine="embedded",
+            engine=self._engine.name,
             home=str(self._home.path),
             running=self._engine.running,
             waiting=await self._store.count("waiting"),

@@ -432,6 +432,11 @@ class Store:
     async def get(self, id: str) -> Row | None:
         return next(iter(await self._rows("get", {"id": id})), None)
 
+    async def last_batch(self, no: int) -> int:
+        """The last batch of the current attempt that is stored; 0 where none is."""
+        ((_, batch, _, _),) = await self._read("fence", {"no": no}, list)
+        return max(0, int(batch))
+
     async def by_idempotency_key(self, key: str) -> Row | None:
         return next(iter(await self._rows("by_idempotency_key", {"idempotency_key": key})), None)
 

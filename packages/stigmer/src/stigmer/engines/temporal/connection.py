@@ -1,0 +1,82 @@
+"""The connection to Temporal: its standard settings, and the two questions that the engine asks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from stigmer.engines.temporal.workflow import WAKE, WORKFLOW
+from stigmer.errors import StigmerError
+
+if TYPE_CHECKING:
+    from temporalio.client import Client
+
+__all__ = ["DEFAULT_QUEUE", "TemporalAway", "TemporalWorkflows", "connect", "task_queue"]
+
+DEFAULT_QUEUE = "stigmer"
+
+
+class TemporalAway(OSError):
+    """Temporal does not answer, or not now."""
+
+
+def task_queue(environ: Mapping[str, str] | None = None) -> str:
+    """The queue that workers take executions from: STIGMER_TASK_QUEUE, else `stigmer`."""
+    environ = os.environ if environ is None else environ
+    return environ.get("STIGMER_TASK_QUEUE", "").strip() or DEFAULT_QUEUE
+
+
+async def connect(*, lazy: bool = False) -> Client:
+    """A client by Temporal's own settings: TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE, TEMPORAL_API_KEY, TEMPORAL_TLS_* and
+    the profile file (docs.temporal.io, environment configuration). `lazy` does not wait for it.
+
+    Raises StigmerError when a setting cannot be used, TemporalAway when nobody answers.
+    """
+    from temporalio.client import Client
+    from temporalio.envconfig import ClientConfig
+
+    try:
+        settings: dict[str, Any] = dict(ClientConfig.load_client_connect_config())
+    except (RuntimeError, ValueError, OSError) as error:
+        raise StigmerError(
+            f"Temporal's settings cannot be used: {error}",
+            hint="look at TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE, TEMPORAL_API_KEY and TEMPORAL_TLS_*",
+        ) from error
+    settings.setdefault("target_host", "localhost:7233")
+    try:
+        return await Client.connect(**settings, lazy=lazy)
+    except RuntimeError as error:
+        raise TemporalAway(f"Temporal at {settings['target_host']!r} does not answer: {error}") from error
+
+
+class TemporalWorkflows:
+    """The workflows of executions, on one task queue."""
+
+    def __init__(self, client: Client, *, queue: str) -> None:
+        self._client, self._queue = client, queue
+
+    async def start(self, execution: str) -> None:
+        """Starts the execution's workflow, where none is running."""
+        await self._start(execution)
+
+    async def wake(self, execution: str) -> None:
+        """Wakes the execution's workflow, or starts it."""
+        await self._start(execution, start_signal=WAKE)
+
+    async def _start(self, execution: str, **more: Any) -> None:
+        from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+        from temporalio.service import RPCError
+
+        try:
+            await self._client.start_workflow(
+                WORKFLOW,
+                execution,
+                id=execution,
+                task_queue=self._queue,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                **more,
+            )
+        except (RPCError, RuntimeError) as error:  # RuntimeError: a lazy connection that cannot be made.
+            raise TemporalAway(str(error)) from error

@@ -1,0 +1,111 @@
+"""The worker's side of Temporal: polls a queue, runs the activity, heartbeats from its first line."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Protocol
+
+from graphton.errors import JournalError
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import Worker
+
+from stigmer.engines.temporal.workflow import ACTIVITY, HEARTBEAT, AgentExecution
+
+if TYPE_CHECKING:
+    from temporalio.client import Client
+
+__all__ = ["Drives", "poll"]
+
+log = logging.getLogger("stigmer.worker")
+
+BEAT_SECONDS = HEARTBEAT.total_seconds() / 4
+HAND_OVER = 0.8
+"""The part of the grace time after which what still runs is handed over; the rest is for handing over."""
+
+
+class Drives(Protocol):
+    """What runs one attempt of an execution here."""
+
+    async def drive(self, execution: str) -> str:
+        """One attempt; how it ended: done | waiting | shutdown."""
+        ...
+
+    def hand_over(self, execution: str) -> None:
+        """Stops an execution here, so that another worker goes on with it."""
+        ...
+
+
+async def poll(
+    client: Client,
+    hands: Drives,
+    *,
+    queue: str,
+    grace: float,
+    most: int,
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Takes executions from the queue until this task is cancelled; then what runs has `grace` seconds."""
+
+    @activity.defn(name=ACTIVITY)
+    async def run_execution(execution: str) -> str:
+        beating = asyncio.create_task(_beat(), name=f"heartbeat {execution}")
+        leaving = asyncio.create_task(_leave(hands, execution, grace * HAND_OVER), name=f"leave {execution}")
+        try:
+            outcome = await _driven(hands, execution)
+        except JournalError as error:
+            log.warning("attempt given up execution=%s reason=%r", execution, error.message)
+            raise ApplicationError(error.message, type=error.code) from error
+        finally:
+            for task in (beating, leaving):
+                task.cancel()
+            await asyncio.gather(beating, leaving, return_exceptions=True)
+        if outcome == "shutdown":
+            raise ApplicationError(
+                "this worker ends", type="shutdown", next_retry_delay=timedelta(milliseconds=1)
+            )
+        return outcome
+
+    worker = Worker(
+        client,
+        task_queue=queue,
+        workflows=[AgentExecution],
+        activities=[run_execution],
+        max_concurrent_activities=most,
+        graceful_shutdown_timeout=timedelta(seconds=grace),
+        max_heartbeat_throttle_interval=timedelta(seconds=BEAT_SECONDS),
+        default_heartbeat_throttle_interval=timedelta(seconds=BEAT_SECONDS),
+    )
+    async with worker:
+        on_ready()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+
+async def _driven(hands: Drives, execution: str) -> str:
+    """Drives it; a cancelled activity (the worker ends, or Temporal has given it to another) hands it over first."""
+    driving = asyncio.ensure_future(hands.drive(execution))
+    try:
+        return await asyncio.shield(driving)
+    except asyncio.CancelledError:
+        hands.hand_over(execution)
+        with suppress(JournalError):
+            await driving
+        raise
+
+
+async def _beat() -> None:
+    while True:
+        activity.heartbeat()
+        await asyncio.sleep(BEAT_SECONDS)
+
+
+async def _leave(hands: Drives, execution: str, patience: float) -> None:
+    """When the worker ends: lets the execution go on for a while, then hands it over."""
+    await activity.wait_for_worker_shutdown()
+    await asyncio.sleep(patience)
+    hands.hand_over(execution)

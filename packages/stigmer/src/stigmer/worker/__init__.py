@@ -1,0 +1,177 @@
+"""A worker: takes executions from Temporal's queue and drives them, over a line to the control plane.
+
+It holds no database password, and no key but its own environment's, its user file's and those that come with an
+execution. On SIGTERM it takes nothing more; what does not end within the grace time is handed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from graphton.approval import Rule
+
+from stigmer import redact
+from stigmer.api import event_pb2 as pb
+from stigmer.api import service_pb2 as service
+from stigmer.api import worker_pb2 as api
+from stigmer.approvals import agent_name
+from stigmer.engines._attempt import Attempt
+from stigmer.errors import StigmerError
+from stigmer.home import Home
+from stigmer.runner import Runner
+from stigmer.secrets import Keys
+from stigmer.store import Row
+from stigmer.worker._line import Line, Plane
+
+__all__ = ["GRACE_SECONDS", "Hands", "plane_at", "work"]
+
+log = logging.getLogger("stigmer.worker")
+
+GRACE_SECONDS = 30.0
+MOST = 200
+"""Executions at once."""
+OPTIONS = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_receive_message_length", 16 << 20),
+    ("grpc.max_send_message_length", 16 << 20),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.default_authority", "localhost"),
+)
+
+
+def plane_at(target: str, token: str) -> tuple[Plane, Any]:
+    """The control plane at an address, and the channel to be closed in the end."""
+    import grpc.aio
+
+    from stigmer.api import worker_pb2_grpc
+
+    rpc: Any = worker_pb2_grpc  # The generated stubs carry no types.
+    channel = grpc.aio.insecure_channel(target, options=OPTIONS)
+    return Plane(rpc.WorkerServiceStub(channel), (("authorization", f"Bearer {token}"),)), channel
+
+
+class Hands:
+    """What a worker has at hand: drives one execution after the other, many at once."""
+
+    def __init__(self, home: Home, plane: Plane, *, key_for: Callable[[str, str], str | None]) -> None:
+        self._plane = plane
+        self._keys = Keys(otherwise=key_for)
+        self._always: dict[str, Sequence[Rule]] = {}
+        self._runner = Runner(home.path, self._keys, always=lambda agent: self._always.get(agent, ()))
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._attempts: dict[str, Attempt] = {}
+
+    async def drive(self, execution: str) -> str:
+        """One attempt; how it ended: done | waiting | shutdown. Raises JournalError when it could not be recorded."""
+        line = Line(self._plane, execution, worker=self._name)
+        try:
+            began = await line.begin()
+            if isinstance(began, str):
+                return "done" if began == "finished" else "waiting"
+            return await self._attempt(line, execution, began)
+        finally:
+            await line.close()
+
+    async def _attempt(self, line: Line, execution: str, began: api.Began) -> str:
+        row = Row(
+            began.no, execution, began.request, "running", began.attempt, began.seq, began.created_ms, None
+        )
+        records = await line.replay(began.no)
+        await _end_leftovers(execution, records)
+        agent = agent_name(service.CreateExecutionRequest.FromString(began.request))
+        self._always[agent] = [_rule(rule) for rule in began.always]
+        for key in began.keys:
+            self._keys.put(execution, key.key, provider=key.provider, base_url=key.base_url)
+        attempt = Attempt(self._runner, line, row=row, epoch=began.attempt, records=records)
+        self._attempts[execution] = attempt
+        try:
+            for record in records:
+                if record.HasField("cancel_requested"):
+                    attempt.hear(record)
+            line.tell(attempt.hear)
+            log.info("attempt started execution=%s attempt=%d", execution, began.attempt)
+            outcome = await attempt.run()
+            log.info("attempt ended execution=%s attempt=%d outcome=%s", execution, began.attempt, outcome)
+            return outcome
+        finally:
+            del self._attempts[execution]
+            self._keys.forget(execution)
+
+    def hand_over(self, execution: str) -> None:
+        """Stops an execution here, so that another worker goes on with it."""
+        if (attempt := self._attempts.get(execution)) is not None:
+            attempt.interrupt("shutdown")
+
+
+async def _end_leftovers(execution: str, records: Sequence[pb.Event]) -> None:
+    """Ends what a dead worker of this machine has left running."""
+    from stigmer.engines._leftovers import end_leftovers
+    from stigmer.engines.embedded import _of_this_machine
+
+    ended = await asyncio.to_thread(end_leftovers, execution, [*_of_this_machine(records)])
+    if ended:
+        log.warning("ended processes of a lost attempt count=%s", ended)
+
+
+def _rule(rule: service.ApprovalRule) -> Rule:
+    return Rule(rule.tool, rule.verdict, dict(rule.when), source=rule.source)  # type: ignore[arg-type]  # the server checked the verdict
+
+
+async def work(
+    home: Home,
+    *,
+    target: str,
+    token: str,
+    grace: float = GRACE_SECONDS,
+    most: int = MOST,
+    flags: Mapping[str, str] | None = None,
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Works until this task is cancelled, then ends in good order. Raises StigmerError where a setting is wrong."""
+    from graphton._process import make_undumpable
+
+    from stigmer.engines.temporal.connection import connect, task_queue
+    from stigmer.engines.temporal.polling import poll
+    from stigmer.server._logs import scrubbed_logs
+    from stigmer.server._resolve import Resolver
+
+    make_undumpable()
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    with scrubbed_logs():
+        home.create()
+        redact.remember([token])
+        resolver = Resolver(home, flags=dict(flags or {}), serves=True)
+        plane, channel = plane_at(target, token)
+        try:
+            client = await connect()
+        except OSError as error:
+            raise StigmerError(
+                str(error), hint="is it running? TEMPORAL_ADDRESS says where it is looked for"
+            ) from error
+        try:
+            hands = Hands(home, plane, key_for=resolver.key_for)
+            await resolver.log()
+            queue = task_queue()
+            log.info("ready queue=%s server=%s pid=%d", queue, target, os.getpid())
+            await poll(client, hands, queue=queue, grace=grace, most=most, on_ready=on_ready)
+        finally:
+            await channel.close(None)
+            await _close_models()
+            log.info("ended pid=%d", os.getpid())
+
+
+async def _close_models() -> None:
+    import sys
+
+    llamacpp = sys.modules.get("graphton.chat.llamacpp")
+    if llamacpp is not None:
+        await llamacpp.close_all()

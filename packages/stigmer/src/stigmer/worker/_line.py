@@ -1,0 +1,285 @@
+"""A worker's line to the control plane for one attempt: batches go up and are acknowledged, what others decide comes down.
+
+A line that breaks is made anew, to whichever server answers: what was not acknowledged is sent again, in order, and a
+batch that had arrived changes nothing. Meanwhile the run goes on as far as it can; a commit waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+from graphton.errors import Fenced, JournalError
+
+from stigmer.api import event_pb2 as pb
+from stigmer.api import worker_pb2 as api
+from stigmer.store import Feed, Row
+
+__all__ = ["Line", "Plane"]
+
+log = logging.getLogger("stigmer.worker")
+
+_ROOM = 1 << 20
+"""Bytes of events after which a message is sent: far below the limit of one."""
+_PAUSES = (0.05, 0.2, 0.5, 1.0)
+"""Seconds before a broken line is tried again; the last one from then on."""
+_PASSING = ("UNAVAILABLE", "CANCELLED", "UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "RESOURCE_EXHAUSTED")
+"""States of a call that another try may well get over: the server restarts, or its database does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """The control plane: its service, and what lets us in."""
+
+    stub: Any
+    metadata: tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True)
+class _Batch:
+    events: list[bytes]
+    stored: asyncio.Future[int]
+    sent: bool = False
+
+
+@dataclass(slots=True)
+class _Shows:
+    """Where live events go: up the line, and into a memory for the watchers of the next server."""
+
+    line: Line
+    memory: Feed = field(default_factory=Feed)
+
+    def live(self, no: int, event: pb.Event) -> None:
+        self.memory.live(no, event)
+        self.line._show(event.SerializeToString())
+
+
+class Line:
+    """What `StoreJournal` needs of a store, of one attempt and over a connection.
+
+    `begin` comes first, `close` last.
+    """
+
+    def __init__(self, plane: Plane, execution: str, *, worker: str) -> None:
+        self.attempt = 0
+        self._heard: list[pb.Event] = []
+        self._hear: Callable[[pb.Event], None] = self._heard.append
+        self.feed = _Shows(self)
+        self._plane, self._execution, self._worker = plane, execution, worker
+        self._no = self._seen = 0
+        self._ahead_ms = 0
+        self._batches: dict[int, _Batch] = {}
+        self._live: list[bytes] = []
+        self._news = asyncio.Event()
+        self._connected = False
+        self._failure: JournalError | None = None
+        self._began: asyncio.Future[api.Began | str] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def begin(self) -> api.Began | str:
+        """Takes the execution over. A word instead of an attempt: nothing is to be done, for it is in that state.
+
+        Raises JournalError when the server refuses.
+        """
+        self._began = asyncio.get_running_loop().create_future()
+        self._keeper = asyncio.create_task(self._keep(), name=f"line {self._execution}")
+        return await self._began
+
+    def tell(self, hear: Callable[[pb.Event], None]) -> None:
+        """From now on `hear` is told of every event that somebody else appends; first of those that came already."""
+        self._hear = hear
+        for event in self._heard:
+            hear(event)
+
+    async def close(self) -> None:
+        """Hangs up. What is not acknowledged is not waited for."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+
+    # What a journal needs
+
+    @property
+    def now_ms(self) -> int:
+        """The server's clock, as far as ours tells it."""
+        return time.time_ns() // 1_000_000 + self._ahead_ms
+
+    def append(self, no: int, epoch: int, *, batch: int, events: Sequence[pb.Event]) -> asyncio.Future[int]:
+        """Sends the attempt's next batch; done when it is stored."""
+        stored: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        if self._failure is not None:
+            stored.set_exception(self._failure)
+            return stored
+        now = self.now_ms
+        for event in events:
+            event.time_ms = event.time_ms or now
+        self.feed.memory.publish(no, [(0, event, b"") for event in events])
+        self._batches[batch] = _Batch([event.SerializeToString() for event in events], stored)
+        self._news.set()
+        return stored
+
+    async def earlier(self, no: int) -> list[Row]:
+        """The executions of the same session that came before this one."""
+        return [row for row, _ in await self._read(earlier=True)]
+
+    async def replay(self, no: int) -> list[pb.Event]:
+        """All events of an execution: of this one, or of one that `earlier` named."""
+        found = await self._read(earlier=no != self._no)
+        return next((events for row, events in found if row.no == no), [])
+
+    async def _read(self, *, earlier: bool) -> list[tuple[Row, list[pb.Event]]]:
+        for pause in (*_PAUSES, None):
+            try:
+                return await self._read_once(earlier=earlier)
+            except grpc.aio.AioRpcError as error:
+                if pause is None or error.code().name not in _PASSING:
+                    raise _refusal(error) from error
+            await asyncio.sleep(pause)
+        raise AssertionError("the last pause is None")
+
+    async def _read_once(self, *, earlier: bool) -> list[tuple[Row, list[pb.Event]]]:
+        asked = api.ReadEventsRequest(execution=self._execution, earlier=earlier)
+        found: dict[int, tuple[Row, list[pb.Event]]] = {}
+        async for part in self._plane.stub.ReadEvents(
+            asked, metadata=self._plane.metadata, wait_for_ready=True
+        ):
+            if part.no not in found:
+                found[part.no] = (_row(part.no, part.execution, part.request), [])
+            found[part.no][1].extend(map(pb.Event.FromString, part.events))
+        return list(found.values())
+
+    def _show(self, event: bytes) -> None:
+        if self._connected:
+            self._live.append(event)
+            self._news.set()
+
+    # The connection
+
+    async def _keep(self) -> None:
+        """Talks; after a break, again, until somebody hangs up or the server wants no more of it."""
+        tries = 0
+        while self._failure is None:
+            try:
+                if await self._talk():
+                    return
+                tries = 0
+            except grpc.aio.AioRpcError as error:
+                if error.code().name not in _PASSING:
+                    self._fail(_refusal(error))
+                    return
+                if not tries:
+                    log.warning("line broken execution=%s reason=%r", self._execution, error.details())
+            await asyncio.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
+            tries += 1
+
+    async def _talk(self) -> bool:
+        """One connection, from its first word to its break; whether there is nothing more to say."""
+        call = self._plane.stub.Attend(metadata=self._plane.metadata, wait_for_ready=True)
+        begin = api.Begin(
+            execution=self._execution, worker=self._worker, attempt=self.attempt, seen=self._seen
+        )
+        sender: asyncio.Task[None] | None = None
+        try:
+            await call.write(api.FromWorker(begin=begin))
+            async for message in call:
+                if message.HasField("began"):
+                    self._go_on(message.began)
+                    sender = asyncio.create_task(self._send(call), name=f"sender {self._execution}")
+                if message.over:
+                    self._answer(message.over)
+                    return True
+                if message.HasField("refused"):
+                    self._fail(_told(message.refused))
+                    return True
+                self._settle(message.stored)
+                self._seen = max(self._seen, message.seen)
+                for body in message.heard:
+                    self._hear(pb.Event.FromString(body))
+            return False
+        finally:
+            self._connected = False
+            self._live.clear()
+            if sender is not None:
+                sender.cancel()
+                await asyncio.gather(sender, return_exceptions=True)
+            call.cancel()
+
+    def _go_on(self, began: api.Began) -> None:
+        self._no, self.attempt = began.no, began.attempt
+        self._seen = self._seen or began.seq
+        self._ahead_ms = began.now_ms - time.time_ns() // 1_000_000
+        self._settle(began.stored)
+        for batch in self._batches.values():
+            batch.sent = False
+        self._live = list(self.feed.memory.partial(began.no))
+        self._connected = True
+        self._news.set()
+        self._answer(began)
+
+    async def _send(self, call: Any) -> None:
+        """What is new goes out, everything of one moment in one message."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            while message := self._next_message():
+                await call.write(message)
+
+    def _next_message(self) -> api.FromWorker | None:
+        message, room = api.FromWorker(), _ROOM
+        for number, batch in self._batches.items():
+            if batch.sent:
+                continue
+            if room <= 0:
+                return message
+            message.appends.append(api.Append(batch=number, events=batch.events))
+            batch.sent = True
+            room -= sum(map(len, batch.events))
+        if self._live:
+            message.live.extend(self._live)
+            self._live.clear()
+        return message if message.appends or message.live else None
+
+    def _settle(self, stored: int) -> None:
+        """Every batch up to this one is in the store."""
+        for number in [number for number in self._batches if number <= stored]:
+            future = self._batches.pop(number).stored
+            if not future.done():
+                future.set_result(0)
+
+    def _answer(self, answer: api.Began | str) -> None:
+        if self._began is not None and not self._began.done():
+            self._began.set_result(answer)
+
+    def _fail(self, error: JournalError) -> None:
+        """Nothing more is taken: whoever waits for a batch, or appends one, hears of it."""
+        self._failure = error
+        if self._began is not None and not self._began.done():
+            self._began.set_exception(error)
+        batches, self._batches = self._batches, {}
+        for batch in batches.values():
+            if not batch.stored.done():
+                batch.stored.set_exception(error)
+
+
+def _row(no: int, id: str, request: bytes) -> Row:
+    return Row(no, id, request, state="running", epoch=0, seq=0, created_ms=0, finished_ms=None)
+
+
+def _told(error: pb.Error) -> JournalError:
+    kind = Fenced if error.code == "fenced" else JournalError
+    return kind(error.message, hint=error.hint)
+
+
+def _refusal(error: grpc.aio.AioRpcError) -> JournalError:
+    """A call that no other try gets over, as a failure of the journal."""
+    trailing: Any = error.trailing_metadata()
+    for key, value in trailing or ():
+        if key == "stigmer-error-bin":
+            return _told(pb.Error.FromString(value))
+    return JournalError(f"the control plane refused: {error.code().name}: {error.details()}")
