@@ -19,6 +19,7 @@ import pytest
 from graphton.errors import JournalError, SettingError
 from graphton.tools import Effect, Tool, ToolContext, ToolOutput
 from graphton.toolsets import default_tools
+from graphton.toolsets._ending import end_marked
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process adopt orphans")
 
@@ -273,6 +274,7 @@ PARENT = """
 import asyncio, sys
 from graphton.tools import ToolContext
 from graphton.toolsets import default_tools
+from graphton.toolsets._ending import end_marked
 tool = next(one for one in default_tools(sys.argv[1]) if one.name == "run_command")
 asyncio.run(tool.run({"command": sys.argv[2], "timeout_seconds": 600}, ToolContext("0.0", "", "")))
 """
@@ -300,22 +302,64 @@ def children_of(parent: int) -> list[int]:
 
 
 @linux
-async def test_a_killed_guard_is_told_and_its_group_ended(
-    run_command: Tool, folder: Path, family: Family
+@pytest.mark.parametrize("which", [["second"], ["first"], ["first", "second"]], ids="-".join)
+async def test_whoever_kills_a_guard_leaves_nothing_of_its_command(
+    run_command: Tool, family: Family, which: list[str]
 ) -> None:
-    work = asyncio.ensure_future(
-        run(
-            run_command,
-            "(sleep 600; echo) & echo $! $! $! > pids; kill -9 $PPID; sleep 600",
-            timeout_seconds=600,
-        )
-    )
+    """One of the two ends everything; where both are killed in one instant the call's mark finds it."""
+    work = asyncio.ensure_future(run(run_command, family.command(), timeout_seconds=600))
     await family.born()
+    (first,) = children_of(os.getpid())
+    (second,) = children_of(first)
+    victims = [{"first": first, "second": second}[name] for name in which]
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in victims:
+            os.kill(pid, number)
     with pytest.raises(
-        Exception, match="the command's guard process was killed; whether the command did its work"
+        Exception, match="the command's guard process was killed; whether the command did its"
     ):
         await work
     assert await asyncio.to_thread(family.alive, 60) == 0
+    assert children_of(os.getpid()) == []
+
+
+@linux
+async def test_a_command_that_empties_its_environment_outlives_no_guard(
+    run_command: Tool, folder: Path, family: Family
+) -> None:
+    hidden = f"env -i setsid sh -c 'echo $$ $$ $$ > {family.pids}; exec sleep 600' & kill -9 $PPID; sleep 600"
+    work = asyncio.ensure_future(run(run_command, hidden, timeout_seconds=600))
+    await family.born()
+    with pytest.raises(Exception, match="the command's guard process was killed"):
+        await work
+    assert await asyncio.to_thread(family.alive, 60) == 0
+
+
+@linux
+async def test_a_guard_told_to_end_ends_its_command(run_command: Tool, family: Family) -> None:
+    work = asyncio.ensure_future(run(run_command, family.command(), timeout_seconds=600))
+    await family.born()
+    (guard,) = children_of(os.getpid())
+    os.kill(guard, signal.SIGTERM)
+    result = await work
+    assert result.text.startswith("ended by signal SIGKILL")
+    assert family.alive() == 0
+
+
+@linux
+def test_only_what_bears_the_mark_of_a_call_is_ended() -> None:
+    """As the next daemon finds what a dead one's call left: by its key."""
+    environments = [{"GRAPHTON_CALL": said} for said in ("exec_1::1.0 a", "exec_1::1.01 b", "xexec_1::1.0 c")]
+    environments.append({"OTHER": "GRAPHTON_CALL=exec_1::1.0 a"})
+    processes = [subprocess.Popen(["/bin/sleep", "600"], env=one) for one in environments]
+    try:
+        assert end_marked({"exec_1::1.0", "exec_2::1.0"}) == [processes[0].pid]
+        assert processes[0].wait(60) == -signal.SIGKILL
+        assert [one.poll() for one in processes[1:]] == [None, None, None]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 async def test_several_commands_run_at_once(run_command: Tool) -> None:

@@ -1,12 +1,14 @@
 """Runs one shell command and leaves nothing of it behind. Started by `toolsets/shell.py` as `python -I -S _guard.py`.
 
 A process of its own, because only a parent process can adopt and end what a command leaves running, and because it
-must outlive a daemon that is killed. Standard library only, few imports: it starts with every command.
+must outlive a daemon that is killed. On Linux there are two of it, one the parent of the other: whichever of them is
+killed, the other one ends the command with all that it left. Standard library only, few imports: it starts with every
+command.
 
 stdin    "<timeout> <bytes>\\n" and the command; then nothing. Its end means: the parent is gone, or wants an end.
 stdout   the output of the command (stdout and stderr together)
 stderr   "started <pid> <start time>\\n", at the end "ended <why> <exit code> <killed> <left> <seconds>\\n"
-         why: done | timeout | parent. The exit code is that of `sh`, negative for a signal.
+         why: done | timeout | parent | killed (the guard itself). The exit code is that of `sh`, negative for a signal.
 """
 
 from __future__ import annotations
@@ -23,21 +25,23 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _SWEEP_SECONDS = 10
 """How long a killed process may take to go: only the kernel, or another user's process, can hold us up."""
+_STOP_SECONDS = 15
+"""How long the second guard may take to end everything; then it has been stopped from outside."""
 
 
 def main() -> None:
     """Start the command, wait for its end, the parent's end or the time limit, and end what is left."""
-    wake, woken = os.pipe()
-    os.set_blocking(woken, False)
-    os.set_blocking(wake, False)
     stopping: list[int] = []
-    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda number, _: stopping.append(number))
+    wake = _wake_up(stopping)
     libc = _become_guard()
     timeout, command = _read_command()
     began = time.monotonic()
+    if libc is not None:
+        second = os.fork()
+        if second:
+            _watch(second, wake, stopping, began)
+            return
+        wake = _become_second(libc, stopping)
     child = _start(command, libc)
     _tell(f"started {child} {_start_time(child):.2f}")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the output ends with the last process of the command
@@ -64,15 +68,70 @@ def main() -> None:
     _tell(f"ended {why} {'-' if code is None else code} {killed} {left_over} {seconds:.2f}")
 
 
+def _wake_up(stopping: list[int]) -> int:
+    """The end of a pipe that can be read whenever a signal has come: of a child, or to stop."""
+    wake, woken = os.pipe()
+    os.set_blocking(woken, False)
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, _: stopping.append(number))
+    return wake
+
+
+def _watch(second: int, wake: int, stopping: list[int], began: float) -> None:
+    """Wait for the guard that works. If it is killed, its orphans are ours: end them, and say so."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    poller = select.poll()
+    poller.register(0, 0)  # Its end only: what is to be read is for the other one.
+    poller.register(wake, select.POLLIN)
+    limit: float | None = None
+    while (code := _reap(second)) is None:
+        left = None if limit is None else (limit - time.monotonic()) * 1000
+        ready = [fd for fd, _ in poller.poll(left if left is None else max(0.0, left))]
+        _drain(wake)
+        if limit is None and (stopping or 0 in ready):
+            poller.unregister(0)
+            limit = time.monotonic() + _STOP_SECONDS
+            _signal(second, signal.SIGTERM)
+        elif limit is not None and time.monotonic() >= limit:
+            _signal(second, signal.SIGKILL)
+    if code != 0:
+        killed, left_over, _ = _end_all(second, wake)
+        _tell(f"ended killed - {killed} {left_over} {time.monotonic() - began:.2f}")
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _become_second(libc: object, stopping: list[int]) -> int:
+    """The guard that works: nothing that is sent to the first one's group reaches it, and it hears of its death."""
+    os.setsid()
+    wake = _wake_up(stopping)
+    first = os.getppid()
+    _adopt(libc)
+    if os.getppid() != first:
+        stopping.append(signal.SIGTERM)  # It died before we could be told.
+    return wake
+
+
+def _adopt(libc: object) -> None:
+    """Orphans of the command become ours, and our parent's death is told to us."""
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # type: ignore[attr-defined]  # a ctypes library
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)  # type: ignore[attr-defined]
+
+
 def _become_guard() -> object:
-    """On Linux: orphans of the command become ours, and our parent's death is told to us."""
+    """On Linux we adopt orphans."""
     if not _LINUX:
         return None
     import ctypes
 
     libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    _adopt(libc)
     return libc
 
 

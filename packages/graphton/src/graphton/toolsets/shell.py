@@ -8,12 +8,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from graphton.errors import SettingError, ToolError
 from graphton.tools import Effect, Tool, ToolContext, ToolOutput, tool
+from graphton.toolsets._ending import MARK, end_marked, mark
 from graphton.toolsets._workspace import Workspace
 
 __all__ = ["shell_tool"]
@@ -56,7 +58,8 @@ def shell_tool(workspace: Workspace, *, environment: Mapping[str, str] | None = 
             )
         if not 1 <= timeout_seconds <= MAX_TIMEOUT:
             raise ToolError(f"timeout_seconds {timeout_seconds} is not between 1 and {MAX_TIMEOUT}")
-        return await _run(workspace, command, timeout_seconds, _environment() | extra, ctx)
+        environment = _environment() | extra | {MARK: mark(ctx.idempotency_key)}
+        return await _run(workspace, command, timeout_seconds, environment, ctx)
 
     del run_command.parameters["properties"]["timeout_seconds"][
         "default"
@@ -135,7 +138,8 @@ async def _run(
     except OSError as error:
         raise ToolError(f"no command can be started in {str(workspace.root)!r}: {error.strerror}") from error
     output, report = _Output(), _Report()
-    work = asyncio.ensure_future(_follow(guard, output, report, ctx))
+    marked = environment[MARK]
+    work = asyncio.ensure_future(_follow(guard, marked, output, report, ctx))
     assert guard.stdin is not None
     try:
         guard.stdin.write(b"%d %d\n%b" % (limit, len(script), script))
@@ -145,14 +149,14 @@ async def _run(
     finally:
         # Its end of file is the order to end everything. Whatever happens here, we leave when all have stopped.
         guard.stdin.close()
-        await _ended(work, guard, report)
-    if not report.why:
+        await _ended(work, guard, marked, report)
+    if report.why in ("", "killed") or guard.returncode != 0:
         raise ToolError("the command's guard process was killed; whether the command did its work is unknown")
     return _result(output, report, limit)
 
 
 async def _follow(
-    guard: asyncio.subprocess.Process, output: _Output, report: _Report, ctx: ToolContext
+    guard: asyncio.subprocess.Process, marked: str, output: _Output, report: _Report, ctx: ToolContext
 ) -> None:
     """Listen until the guard has ended. An error of those we tell about the command ends it, and is raised after."""
     assert guard.stdin is not None
@@ -169,7 +173,7 @@ async def _follow(
             errors.append(error)
             stop()
     if not report.why:
-        _kill(guard, report)  # it was killed before it could end the command
+        await _kill(guard, marked, report)  # it was killed before it could end the command
     # The guard is gone, and so is everything that wrote, but for what it was not allowed to end.
     await asyncio.wait({reading, asyncio.ensure_future(guard.wait())}, timeout=1 if report.left else 10)
     if not reading.done():
@@ -195,7 +199,9 @@ async def _collect(stream: asyncio.StreamReader, output: _Output, ctx: ToolConte
             ctx.progress(data.decode(errors="replace").strip().rpartition("\n")[2][:120])
 
 
-async def _ended(work: asyncio.Future[None], guard: asyncio.subprocess.Process, report: _Report) -> None:
+async def _ended(
+    work: asyncio.Future[None], guard: asyncio.subprocess.Process, marked: str, report: _Report
+) -> None:
     """Wait until nothing of the command runs any more, whoever cancels us meanwhile."""
     cancelled = False
     deadline = time.monotonic() + BACKSTOP
@@ -205,19 +211,34 @@ async def _ended(work: asyncio.Future[None], guard: asyncio.subprocess.Process, 
         except asyncio.CancelledError:
             cancelled = True
         if time.monotonic() >= deadline:
-            _kill(guard, report)
+            await _kill(guard, marked, report)
     if cancelled:
         raise asyncio.CancelledError
     work.result()
 
 
-def _kill(guard: asyncio.subprocess.Process, report: _Report) -> None:
-    """The guard was stopped or killed from outside: end it, and the group of the command."""
+async def _kill(guard: asyncio.subprocess.Process, marked: str, report: _Report) -> None:
+    """Both guards were stopped or killed from outside: end them, the command's group, and whatever bears its mark."""
     with contextlib.suppress(ProcessLookupError):
         guard.kill()
     if report.pid and not report.why:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(report.pid, signal.SIGKILL)
+    await _to_the_end(asyncio.to_thread(end_marked, {marked}))
+
+
+async def _to_the_end(work: Coroutine[Any, Any, object]) -> None:
+    """Await what is sure to end soon; a cancellation meanwhile is passed on afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 def _result(output: _Output, report: _Report, timeout: int) -> ToolOutput:

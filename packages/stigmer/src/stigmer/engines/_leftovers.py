@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Iterable
-from contextlib import suppress
+import sys
+from collections.abc import Iterable, Mapping
 
-import psutil
+from graphton.journal import key_of
+from graphton.toolsets._ending import Seen, end, end_marked, running
 
 from stigmer.api import event_pb2 as pb
 
@@ -15,69 +15,72 @@ __all__ = ["end_leftovers"]
 
 _SLACK = 2.0
 """Seconds by which two readings of a start time may differ; pids are not reused that fast with one and the same."""
+_Call = tuple[str, str]
 
 
-def end_leftovers(records: Iterable[pb.Event]) -> list[int]:
-    """Kills the groups of processes whose calls never finished; gives the pids that were still there.
+def end_leftovers(execution: str, records: Iterable[pb.Event]) -> list[int]:
+    """Kills what calls of this execution that never finished have left; gives the pids of what was still there.
 
-    A pid alone proves nothing: a process counts as ours only if its start time is the recorded one, and a group whose
+    By the mark that a command's processes bear, wherever they have gone; and by process group, where they bear none. A
+    pid alone proves nothing: a process counts as ours only if its start time is the recorded one, and a group whose
     leader is gone only by members that are not older than the leader was.
     """
-    started: dict[tuple[str, str], list[pb.ProcessStarted]] = {}
+    started: dict[_Call, list[pb.ProcessStarted]] = {}
+    keys: dict[_Call, str] = {}
     for record in records:
         match record.WhichOneof("kind"):
+            case "tool_dispatched":
+                call = record.tool_dispatched.call
+                key = record.tool_dispatched.idempotency_key or key_of(execution, record.path, call)
+                keys[record.path, call] = key
             case "process_started":
                 process = record.process_started
                 started.setdefault((record.path, process.call), []).append(process)
             case "tool_finished":
-                started.pop((record.path, record.tool_finished.call), None)
+                for calls in (started, keys):
+                    calls.pop((record.path, record.tool_finished.call), None)
             case _:
                 pass
-    return [p.pid for processes in started.values() for p in processes if _end(p.pid, p.start_time)]
-
-
-def _end(pid: int, start_time: float) -> bool:
-    if pid <= 1 or pid == os.getpid():
-        return False
-    members = [p for p in psutil.process_iter() if _group(p.pid) == pid]
-    leader = next((p for p in members if p.pid == pid), None) or _process(pid)
-    begun = _begun(leader) if leader is not None else None
-    if begun is not None and abs(begun - start_time) > _SLACK:
-        return False  # Somebody else's process by now.
-    ours = [p for p in members if (_begun(p) or 0.0) >= start_time - _SLACK]
-    if leader is not None and begun is not None and leader not in ours:
-        ours += [leader, *_children(leader)]
-    for process in ours:
-        with suppress(psutil.Error):
-            process.send_signal(signal.SIGKILL)
-    psutil.wait_procs(ours, timeout=5.0)
-    return bool(ours)
-
-
-def _group(pid: int) -> int | None:
-    try:
-        return os.getpgid(pid)
-    except OSError:
-        return None
-
-
-def _process(pid: int) -> psutil.Process | None:
-    try:
-        return psutil.Process(pid)
-    except psutil.Error:
-        return None
-
-
-def _begun(process: psutil.Process) -> float | None:
-    """When it was started; None when it ended while we looked: a dead daemon's tools end by themselves meanwhile."""
-    try:
-        return process.create_time()
-    except psutil.Error:
-        return None
-
-
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)
-    except psutil.Error:
+    if not keys:
         return []
+    groups = {process.pid: process.start_time for processes in started.values() for process in processes}
+    groups = {pid: begun for pid, begun in groups.items() if pid > 1 and pid != os.getpid()}
+    if sys.platform != "linux":
+        from stigmer.engines._groups import end_groups  # psutil is needed only where there is no /proc.
+
+        return end_groups(groups)
+    marked = end_marked(keys.values())
+    return sorted({*marked, *end(lambda: _members(groups))})
+
+
+def _members(groups: Mapping[int, float]) -> dict[int, int]:
+    """The processes of these groups, pid and birth, with what their leaders have started."""
+    if not groups:
+        return {}
+    boot, ticks = _boot_time(), os.sysconf("SC_CLK_TCK")
+    there = {seen.pid: (seen, boot + seen.born / ticks) for seen in running()}
+    found: dict[int, int] = {}
+    for pid, begun in groups.items():
+        leader = there.get(pid)
+        if leader is not None and abs(leader[1] - begun) > _SLACK:
+            continue  # Somebody else's process by now.
+        for seen, born in there.values():
+            if seen.group == pid and born >= begun - _SLACK:
+                found[seen.pid] = seen.born
+        if leader is not None:
+            found[pid] = leader[0].born
+            _add_children(pid, there, found)
+    return found
+
+
+def _add_children(pid: int, there: Mapping[int, tuple[Seen, float]], found: dict[int, int]) -> None:
+    for seen, _ in there.values():
+        if seen.parent == pid and seen.pid not in found:
+            found[seen.pid] = seen.born
+            _add_children(seen.pid, there, found)
+
+
+def _boot_time() -> float:
+    """Seconds since the epoch, as the kernel counts them now: it moves with the clock."""
+    with open("/proc/stat", "rb") as file:
+        return next((float(line.split()[1]) for line in file if line.startswith(b"btime")), 0.0)

@@ -19,6 +19,7 @@ from graphton.errors import Fenced, JournalError
 
 from stigmer._translate import from_record
 from stigmer.api import event_pb2 as pb
+from stigmer.engines._leftovers import end_leftovers
 from stigmer.journal import StoreJournal, is_paused, open_questions
 from stigmer.runner import complete
 from stigmer.store import Moved, Row, Store
@@ -95,6 +96,8 @@ class _Running:
 
 class EmbeddedEngine:
     """Drives the executions of one store. Servers that share a store tell by its leases who drives what."""
+
+    name = "embedded"
 
     def __init__(self, store: Store, runner: Runs, *, lease: float = LEASE_SECONDS) -> None:
         self._store, self._runner, self._lease = store, runner, lease
@@ -392,9 +395,8 @@ class EmbeddedEngine:
         if row.state == "running" or _is_open(records):
             if not await self._store.lose(row, expired=expired):
                 return  # It lives after all, or another server was faster.
-            from stigmer.engines._leftovers import end_leftovers  # psutil is needed here alone.
-
-            ended = end_leftovers(records if self._store.alone else _of_this_machine(records))
+            here = records if self._store.alone else [*_of_this_machine(records)]
+            ended = await asyncio.to_thread(end_leftovers, row.id, here)
             log.warning("taken back execution=%s attempt=%d ended_processes=%s", row.id, row.epoch, ended)
             records = await self._store.replay(row.no)
         if cancelled is not None:
