@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from stigmer.config import (
+    Installed,
     Known,
     Layer,
     LLMConfig,
@@ -55,7 +56,8 @@ def layers_of(case: dict[str, Any]) -> list[Layer]:
 
 
 def resolve_case(case: dict[str, Any]) -> LLMConfig:
-    facts = Known(ollama=case.get("ollama_up", False), memory=case.get("free_memory", 8 << 30))
+    models = [Installed(**row) for row in case["installed"]] if "installed" in case else None
+    facts = Known(case.get("ollama_up", False), case.get("free_memory", 8 << 30), models)
     return resolve(
         layers_of(case), facts, case.get("now", date(2026, 11, 25)), where=case.get("where", "local")
     )

@@ -41,6 +41,8 @@ def problems(text: str | bytes) -> tuple[str, ...]:
         ("model: x\n", ["'model'", "belongs under `llm:`"]),
         ("llm:\n  mode: local\n", ["'mode'", "line 2", "top of the file"]),
         ("something: 1\n", ["'something'", "known are mode"]),
+        ("models: 5\n", ["'models'", "line 1", "no map"]),
+        ("models:\n  miror: x\n", ["'models.miror'", "line 2", "models.mirror"]),
         ("---\nmode: local\n---\nmode: cloud\n", ["line 3", "not YAML"]),
         (b"mode: local\nllm: \xff\xfe\n", ["line 2", "UTF-8"]),
         ("[" * 5000, ["nested too deep"]),

@@ -46,6 +46,9 @@ class Asked:
         self.questions.append("memory")
         return 8 << 30
 
+    def installed(self, base_url: str) -> None:
+        self.questions.append(f"models at {base_url}")
+
 
 def resolved(*layers: Layer) -> LLMConfig:
     return resolve(layers, Known(ollama=True), DAY)
@@ -55,8 +58,11 @@ def test_facts_are_asked_only_when_the_answer_matters() -> None:
     facts = Asked()
     resolve([CLOUD], facts, DAY)
     resolve([layer_from_flags({"model": "qwen3:8b"})], facts, DAY)
-    resolve([layer_from_environment({"OLLAMA_HOST": "gpu.lan"})], facts, DAY)
+    resolve([layer_from_environment({"OLLAMA_HOST": "gpu.lan", "STIGMER_LLM_MODEL": "phi4"})], facts, DAY)
     assert facts.questions == []
+    resolve([layer_from_environment({"OLLAMA_HOST": "gpu.lan"})], facts, DAY)
+    assert facts.questions == ["models at http://gpu.lan:11434"]
+    facts.questions.clear()
     resolve([], facts, DAY)
     assert facts.questions == ["http://localhost:11434", "memory"]
     facts.questions.clear()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from stigmer.config._allowed import allowed_hosts
 from stigmer.config._files import display_path, named_key_variables
+from stigmer.config._installed import Installed, best, has, why_none
 from stigmer.config._layers import (
     Layer,
     Said,
@@ -33,6 +34,7 @@ __all__ = [
     "SETTINGS",
     "Facts",
     "Fallback",
+    "Installed",
     "Known",
     "LLMConfig",
     "Layer",
@@ -42,9 +44,11 @@ __all__ = [
     "Shadow",
     "Value",
     "allowed_hosts",
+    "best",
     "clock",
     "display_path",
     "find_project_file",
+    "has",
     "layer_from_agent",
     "layer_from_environment",
     "layer_from_execution",
@@ -59,4 +63,5 @@ __all__ = [
     "resolve",
     "retention",
     "setting_for_key",
+    "why_none",
 ]

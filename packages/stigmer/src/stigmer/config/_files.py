@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "LIMIT",
+    "MAPS",
     "Document",
     "ReadFile",
     "display_path",
@@ -22,6 +23,10 @@ __all__ = [
 
 LIMIT = 1_000_000
 """Bytes. Nobody writes so much by hand; a larger file is something else under this name."""
+
+
+MAPS = ("llm", "llm.timeouts", "models")
+"""Keys below which settings stand."""
 
 
 class ReadFile(NamedTuple):
@@ -127,9 +132,9 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, object, int]]:
         # A key that comes by `<<` has no place of its own; the map's is the nearest.
         place = (tree.lc.data or {}).get(key)
         name, line = f"{prefix}{key}", (place[0] if place else tree.lc.line or 0) + 1
-        if name in ("llm", "llm.timeouts") and isinstance(value, Mapping):
+        if name in MAPS and isinstance(value, Mapping):
             yield from _leaves(value, name + ".")
-        elif not (name in ("llm", "llm.timeouts") and value is None):
+        elif not (name in MAPS and value is None):
             yield name, plain(value), line
 
 

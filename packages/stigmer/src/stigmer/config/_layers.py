@@ -11,7 +11,7 @@ from typing import Any, Literal
 from graphton.models import PROVIDERS
 
 from stigmer.config._approvals import APPROVAL_KEYS, approvals_of
-from stigmer.config._files import ReadFile, display_path, read_text, read_yaml
+from stigmer.config._files import MAPS, ReadFile, display_path, read_text, read_yaml
 from stigmer.config._retention import RETENTION_KEY, Retention, retention_of
 from stigmer.config._settings import BLANKS, SETTINGS, nearest
 
@@ -312,7 +312,7 @@ def _file_fault(key: str, raw: object, kind: Kind, *, where: str) -> str:
             return f"key {key!r} in {where} belongs under `llm:`, e.g. llm: {{{key}: …}}"
         if key == "llm.mode":
             return f"key 'mode' in {where} stands at the top of the file, not under `llm:`"
-        if key in ("llm", "llm.timeouts"):
+        if key in MAPS:
             return f"{key!r} in {where} is no map of settings, e.g. {key.split('.')[-1]}: {{…}}"
         return f"unknown key {key.removeprefix('llm.')!r} in {where}{_meant(key, keys)}"
     if kind == "project_file" and row.name not in _PROJECT:
@@ -326,12 +326,13 @@ def _meant(key: str, keys: Iterable[str]) -> str:
     word = key.rpartition(".")[2]
     options = [k for k in keys if k.startswith("llm.") or not inside]
     near = nearest(word, [k.rpartition(".")[2] for k in options if k.startswith("llm.")])
-    top = None if inside else nearest(word, ["mode", "llm", RETENTION_KEY])
+    top = None if inside else nearest(word, ["mode", "llm", "models", RETENTION_KEY])
     meant = [f"`{near}`" + ("" if inside else " under `llm:`")] if near else []
     meant = [f"`{top}`", *meant] if top else meant
     if meant:
         return f": did you mean {' or '.join(meant)}?"
-    return f"; known are mode and, under `llm:`, {', '.join(k.removeprefix('llm.') for k in keys if k != 'mode')}"
+    below = ", ".join(k.removeprefix("llm.") for k in keys if k.startswith("llm."))
+    return f"; known are mode, models.mirror and, under `llm:`, {below}"
 
 
 def find_project_file(

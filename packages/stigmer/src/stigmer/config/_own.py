@@ -10,7 +10,7 @@ from graphton.models import implied_provider, split_provider
 from stigmer.config._layers import Layer, Said
 from stigmer.config._settings import SETTINGS
 
-__all__ = ["Own", "alone", "mode_provider", "own_words", "read", "shown_url"]
+__all__ = ["Own", "alone", "mode_provider", "own_words", "presentable", "read", "shown_url"]
 
 
 class Own(NamedTuple):
@@ -33,9 +33,8 @@ def read(name: str, said: Said) -> tuple[object, str]:
     try:
         return row.parse(said.raw, said.text), ""
     except ValueError as error:
-        value = shown_url(said.raw) if name == "base_url" else said.raw
-        shown = "" if row.secret else f" {value!r}"
-        return None, f"{name}{shown} from {said.source} {error}"
+        value = "" if row.secret else f" {presentable(name, said.raw)!r}"
+        return None, f"{name}{value} from {said.source} {error}"
 
 
 def own_words(layer: Layer) -> Own:
@@ -78,6 +77,11 @@ def alone(layer: Layer, own: Own) -> str:
 def mode_provider(mode: str) -> str:
     """The provider of a mode where nobody names one, before anything was measured."""
     return "anthropic" if mode == "cloud" else "ollama"
+
+
+def presentable(name: str, raw: object) -> object:
+    """A value that nobody could use, as it may be shown."""
+    return shown_url(raw) if name in ("base_url", "models.mirror") else raw
 
 
 def shown_url(raw: object) -> str:

@@ -5,13 +5,14 @@ Small records are NamedTuples: making a frozen dataclass costs a millisecond at 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
 from graphton.models import ModelRef, ModelSettings
 
+from stigmer.config._installed import Installed
 from stigmer.errors import ConfigError
 
 __all__ = ["GB", "Facts", "Fallback", "Known", "LLMConfig", "Shadow", "Value", "clock"]
@@ -30,18 +31,26 @@ class Facts(Protocol):
         """Bytes that a model could use."""
         ...
 
+    def installed(self, base_url: str) -> Sequence[Installed] | None:
+        """What the Ollama there has; None where nobody can tell."""
+        ...
+
 
 class Known(NamedTuple):
     """Facts that are known already."""
 
     ollama: bool
     memory: int = 8 * GB
+    models: Sequence[Installed] | None = None
 
     def ollama_up(self, base_url: str) -> bool:
         return self.ollama
 
     def free_memory(self) -> int:
         return self.memory
+
+    def installed(self, base_url: str) -> Sequence[Installed] | None:
+        return self.models
 
 
 class Shadow(NamedTuple):

@@ -23,8 +23,9 @@ from graphton.models import (
 )
 
 from stigmer.config._bindings import Bindings, Key, Url
+from stigmer.config._installed import Installed, best, has, why_none
 from stigmer.config._layers import RANKS, Layer, Said
-from stigmer.config._own import alone, mode_provider, own_words, read
+from stigmer.config._own import alone, mode_provider, own_words, presentable, read
 from stigmer.config._records import GB, Facts, Fallback, LLMConfig, Shadow, Value
 from stigmer.config._settings import SETTINGS, mask
 from stigmer.errors import ConfigError
@@ -98,6 +99,7 @@ class _Cascade:
         dialect = self._dialect(provider, url)
         settings = replace(settings, base_url=url.url if url else None, api_key=key, dialect=dialect)
         fallbacks = self._fallbacks(mode, provider, settings)
+        self._plain_value("models.mirror", None, "default")
         self.problems += self.bindings.problems
         order = [name for name in SETTINGS if name in self.values]
         return LLMConfig(
@@ -122,7 +124,7 @@ class _Cascade:
             value, fault = read(name, one)
             if fault:
                 self.notices.append(f"{fault} (hidden by a stronger layer)")
-            hidden.append(Shadow(one.raw if fault else value, one.source))
+            hidden.append(Shadow(presentable(name, one.raw) if fault else value, one.source))
         return tuple(hidden)
 
     def _plain_value(self, name: str, default: object, source: str) -> tuple[object, Said | None]:
@@ -134,7 +136,8 @@ class _Cascade:
         value, fault = read(name, said[0])
         if fault:
             self.problems.append(fault)
-            self.values[name] = Value(said[0].raw, said[0].source, self._shadows(name, said[1:]))
+            raw = presentable(name, said[0].raw)
+            self.values[name] = Value(raw, said[0].source, self._shadows(name, said[1:]))
             return default, None
         self.values[name] = Value(value, said[0].source, self._shadows(name, said[1:]))
         return value, said[0]
@@ -185,12 +188,25 @@ class _Cascade:
         name = mode_provider(mode)
         if name != "ollama" or self.where != "local" or self._somebody_named_a_place() or not self.sure:
             return name, f"default for mode {mode}"
-        if self.facts.ollama_up(_OLLAMA.base_url):
-            return name, f"default for mode {mode}"
-        return (
-            "llamacpp",
-            f"default for mode {mode}: no Ollama at {_OLLAMA.base_url}, using built-in llama.cpp",
-        )
+        if not self.facts.ollama_up(_OLLAMA.base_url):
+            why = f"no Ollama at {_OLLAMA.base_url}"
+        else:
+            found = self._without_default(_OLLAMA.base_url)
+            if found is None or self._best(found):
+                return name, f"default for mode {mode}"
+            why = why_none(found, _OLLAMA.base_url)
+        return "llamacpp", f"default for mode {mode}: {why}, using built-in llama.cpp"
+
+    def _without_default(self, url: str) -> Sequence[Installed] | None:
+        """What the Ollama there has, if that is known and its default model is not among it."""
+        # Facts that were made before this question do not answer it.
+        ask = getattr(self.facts, "installed", None)
+        rows: Sequence[Installed] | None = ask(url) if ask else None
+        return None if rows is None or has(rows, _OLLAMA.default_model) else rows
+
+    def _best(self, rows: Sequence[Installed]) -> Installed | None:
+        """The installed model that takes the default's place. How much memory is free is asked only if it matters."""
+        return best(rows, self.facts.free_memory() if any(row.memory for row in rows) else 0)
 
     def _somebody_named_a_place(self) -> bool:
         """Whether a provider, a model or a base URL (Ollama's own variables too) stands anywhere."""
@@ -255,7 +271,28 @@ class _Cascade:
             memory = self.facts.free_memory()
             if memory < 4 * GB:
                 return "qwen2.5-coder:0.5b", f"{source}, with {memory / GB:.1f} GB of memory free"
+        if provider.name == "ollama" and self.where == "local" and (url := self._default_address(provider)):
+            found = self._without_default(url)
+            if found is not None and (row := self._best(found)):
+                return row.name, self._taken(row, found, url)
         return provider.default_model, source
+
+    def _taken(self, row: Installed, found: Sequence[Installed], url: str) -> str:
+        """The source of a model that takes the default's place, and the notice that says so at length."""
+        fits = " and fits into the free memory" if row.memory else ""
+        choice = f"the largest of {len(found)} that can use tools{fits}" if len(found) > 1 else "the only one"
+        self.notices.append(
+            f"model {row.name} is taken: the default {_OLLAMA.default_model} is not installed at the Ollama at {url}, "
+            f"and this is {choice}; for the default: stigmer models pull {_OLLAMA.default_model}"
+        )
+        return f"installed at Ollama; the default {_OLLAMA.default_model} is not"
+
+    def _default_address(self, provider: Provider) -> str:
+        """Where a model of this provider would be asked; "" where nobody may be asked there."""
+        first = next(iter(self.bindings.urls(provider)), None)
+        if first is None:
+            return provider.base_url
+        return "" if first.fault or self.bindings.refusal(provider, first) else first.url
 
     def _warn_of_retirement(self, row: Model, name: str, source: str) -> None:
         """A full id by hand goes out as given; its end is worth a word, from two months before."""

@@ -122,6 +122,13 @@ def _models(raw: object, text: bool) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
 
 
+def _mirror(raw: object, text: bool) -> str:
+    wanted = "is not an address like https://models.example.com/gguf"
+    if not isinstance(raw, str) or not re.fullmatch(r"https?://[^\s?#@]+", raw):
+        raise ValueError(f"{wanted}, without user, query and fragment")
+    return raw.rstrip("/")
+
+
 _PREFIX = "STIGMER_LLM_"
 
 SETTINGS: dict[str, Setting] = {
@@ -248,9 +255,17 @@ SETTINGS: dict[str, Setting] = {
             "llm.timeouts.idle",
             _seconds,
         ),
+        Setting(
+            "models.mirror",
+            "Where model files of the catalogue are looked for first: ADDRESS/FILE.gguf.",
+            ("STIGMER_MODEL_MIRROR",),
+            "",
+            "models.mirror",
+            _mirror,
+        ),
     )
 }
-"""Every LLM setting, in the order in which they are shown. Nothing else needs editing for a new one."""
+"""Every setting of a model, in the order in which they are shown. Nothing else needs editing for a new one."""
 
 
 def setting_for_key(key: str) -> Setting | None:
