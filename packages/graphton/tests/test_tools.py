@@ -421,7 +421,7 @@ def test_right_arguments_come_back_as_the_same_object() -> None:
         ({"path": "a", "ratio": "nan"}, "field 'ratio' must be a number, not \"nan\""),
         ({"path": "a", "deep": 1}, "field 'deep' must be a boolean, not 1"),
         ({"path": "a", "order": "up"}, 'field \'order\' must be one of "asc", "desc", not "up"'),
-        ({"path": "a", "names": "a"}, "field 'names' must be an array, not \"a\""),
+        ({"path": "a", "names": "a, b"}, "field 'names' must be an array, not \"a, b\""),
         ({"path": "a", "names": ["a", {}]}, "field 'names[1]' must be a string, not {}"),
         ({"path": "a", "point": {}}, "missing field 'point.x' (integer)"),
         (

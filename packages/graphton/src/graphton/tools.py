@@ -7,7 +7,6 @@ import dataclasses
 import enum
 import inspect
 import json
-import math
 import re
 import threading
 import types
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
+from graphton._arguments import fit
 from graphton.errors import ToolDefinitionError, ToolError
 
 __all__ = ["Effect", "Tool", "ToolContext", "ToolOutput", "check_arguments", "in_thread", "tool"]
@@ -441,174 +441,10 @@ def _type_name(annotation: Any) -> str:
     )
 
 
-# --- arguments against the schema ------------------------------------------------------------------------------
-
-
 def check_arguments(tool: Tool, arguments: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The arguments as the tool takes them, and what is wrong with them in words for the model.
+    """The arguments as the tool takes them, and what is wrong with them in words for the model; see `_arguments.fit`.
 
-    Obvious slips are mended by the schema: `"5"` where an integer is wanted, `"true"`, a JSON string where an object
-    or an array is wanted, a null for a field that may be left out. Where something was mended, the returned object
-    is another one than the given one; else it is the same object (`is`). With problems the call must not be run.
+    Where something was mended, the returned object is another one than the given one; else it is the same object (`is`).
+    With problems the call must not be run.
     """
-    problems: list[str] = []
-    checked = _check_object(tool.parameters, arguments, "", problems)
-    return (arguments, []) if not problems and _same(checked, arguments) else (checked, problems)
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Equal as JSON text: here 1, 1.0 and True are three things."""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
-
-
-def _check_object(
-    schema: Mapping[str, Any], value: dict[str, Any], at: str, problems: list[str]
-) -> dict[str, Any]:
-    properties: Mapping[str, Any] = schema.get("properties", {})
-    required = schema.get("required", [])
-    # A schema that lists its fields takes no others, unless it says so.
-    others = schema.get("additionalProperties", "properties" not in schema)
-    checked: dict[str, Any] = {}
-    for key, item in value.items():
-        here = f"{at}.{key}" if at else key
-        if key in properties:
-            if item is not None or key in required or _takes_null(properties[key]):
-                checked[key] = _check(properties[key], item, here, problems)
-        elif others is False or others is None:
-            problems.append(_unknown(here, key, list(properties)))
-        else:
-            checked[key] = _check(others, item, here, problems) if isinstance(others, dict) else item
-    problems.extend(
-        f"missing field {f'{at}.{key}' if at else key!r}{_wanted(properties.get(key, {}))}"
-        for key in required
-        if key not in value
-    )
-    return checked
-
-
-def _unknown(here: str, key: str, known: list[str]) -> str:
-    import difflib  # Only a wrong key needs it.
-
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    tail = f"did you mean {near[0]!r}?" if near else f"the fields are: {', '.join(known) or 'none'}"
-    return f"unknown field {here!r}; {tail}"
-
-
-def _wanted(schema: Mapping[str, Any]) -> str:
-    kinds = _kinds(schema)
-    return f" ({' or '.join(kinds)})" if kinds else ""
-
-
-def _kinds(schema: Mapping[str, Any]) -> list[str]:
-    kind = schema.get("type")
-    return [kind] if isinstance(kind, str) else list(kind or [])
-
-
-def _takes_null(schema: Mapping[str, Any]) -> bool:
-    return "null" in _kinds(schema) or any(_takes_null(one) for one in _alternatives(schema))
-
-
-def _alternatives(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return list(schema.get("anyOf") or schema.get("oneOf") or [])
-
-
-_FITS: dict[str, Callable[[Any], bool]] = {
-    "string": lambda value: isinstance(value, str),
-    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
-    "boolean": lambda value: isinstance(value, bool),
-    "array": lambda value: isinstance(value, list),
-    "object": lambda value: isinstance(value, dict),
-    "null": lambda value: value is None,
-}
-
-
-def _check(schema: Mapping[str, Any], value: Any, at: str, problems: list[str]) -> Any:
-    """The value, mended where that is obvious; adds to `problems` what is not."""
-    if alternatives := _alternatives(schema):
-        return _check_any(alternatives, value, at, problems)
-    kinds = _kinds(schema)
-    if kinds and not any(_FITS.get(kind, lambda _: True)(value) for kind in kinds):
-        mended = _mend(value, kinds)
-        if mended is _BROKEN:
-            problems.append(f"field {at!r} must be {_article(kinds)}, not {_shown(value)}")
-            return value
-        value = mended
-    if "enum" in schema and not any(_same(value, choice) for choice in schema["enum"]):
-        choice = _mend_choice(value, schema["enum"])
-        if choice is _BROKEN:
-            choices = ", ".join(json.dumps(one, ensure_ascii=False) for one in schema["enum"])
-            problems.append(f"field {at!r} must be one of {choices}, not {_shown(value)}")
-        else:
-            value = choice
-    if isinstance(value, dict) and ("properties" in schema or "additionalProperties" in schema):
-        return _check_object(schema, value, at, problems)
-    if isinstance(value, list) and isinstance(schema.get("items"), dict):
-        return [_check(schema["items"], one, f"{at}[{index}]", problems) for index, one in enumerate(value)]
-    return value
-
-
-def _check_any(alternatives: list[Mapping[str, Any]], value: Any, at: str, problems: list[str]) -> Any:
-    """The first alternative that fits as it is, else the first that fits mended, else its problems."""
-    tries: list[tuple[Any, list[str]]] = []
-    for schema in alternatives:
-        found: list[str] = []
-        tries.append((_check(schema, value, at, found), found))
-    fitting = [checked for checked, found in tries if not found]
-    if fitting:
-        return next((checked for checked in fitting if _same(checked, value)), fitting[0])
-    problems.extend(tries[0][1])
-    return value
-
-
-_BROKEN: Any = object()
-
-
-def _mend(value: Any, kinds: list[str]) -> Any:
-    """What was obviously meant, or _BROKEN. Never changes a value that could have been meant as it is."""
-    if isinstance(value, float) and value.is_integer() and "integer" in kinds:
-        return int(value)
-    if not isinstance(value, str):
-        if "string" in kinds and isinstance(value, int | float) and not isinstance(value, bool):
-            return json.dumps(value)
-        return _BROKEN
-    text = value.strip()
-    if "boolean" in kinds and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if "null" in kinds and text.lower() in ("null", "none"):
-        return None
-    if "integer" in kinds and re.fullmatch(r"[+-]?[0-9]{1,18}(\.0{1,9})?", text):
-        return int(text.split(".")[0])
-    if "number" in kinds and re.fullmatch(
-        r"[+-]?([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][+-]?[0-9]{1,3})?", text
-    ):
-        number = float(text) if re.search(r"[.eE]", text) else int(text)
-        return number if math.isfinite(number) else _BROKEN
-    if "object" in kinds or "array" in kinds:
-        try:
-            parsed = json.loads(text)
-        except (ValueError, RecursionError):
-            return _BROKEN
-        if any(kind in kinds and _FITS[kind](parsed) for kind in ("object", "array")):
-            return parsed
-    return _BROKEN
-
-
-def _mend_choice(value: Any, choices: list[Any]) -> Any:
-    """A choice written in another case or with blanks around it, if there is exactly one."""
-    if not isinstance(value, str):
-        return _BROKEN
-    near = [one for one in choices if isinstance(one, str) and one.lower() == value.strip().lower()]
-    return near[0] if len(near) == 1 else _BROKEN
-
-
-_ARTICLES = {"integer": "an integer", "object": "an object", "array": "an array"}
-
-
-def _article(kinds: list[str]) -> str:
-    return " or ".join(_ARTICLES.get(kind, f"a {kind}") for kind in kinds)
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return fit(tool.parameters, arguments, drops=tool.effect is not Effect.WRITE)
