@@ -50,6 +50,8 @@ class History:
 
     def __init__(self, *, system: str = "", tools: Sequence[dict[str, Any]] = (), model: str = "") -> None:
         self.messages: list[Message] = []
+        self.memo: dict[str, Any] = {}
+        """What the dialects keep of these messages: see `Request.memo`."""
         self.system_tokens = estimate_tokens(system)
         self.tools_tokens = estimate_tokens(orjson.dumps(list(tools)).decode())
         self._head = orjson.dumps([model, system, list(tools)])
@@ -123,6 +125,7 @@ class History:
         if self._task >= 0:
             self._task = 0 if task else self._task - end + 1
         self.messages, self._sizes, self._tokens = [], [], 0
+        self.memo.clear()
         self._digest = hashlib.sha256(self._head)
         for message in messages:
             self._enter(message)
@@ -145,6 +148,7 @@ class History:
                 found = True
                 blocks = tuple(block for block in message.blocks if not _is_reasoning(block))
                 self.messages[at] = replace(message, blocks=blocks, wire={})
+        self.memo.clear()
         return found
 
     def _open_calls(self) -> tuple[ToolCall, ...]:

@@ -34,12 +34,17 @@ class ToolSpec:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One model call. `schema`, where given, constrains the reply's text to that JSON schema (envelope mode)."""
+    """One model call. `schema`, where given, constrains the reply's text to that JSON schema (envelope mode).
+
+    `memo` is for the dialects: what they made of these messages, kept from one request of a conversation to the next.
+    Who keeps the messages empties it when one of them is replaced; appending is all right.
+    """
 
     system: str
     messages: Sequence[Message]
     tools: Sequence[ToolSpec] = ()
     schema: dict[str, Any] | None = None
+    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -19,8 +19,10 @@ from graphton.chat._wire import (
     fit_id,
     fit_name,
     is_strict,
+    joined,
     result_text,
     sent_arguments,
+    translated,
 )
 from graphton.chat.base import Chunk, Done, Preview, Request, ToolSpec, WaitChunk
 from graphton.errors import (
@@ -243,7 +245,9 @@ class OpenAIChat:
         body: dict[str, Any] = {"model": self.ref.model}
         if request.tools:
             body["tools"] = [_tool(tool) for tool in request.tools]
-        body["messages"] = [*_system(request.system), *_wire_messages(request.messages, self.ref.provider)]
+        provider = self.ref.provider
+        head = b"".join(map(dumps, _system(request.system)))
+        body["messages"] = joined(request, f"openai:{provider}", _wire(provider), head=head)
         if request.schema is not None:
             body["response_format"] = _response_format(request.schema)
         return dumps({**body, **self._fixed, **self.extra_body})
@@ -291,11 +295,12 @@ def _response_format(schema: dict[str, Any]) -> Fragment:
 
 def _wire_messages(messages: Iterable[Message], provider: str) -> Iterator[Fragment]:
     """Every message as it goes out, each translated once; one that says nothing to this provider is left out."""
-    key = f"openai:{provider}"
     for message in messages:
-        if key not in message.wire:
-            message.wire[key] = [Fragment(dumps(wire)) for wire in _translate(message, provider)]
-        yield from message.wire[key]
+        yield from map(Fragment, translated(message, f"openai:{provider}", _wire(provider)))
+
+
+def _wire(provider: str) -> Callable[[Message], Iterator[bytes]]:
+    return lambda message: map(dumps, _translate(message, provider))
 
 
 def _translate(message: Message, provider: str) -> Iterator[dict[str, Any]]:

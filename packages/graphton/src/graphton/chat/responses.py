@@ -8,7 +8,16 @@ from typing import Any
 from graphton.chat import _json
 from graphton.chat._openai_stream import Gathering
 from graphton.chat._responses_stream import ResponseGathering
-from graphton.chat._wire import Fragment, dumps, fit_id, fit_name, is_strict, result_text, sent_arguments
+from graphton.chat._wire import (
+    Fragment,
+    dumps,
+    fit_id,
+    fit_name,
+    is_strict,
+    joined,
+    result_text,
+    sent_arguments,
+)
 from graphton.chat.base import Request, ToolSpec
 from graphton.chat.openai import OpenAIChat
 from graphton.errors import ProviderError, StatusError
@@ -77,7 +86,10 @@ class ResponsesChat(OpenAIChat):
             body["tools"] = [_tool(tool) for tool in request.tools]
         if request.system.strip():
             body["instructions"] = Fragment(dumps(request.system))
-        body["input"] = [*_items(request.messages, self.ref.provider)]
+        provider = self.ref.provider
+        body["input"] = joined(
+            request, f"responses:{provider}", lambda message: _translate(message, provider)
+        )
         if request.schema is not None:
             body["text"] = {"format": _format(request.schema)}
         return dumps({**body, **self._fixed, **self.extra_body})
@@ -97,16 +109,8 @@ def _format(schema: dict[str, Any]) -> Fragment:
     return Fragment(dumps(named))
 
 
-def _items(messages: Iterable[Message], provider: str) -> Iterator[Fragment]:
-    """Every message as input items, each translated once; one that says nothing to this provider is left out."""
-    key = f"responses:{provider}"
-    for message in messages:
-        if key not in message.wire:
-            message.wire[key] = [Fragment(item) for item in _translate(message, provider)]
-        yield from message.wire[key]
-
-
 def _translate(message: Message, provider: str) -> Iterator[bytes]:
+    """A message as input items; none where it says nothing to this provider."""
     match message:
         case UserMessage():
             yield dumps({"role": "user", "content": message.text})
