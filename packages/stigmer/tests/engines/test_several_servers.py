@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
 import sys
 from typing import Any
 
@@ -11,6 +12,7 @@ import psutil
 import pytest
 from graphton.testing import FakeProviders
 from stigmer.api import event_pb2 as pb
+from stigmer.engines._here import has_ended, here
 
 DEADLINE = 60.0
 
@@ -209,3 +211,61 @@ def _reads_six_files(request: Any) -> Any:
         if done == 6
         else Reply(calls=(Call("read_file", {"path": f"{done + 1}.txt"}),))
     )
+
+
+def _who_died() -> str:
+    """A process of this machine that has ended."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from stigmer.engines._here import here; print(here())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux says which boot and which processes these are"
+)
+async def test_what_a_dead_server_of_this_machine_held_goes_on_at_the_next_start(
+    servers: Any, fake: FakeProviders
+) -> None:
+    """Its lease, which is for servers that cannot see whether it lives, is not waited for."""
+    fake.reply("Done.")
+    one = await servers()
+    row = await one.accept("Go.", submit=False)
+    assert await one.store.claim(row.no, worker="here:1", lease=600, process=_who_died()) == 1
+    await servers()
+    await asyncio.wait_for(one.until(row, lambda r: r.HasField("finished")), DEADLINE)
+    assert ends(await one.records(row)) == ["lost", "done"]
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        "",
+        pytest.param("the boot before this one pid:[4026531836] 1 1", id="another-boot"),
+        pytest.param(None, id="a-living-one"),
+    ],
+)
+async def test_what_a_server_holds_that_lives_or_may_live_is_left_to_it(
+    servers: Any, fake: FakeProviders, process: str | None
+) -> None:
+    one = await servers()
+    held = await one.accept("Held.", submit=False)
+    assert await one.store.claim(
+        held.no, worker="w", lease=600, process=here() if process is None else process
+    )
+    two = await servers()
+    fake.reply("Done.")
+    other = await two.accept("Go.")
+    await asyncio.wait_for(two.until(other, lambda r: r.HasField("finished")), DEADLINE)
+    assert (await two.store.get(held.id)).epoch == 1
+    assert ends(await two.records(held)) == []
+
+
+def test_a_number_that_was_given_to_another_process_says_that_the_first_has_ended() -> None:
+    *machine, pid, born = here().split(" ")
+    assert not has_ended(here())
+    assert has_ended(" ".join([*machine, pid, str(int(born) - 1)]))
+    assert not has_ended(" ".join([*machine[:-1], "pid:[1]", pid, "1"])), "its numbers count elsewhere"

@@ -60,10 +60,28 @@ async def stores(postgres: Any) -> AsyncIterator[Any]:
 async def test_a_transaction_of_which_a_killed_server_knows_nothing_did_not_happen(stores: Any) -> None:
     database = await asyncio.to_thread(dialect.Postgres, stores.url)
     writer = database._connect()
-    assert not database._happened(
-        writer, str(1 << 40)
-    )  # Its number has not been given out, as after the kill.
+    # Its number has not been given out, as after the kill.
+    assert not database._happened(writer, dialect._Transaction(writer, 0, str(1 << 40)))
     assert writer.execute("SELECT 1").fetchone() == (1,)
+    writer.close()
+    database.close()
+
+
+@pytest.mark.parametrize("theirs", [None, b"theirs"], ids=["no such event", "another event"])
+async def test_a_lost_transaction_whose_number_another_server_has_now_did_not_happen(
+    stores: Any, theirs: bytes | None
+) -> None:
+    """A killed server gives the numbers out again that its disk did not know of."""
+    database = await asyncio.to_thread(dialect.Postgres, stores.url)
+    writer = database._connect()
+    number = str(writer.execute("SELECT CAST(pg_current_xact_id() AS TEXT)").fetchone()[0])
+    lost = dialect._Transaction(writer, 0, number)
+    lost.run_many("insert_event", [{"key": 1, "body": b"ours"}])
+    assert database._happened(writer, lost)
+    writer.execute("DELETE FROM events")
+    if theirs is not None:
+        writer.execute("INSERT INTO events VALUES (1, %s)", [theirs])
+    assert not database._happened(writer, lost)
     writer.close()
     database.close()
 

@@ -41,7 +41,7 @@ def end_leftovers(execution: str, records: Iterable[pb.Event]) -> list[int]:
                     calls.pop((record.path, record.tool_finished.call), None)
             case _:
                 pass
-    if not keys:
+    if not keys and not started:
         return []
     groups = {process.pid: process.start_time for processes in started.values() for process in processes}
     groups = {pid: begun for pid, begun in groups.items() if pid > 1 and pid != os.getpid()}

@@ -19,6 +19,7 @@ from graphton.errors import Fenced, JournalError
 
 from stigmer._translate import from_record
 from stigmer.api import event_pb2 as pb
+from stigmer.engines._here import has_ended, here, machine
 from stigmer.engines._leftovers import end_leftovers
 from stigmer.journal import StoreJournal, is_paused, open_questions
 from stigmer.runner import complete
@@ -105,6 +106,7 @@ class EmbeddedEngine:
         self._keeper: asyncio.Task[None] | None = None
         self._errands: set[asyncio.Task[None]] = set()
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
+        self._process = here()
         self._stopping = False
         self._rested = True
 
@@ -119,6 +121,7 @@ class EmbeddedEngine:
         if not self._store.alone:  # What others drive is theirs, until its lease runs out.
             rows = [row for row in rows if row.state == "waiting"]
         await self._take_all_back(rows, expired=not self._store.alone)
+        await self._take_all_back(await self._of_the_dead(), expired=False)
         await self._sweep()
         self._keeper = asyncio.create_task(self._keep(), name="engine keeper")
 
@@ -250,7 +253,7 @@ class EmbeddedEngine:
         row = running.row = await self._store.get(running.id)
         if row is None or row.finished_ms is not None:
             return False
-        epoch = await self._store.claim(row.no, worker=self._worker, lease=self._lease)
+        epoch = await self._store.claim(row.no, worker=self._worker, lease=self._lease, process=self._process)
         if epoch is None:
             # It has finished, or another server drives it; or, against all rules, nobody does: the lease runs out.
             found = await self._store.get(row.id)
@@ -375,6 +378,12 @@ class EmbeddedEngine:
             running.woken = True
 
     # All executions
+
+    async def _of_the_dead(self) -> list[Row]:
+        """What processes of this machine drove that have ended: nobody need wait until their leases run out."""
+        if self._store.alone or not machine():
+            return []
+        return [row for row, process in await self._store.driven(machine()) if has_ended(process)]
 
     async def _take_all_back(self, rows: Sequence[Row], *, expired: bool) -> None:
         for row in rows:

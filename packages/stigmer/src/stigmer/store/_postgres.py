@@ -101,7 +101,7 @@ class Postgres:
         A server that is killed loses the last commits where it does not wait, and a watcher may have seen them.
         """
         deadline = time.monotonic() + PATIENCE
-        committing: tuple[str, Answer] | None = None
+        committing: tuple[_Transaction, Answer] | None = None
         while True:
             try:
                 db = self._writer = self._writer or self._connect()
@@ -110,7 +110,7 @@ class Postgres:
                 committing = None
                 session = self._begin(db)
                 answer = work(session)
-                committing = session.xid, answer
+                committing = session, answer
                 db.execute("COMMIT", prepare=False)
                 return answer
             except self.psycopg.Error as error:
@@ -128,17 +128,28 @@ class Postgres:
         self._ahead_ms = now_ms - int(time.monotonic() * 1000)
         return _Transaction(db, now_ms, xid)
 
-    def _happened(self, db: psycopg.Connection[Any], xid: str) -> bool:
-        """Whether the transaction was committed; one that is still being committed is waited for."""
+    def _happened(self, db: psycopg.Connection[Any], ours: _Transaction) -> bool:
+        """Whether the transaction was committed; one that is still being committed is waited for.
+
+        A server that was killed before its disk knew of the number gives it out again: what is said of it may be said
+        of another server's transaction by now. So the last event that ours inserted must be there, and be ours.
+        """
         while True:
             try:
-                (verdict,) = db.execute(_text("verdict"), {"xid": xid}).fetchone() or (None,)
+                (verdict,) = db.execute(_text("verdict"), {"xid": ours.xid}).fetchone() or (None,)
             except self.psycopg.errors.InvalidParameterValue:
-                return False  # "in the future": the server was killed before its disk knew of the number.
+                return False  # "in the future": it has not been given out again yet.
             if verdict != "in progress":
-                return bool(verdict == "committed")
+                return bool(verdict == "committed") and self._is_there(db, ours.last)
             if self._hurry.wait(0.05):
                 raise self.psycopg.OperationalError("it is not known whether the last commit happened")
+
+    def _is_there(self, db: psycopg.Connection[Any], event: Values | None) -> bool:
+        """Whether this event is stored; of a transaction that inserted none its number alone must tell."""
+        if event is None:
+            return True
+        found = db.execute(_text("event"), event, binary=True).fetchone()
+        return found is not None and bytes(found[0]) == event["body"]
 
     def _again(self, error: psycopg.Error, deadline: float) -> bool:
         """Whether the transaction is to be run again; waits a little where the server is away."""
@@ -279,11 +290,15 @@ class _Transaction:
 
     def __init__(self, db: psycopg.Connection[Any], now_ms: int, xid: str) -> None:
         self._db, self.now_ms, self.xid = db, now_ms, xid
+        self.last: Values | None = None
+        """The last event that it inserted: key and body."""
 
     def run(self, name: str, values: Values, /) -> Found:
         return self._db.execute(_text(name), values, binary=True)
 
     def run_many(self, name: str, values: Sequence[Values], /) -> None:
+        if name == "insert_event" and values:
+            self.last = values[-1]
         with self._db.cursor() as cursor:
             cursor.executemany(_text(name), values)
 

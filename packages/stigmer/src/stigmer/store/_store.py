@@ -228,12 +228,18 @@ class Store:
 
         return self._submit(work, durable=any(map(_durable, events)))
 
-    def claim(self, no: int, *, worker: str, lease: float) -> asyncio.Future[int | None]:
-        """Begins the next attempt and gives its epoch; None when it has finished or somebody holds its lease."""
+    def claim(
+        self, no: int, *, worker: str, lease: float, process: str = ""
+    ) -> asyncio.Future[int | None]:
+        """Begins the next attempt and gives its epoch; None when it has finished or somebody holds its lease.
+
+        `process` is what `driven` tells of who holds it, to others of the same machine.
+        """
 
         def work(db: Session) -> _Done:
             now = db.now_ms
-            values = {"no": no, "now": now, "lease_until_ms": now + int(lease * 1000)}
+            until = now + int(lease * 1000)
+            values = {"no": no, "now": now, "lease_until_ms": until, "process": process or None}
             row = db.run("claim", values).fetchone()
             if row is None:
                 return _Done(None)
@@ -468,6 +474,12 @@ class Store:
 
     async def unfinished(self) -> list[Row]:
         return await self._rows("unfinished", {})
+
+    async def driven(self, machine: str) -> list[tuple[Row, str]]:
+        """What processes of this machine drive, each with the process that claimed it: those whose name begins so."""
+        return await self._read(
+            "driven", {"machine": machine}, lambda rows: [(Row(*row), process) for *row, process in rows]
+        )
 
     async def abandoned(self, *, idle: float) -> list[Row]:
         """Those that nobody seems to drive: their lease has run out, or they were queued for `idle` seconds."""
