@@ -6,13 +6,13 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from stigmer import redact
-from stigmer.errors import StigmerError
+from stigmer.errors import ConfigError, StigmerError
 from stigmer.home import Home
 
 if TYPE_CHECKING:
@@ -54,21 +54,24 @@ async def serve(
     flags: Mapping[str, str] | None = None,
     findable: Callable[[], bool] = lambda: True,
     engine: str = "embedded",
+    listen: Sequence[str] = (),
 ) -> None:
     """Serves `home` at `address` (`unix:PATH`, or `HOST:PORT`) until it is told to end, or has nothing to do.
 
     The caller holds the home's lock: there is one server per home. Cancelling this task ends it in good order, as
     Shutdown does: what runs is handed back and goes on with the next server. `flags` are the LLM flags of the command
     that started this process. A server that is not `findable` any more ends too, because nobody could reach it and it
-    would keep others out. Raises StoreError when the database cannot be used.
+    would keep others out. A server for others, which takes calls at `listen` (`HOST:PORT`) too, does not start with a
+    setting that is wrong or that nobody said. Raises StoreError when the database cannot be used, ConfigError.
     """
-    from graphton._process import make_undumpable
+    from graphton._process import keep_freed_memory, make_undumpable
 
     from stigmer.server._database import database_of
     from stigmer.server._logs import scrubbed_logs
     from stigmer.store import Store
 
     make_undumpable()
+    keep_freed_memory()
     # gRPC's fork handlers would meet the processes that our tools start.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     with scrubbed_logs():
@@ -116,6 +119,7 @@ class _Server:
         stays: bool,
         flags: dict[str, str],
         drives: Callable[[Store, Runner], EmbeddedEngine],
+        listen: Sequence[str] = (),
     ) -> None:
         from stigmer.runner import Runner
         from stigmer.secrets import Keys
@@ -123,11 +127,11 @@ class _Server:
         from stigmer.server._resolve import Resolver
         from stigmer.server._retention import Pruner
 
-        self._home, self._address, self._stays = home, address, stays
+        self._home, self._address, self._stays, self._listen = home, address, stays, tuple(listen)
         self._end = asyncio.Event()
         self._activity = Activity()
         self._store = store
-        self._resolver = Resolver(home, flags=flags, serves=not address.startswith("unix:"))
+        self._resolver = Resolver(home, flags=flags, serves=bool(listen) or not address.startswith("unix:"))
         self._keys = Keys(otherwise=self._resolver.key_for)
         self._engine = drives(self._store, Runner(home.path, self._keys))
         self._pruner = Pruner(
@@ -146,6 +150,8 @@ class _Server:
         from stigmer.server.sessions import SessionService
         from stigmer.server.system import SystemService
 
+        if self._listen:
+            await self._insist()
         token = token_of(self._home.token)
         redact.remember([token])  # A command may print the file.
         check = TokenCheck(token)
@@ -183,12 +189,30 @@ class _Server:
             self._grpc.add_insecure_port(self._address)
         finally:
             os.umask(before)
+        for address in self._listen:
+            self._open(address)
         await self._grpc.start()
         await self._engine.start()
         self._beside = [
             asyncio.create_task(self._warm_up(), name="warm up"),
             asyncio.create_task(self._pruner.keep(), name="pruner"),
         ]
+
+    async def _insist(self) -> None:
+        """Every setting of a server for others must be right, and the mode said by somebody."""
+        if problems := await self._resolver.log():
+            raise ConfigError(problems)
+
+    def _open(self, address: str) -> None:
+        """Takes calls at HOST:PORT; every call must show the token."""
+        try:
+            port = self._grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise StigmerError(
+                f"nobody can listen at {address!r}: {error}",
+                hint="is the port free? STIGMER_LISTEN_GRPC names another",
+            ) from error
+        log.info("listening address=%s port=%d", address, port)
 
     def _add_workers(self) -> None:
         """The door for workers, where the engine has any."""
@@ -248,6 +272,8 @@ class _Server:
         for module in _WARM:
             await asyncio.sleep(0)  # A caller who is waiting comes first.
             import_module(module)
+        if self._listen:
+            return
         try:
             await self._resolver.log()
         except (OSError, StigmerError) as error:  # Who runs something hears of it too.
