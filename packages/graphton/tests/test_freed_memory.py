@@ -13,7 +13,6 @@ import resource
 from graphton._process import keep_freed_memory
 keep_freed_memory()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-bytes(4_000_000)
 before = faults()
 for size in range(500_000, 600_000, 1_000):
     bytes(size)
