@@ -15,7 +15,7 @@ keep_freed_memory()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 before = faults()
 for size in range(500_000, 600_000, 1_000):
-    bytes(size)
+    b"x" * size
 print(faults() - before)
 """
 
