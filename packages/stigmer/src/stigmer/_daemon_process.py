@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         _serve(home, given)
     except (GraphtonError, StigmerError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
+        return getattr(error, "exit_code", 1)
     except OSError as error:
         if (known := SystemRefused.of(error)) is None:
             raise

@@ -270,7 +270,9 @@ def _ready(
         )
     if words.startswith("error: "):
         message, _, hint = words.removeprefix("error: ").partition("\nhint: ")
-        raise DaemonError(f"the daemon did not start: {message}", hint=hint or f"its log is {home.log}")
+        error = DaemonError(f"the daemon did not start: {message}", hint=hint or f"its log is {home.log}")
+        error.exit_code = max(status, error.exit_code)  # 2: the cure is another setting.
+        raise error
     raise (_Killed if status < 0 else DaemonError)(
         f"the daemon ended while it started (status {status}): {words or 'it said nothing'}",
         hint=f"its log is {home.log}",

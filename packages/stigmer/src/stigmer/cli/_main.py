@@ -40,6 +40,7 @@ COMMANDS = {
     "trust": ("trust", "Trust the settings and agents that come with a folder."),
     "validate": ("validate", "Check agent files, every problem at once."),
     "models": ("models", "List models, here and at providers; fetch and remove files."),
+    "doctor": ("doctor", "Say whether everything is there that a run needs, and what helps."),
     "up": ("server", "Start the daemon and let it stay."),
     "down": ("server", "Stop the daemon."),
     "status": ("server", "Say whether the daemon runs, and what it does."),

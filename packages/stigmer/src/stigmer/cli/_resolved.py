@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stigmer.api.service_pb2 import ResolveConfigResponse
     from stigmer.cli._project import Project
 
-__all__ = ["Resolved", "resolution", "resolved", "resolved_each", "user_file", "user_layer"]
+__all__ = ["Resolved", "configurations", "resolution", "resolved", "resolved_each", "user_file", "user_layer"]
 
 
 class Resolved(NamedTuple):
@@ -27,18 +27,20 @@ class Resolved(NamedTuple):
     problems: list[str]
 
 
-def resolved(flags: dict[str, str], agent: str | None = None) -> Resolved:
+def resolved(flags: dict[str, str], agent: str | None = None, *, ask_daemon: bool = True) -> Resolved:
     """The settings of a run with these flags; no daemon is started for it."""
-    return resolved_each([flags], agent)[0]
+    return resolved_each([flags], agent, ask_daemon=ask_daemon)[0]
 
 
-def resolved_each(several: Sequence[dict[str, str]], agent: str | None = None) -> list[Resolved]:
+def resolved_each(
+    several: Sequence[dict[str, str]], agent: str | None = None, *, ask_daemon: bool = True
+) -> list[Resolved]:
     """The settings of several runs, one for each set of flags."""
     from stigmer.cli._project import find_project
     from stigmer.daemon import find
 
     home = Home.find()
-    address = find(home)
+    address = find(home) if ask_daemon else None
     project = find_project(Path.cwd(), agent=agent, home=home, talk=terminal(), asks=False)
     project, faults = _sound(project)
     answers = (
@@ -47,6 +49,15 @@ def resolved_each(several: Sequence[dict[str, str]], agent: str | None = None) -
         else _asked_of_the_daemon(several, home, address, project)
     )
     return [one._replace(problems=[*faults, *one.problems]) for one in answers]
+
+
+def configurations(several: Sequence[dict[str, str]], agent: str | None = None) -> list[cascade.LLMConfig]:
+    """The same from this shell and home alone, problems inside: with keys, so for nobody's eyes."""
+    from stigmer.cli._project import find_project
+
+    home = Home.find()
+    project, _ = _sound(find_project(Path.cwd(), agent=agent, home=home, talk=terminal(), asks=False))
+    return _resolved_from_here(several, home, project)
 
 
 def _sound(project: Project) -> tuple[Project, list[str]]:
@@ -108,15 +119,19 @@ class _Measured:
 
 
 def _as_from_here(several: Sequence[dict[str, str]], home: Home, project: Project) -> list[Resolved]:
+    return [
+        Resolved(found.to_json()["settings"], [*project.notices, *found.notices], list(found.problems))
+        for found in _resolved_from_here(several, home, project)
+    ]
+
+
+def _resolved_from_here(
+    several: Sequence[dict[str, str]], home: Home, project: Project
+) -> list[cascade.LLMConfig]:
     from stigmer.vault import Vault
 
     below = [layer for layer in (Vault(home).layer(), user_layer(user_file())) if layer is not None]
-    answers = []
-    for flags in several:
-        found = _with_project([cascade.layer_from_flags(flags), *below], project)
-        notices = [*project.notices, *found.notices]
-        answers.append(Resolved(found.to_json()["settings"], notices, list(found.problems)))
-    return answers
+    return [_with_project([cascade.layer_from_flags(flags), *below], project) for flags in several]
 
 
 def _with_project(layers: list[cascade.Layer], project: Project) -> cascade.LLMConfig:

@@ -12,8 +12,9 @@ import click
 
 from stigmer.cli._main import FAILED, asked, json_option
 from stigmer.cli._options import check, flags_of, llm_options
+from stigmer.cli._resolved import resolved
 from stigmer.cli._session import with_client
-from stigmer.cli._terminal import terminal
+from stigmer.cli._terminal import harmless, terminal
 from stigmer.daemon import find, start, stop
 from stigmer.home import Home
 
@@ -32,10 +33,16 @@ def up(**given: Any) -> int:
     home, flags = Home.find(), flags_of(given)
     check(flags, command="up")
     address = start(home, stays=True, flags=flags, say=terminal().say)
+    problems = resolved({}).problems
     if asked().json:
-        terminal().data(json.dumps({"running": True, "pid": address.pid, "address": address.target}) + "\n")
-    else:
-        terminal().say(f"the daemon (pid {address.pid}) listens on {address.target}")
+        said = {"running": True, "pid": address.pid, "address": address.target, "problems": problems}
+        terminal().data(json.dumps(said) + "\n")
+        return 0
+    terminal().say(f"the daemon (pid {address.pid}) listens on {address.target}")
+    for problem in problems:
+        terminal().say(f"note: no run from here would begin: {harmless(problem)}")
+    if problems:
+        terminal().say("for more: stigmer doctor")
     return 0
 
 

@@ -239,11 +239,7 @@ class Postgres:
 
     def _migrate(self, db: psycopg.Connection[Any]) -> None:
         if db.info.server_version < OLDEST:
-            raise StoreError(
-                f"the database {self.name!r} runs PostgreSQL {db.info.server_version // 10000},"
-                f" older than {OLDEST // 10000}",
-                hint=f"use a server of PostgreSQL {OLDEST // 10000} or newer",
-            )
+            raise _too_old(self.name, db.info.server_version // 10000)
         with db.transaction():
             db.execute("SELECT pg_advisory_xact_lock(%s)", [_MIGRATING])
             db.execute("CREATE TABLE IF NOT EXISTS stigmer_schema (version BIGINT NOT NULL)")
@@ -283,6 +279,39 @@ class Postgres:
         self.rest()
         if self._writer is not None:
             self._writer.close()
+
+
+def reachable(url: str, *, seconds: int) -> tuple[str, int, int]:
+    """How the database may be shown, its server's major version, and the version of our schema in it (0: none yet).
+
+    Connects once and changes nothing. Raises StoreError where it cannot be used; one that is newer than we are, too.
+    """
+    driver = _psycopg()
+    address = _Address(url, driver)
+    try:
+        with driver.connect(**{**address.parts, "connect_timeout": seconds}, autocommit=True) as db:
+            (there,) = db.execute("SELECT to_regclass('stigmer_schema') IS NOT NULL").fetchone() or (False,)
+            found = db.execute("SELECT coalesce(max(version), 0) FROM stigmer_schema") if there else None
+            (schema,) = (found.fetchone() if found else None) or (0,)
+            server = db.info.server_version // 10000
+    except driver.Error as error:
+        raise StoreError(
+            f"the database {address.shown!r} cannot be used: {address.told(error)}",
+            hint="see whether the address, user and password in STIGMER_DATABASE_URL are right and the server is"
+            f" up: pg_isready -d {address.shown!r}",
+        ) from None  # The cause may show the address with its password.
+    if server < OLDEST // 10000:
+        raise _too_old(address.shown, server)
+    if schema > len(migrations(dialect=POSTGRES)):
+        raise newer(address.shown, schema)
+    return address.shown, server, int(schema)
+
+
+def _too_old(name: str, server: int) -> StoreError:
+    return StoreError(
+        f"the database {name!r} runs PostgreSQL {server}, older than {OLDEST // 10000}",
+        hint=f"use a server of PostgreSQL {OLDEST // 10000} or newer",
+    )
 
 
 class _Transaction:
