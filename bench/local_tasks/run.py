@@ -1,123 +1,121 @@
-"""Runs the default agent on the small tasks and prints a table: kind, right out of tries, mean steps, seconds.
+"""The scoreboard of local models: both models of the default family, on Ollama and on llama.cpp.
 
-python bench/local_tasks/run.py --model llamacpp:qwen2.5-coder:1.5b --kind report --limit 10
+scripts/bench local                                        # the short form of four rows, about 15 minutes
+scripts/bench local --full                                 # every task in three wordings, under 90 minutes
+scripts/bench local --model llamacpp:qwen2.5-coder:0.5b    # one row
+scripts/bench local --native --full                        # the other column, once per model and server
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import tempfile
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from pathlib import Path
 
-from graphton import Agent, ModelSettings, create_chat, create_deep_agent
-from graphton.budget import Budget
-from graphton.chat import Chat
-from graphton.errors import GraphtonError
-from graphton.journal import MemoryJournal, ModelReplied, ToolDispatched, ToolFinished
-from tasks import KINDS, Outcome, Task, tasks
+import native
+from graphton.catalog import path_of
+from stigmer.errors import StigmerError
+from stigmer.modelbench.bench import Setup, today, tried
+from stigmer.modelbench.results import Results, Try, judged_anew
+from stigmer.modelbench.scores import aims_for, native_for, score
+from stigmer.modelbench.show import Progress, table
+from stigmer.modelbench.tasks import case_of, cases
 
-MAX_STEPS = 12
-"""A small model that needs more than this for a small task goes in circles."""
-
-
-@dataclass
-class Score:
-    """What came out of one kind."""
-
-    kind: str
-    tries: int = 0
-    right: int = 0
-    steps: int = 0
-    seconds: float = 0.0
-    failures: list[str] = field(default_factory=list)
-
-    @property
-    def row(self) -> str:
-        """One line of the table."""
-        rate, tries = f"{self.right}/{self.tries}", max(1, self.tries)
-        return f"{self.kind:<10}{rate:>8}{self.steps / tries:>8.1f}{self.seconds / tries:>8.1f}"
+MODELS = ("qwen2.5-coder:0.5b", "qwen2.5-coder:1.5b")
+ROWS = tuple(f"{provider}:{model}" for provider in ("llamacpp", "ollama") for model in MODELS)
 
 
-HEADING = f"{'kind':<10}{'right':>8}{'steps':>8}{'seconds':>8}"
-
-
-async def attempt(chat: Chat, task: Task, tool_mode: str | None) -> tuple[str, MemoryJournal]:
-    """Do one task in a fresh folder; what is wrong with the outcome ("" if nothing), and the record of the run."""
-    journal = MemoryJournal()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for file, text in task.files.items():
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / file).write_text(text, "utf-8")
-        agent: Agent = create_deep_agent(
-            chat, workspace=folder, tool_mode=tool_mode, budget=Budget(steps=MAX_STEPS)
-        )
-        try:
-            result = await agent.run(task.request, journal=journal)
-        except GraphtonError as error:
-            return f"the run failed: {error}", journal
-        if result.outcome != "completed":
-            return f"ended as {result.outcome}", journal
-        calls = [event.name for event in journal.events if isinstance(event, ToolDispatched)]
-        return task.check(Outcome(result.text, folder, calls)), journal
-
-
-def story(journal: MemoryJournal) -> Sequence[str]:
-    """What the model said and what the tools answered, shortened."""
-    lines = []
-    for event in journal.events:
-        match event:
-            case ModelReplied():
-                said = [f"{call.name} {call.arguments}" for call in event.message.calls]
-                lines.append(f"    model: {event.message.text or '; '.join(said)}"[:300])
-            case ToolFinished():
-                lines.append(f"    {event.name}: {event.result}".replace("\n", " | ")[:300])
-            case _:
-                pass
-    return lines
-
-
-async def score(chat: Chat, kind: str, args: argparse.Namespace) -> Score:
-    """Run the tries of a kind one after the other; each failure is told at once."""
-    total = Score(kind)
-    for number, task in enumerate(tasks(kind, args.limit, seed=args.seed)):
-        begun = time.monotonic()
-        wrong, journal = await attempt(chat, task, args.tool_mode)
-        total.seconds += time.monotonic() - begun
-        total.tries += 1
-        total.right += not wrong
-        total.steps += sum(isinstance(event, ModelReplied) for event in journal.events)
-        if wrong or args.verbose:
-            verdict = f"wrong: {wrong}" if wrong else "right"
-            print(f"{kind} {number}, {time.monotonic() - begun:.1f} s, {verdict}: {task.request}", flush=True)
-            print("\n".join(story(journal)), flush=True)
-    return total
-
-
-async def main() -> None:
-    """Parse the command line, run, print."""
+def main() -> int:
+    """Parse the command line, try, print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="llamacpp:qwen2.5-coder:1.5b")
-    parser.add_argument("--base-url", help="where the model's server is, if not at its usual place")
-    parser.add_argument("--kind", action="append", choices=list(KINDS), help="may be given several times")
-    parser.add_argument("--limit", type=int, default=10, help="tries of each kind")
-    parser.add_argument("--seed", type=int, default=0, help="another seed: other names, texts and pairings")
+    parser.add_argument("--model", action="append", help=f"may be given again; default: {', '.join(ROWS)}")
+    parser.add_argument("--base-url", default="http://localhost:11434", help="where Ollama is")
+    parser.add_argument("--full", action="store_true", help="all tries instead of the balanced few")
+    parser.add_argument("--native", action="store_true", help="the servers' own tools API, without our code")
+    parser.add_argument(
+        "--minutes", type=float, help="stop a row after so many; the same command goes on there"
+    )
     parser.add_argument("--tool-mode", choices=["native", "recovery", "envelope"])
-    parser.add_argument("-v", "--verbose", action="store_true", help="tell right tries too")
+    parser.add_argument("--again", action="store_true", help="begin anew, even where a bench was broken off")
+    parser.add_argument(
+        "--rescore", action="store_true", help="run nothing: judge what is there by today's checks"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("/tmp/stigmer-bench"), help="where they are kept"
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="tell each wrong try")
     args = parser.parse_args()
-    chat = create_chat(args.model, ModelSettings(base_url=args.base_url, max_tokens=1024))
-    try:
-        scores = [await score(chat, kind, args) for kind in args.kind or KINDS]
-    finally:
-        await chat.close()
-    print("\n".join([HEADING, *(one.row for one in scores)]))
+    for name in args.model or ROWS:
+        provider, _, model = name.partition(":")
+        url = args.base_url if provider == "ollama" else None
+        setup = Setup(provider, model, url, args.tool_mode)
+        try:
+            asyncio.run(row(setup, args))
+        except StigmerError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+async def row(setup: Setup, args: argparse.Namespace) -> None:
+    """One row: what is not tried yet is tried, then all of it is counted."""
+    form = "full" if args.full else "short"
+    ids = [case.id for case in cases(form)]
+    head = setup.head(form) | ({"column": "native"} if args.native else {})
+    path = args.results / f"{'native-' if args.native else ''}{form}-{setup.file_name}"
+    if args.rescore:
+        results = Results.open(path, head, wanted=[*ids, "never finished"])
+        results.tries = {id: judged_anew(one) for id, one in results.tries.items()}
+    else:
+        results = Results.open(path, head, wanted=ids, again=args.again)
+        await fill(setup, results, ids, args)
+    found = [results.tries[id] for id in ids if id in results.tries]
+    for one in found:
+        if args.verbose and one.wrong:
+            print(f"  {one.id}: {case_of(one.id).wording.request!r}: {one.wrong}")
+    title = f"{setup.name}, {today()}: {len(found)} of {len(ids)} tries, {score(found).seconds:.0f} s"
+    theirs = None if args.native else native_for(setup.provider, setup.model)
+    print(table(title, score(found), native=theirs, aims=aims_for(setup.model)) + "\n", flush=True)
+
+
+async def fill(setup: Setup, results: Results, ids: list[str], args: argparse.Namespace) -> None:
+    """Try what is missing, for so many minutes at most."""
+    wanted = [id for id in ids if id not in results.tries]
+    progress = Progress(len(ids), len(results.tries), sum(not one.wrong for one in results.tries.values()))
+    print(f"{setup.name}: {progress}; results in {results.path}", file=sys.stderr)
+    source = _natively(setup, wanted) if args.native else tried(setup, wanted)
+    last = time.monotonic()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(args.minutes and args.minutes * 60), aclosing(source) as tries:
+            async for one in tries:
+                if isinstance(one, str):
+                    print(f"{setup.name} on {one}", file=sys.stderr)
+                    continue
+                results.add(one)
+                progress.count(right=not one.wrong)
+                if time.monotonic() - last > 10:
+                    last = time.monotonic()
+                    print(f"{setup.name}: {progress}", file=sys.stderr, flush=True)
+
+
+async def _natively(setup: Setup, ids: list[str]) -> AsyncGenerator[Try]:
+    if setup.provider == "ollama":
+        opened = native.ollama(setup.base_url or "", setup.model)
+    else:
+        path = path_of(setup.model)
+        if path is None:
+            raise SystemExit(f"{setup.model} is not on this machine: stigmer models pull {setup.model}")
+        opened = native.llamacpp(path)
+    async with opened as server:
+        for id in ids:
+            yield await native.attempt(server, case_of(id))
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    sys.exit(main())

@@ -86,6 +86,7 @@ async def start(
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
+        limit=1 << 20,  # of one line
         start_new_session=True,
         env={**inherited, **(extra_environment or {})},
     )
