@@ -42,6 +42,15 @@ TASKS: tuple[Task, ...] = (
         ),
     ),
     Task(
+        "sum",
+        KIND,
+        (
+            _plain("What is 7+5?", "12", "twelve"),
+            _plain("How much is 9 times 3?", "27", "twenty-seven"),
+            _plain("what's 20 minus 6", "14", "fourteen"),
+        ),
+    ),
+    Task(
         "home_knowledge",
         KIND,
         (
@@ -50,15 +59,6 @@ TASKS: tuple[Task, ...] = (
             _bare("Thanks, that's all for today.", r"\w+"),
         ),
         tools="home",
-    ),
-    Task(
-        "sum",
-        KIND,
-        (
-            _plain("What is 7+5?", "12", "twelve"),
-            _plain("How much is 9 times 3?", "27", "twenty-seven"),
-            _plain("what's 20 minus 6", "14", "fourteen"),
-        ),
     ),
     Task("thanks", KIND, (_plain("Thanks, that was all."), _plain("Great, thank you!"), _plain("ok bye"))),
     Task(
@@ -71,6 +71,15 @@ TASKS: tuple[Task, ...] = (
         ),
     ),
     Task(
+        "about_itself",
+        KIND,
+        (
+            _plain("What can you do?"),
+            _plain("Who are you?"),
+            _plain("Can you help me with my files later?"),
+        ),
+    ),
+    Task(
         "shop_talk",
         KIND,
         (
@@ -79,15 +88,6 @@ TASKS: tuple[Task, ...] = (
             _bare("Thank you, goodbye!", r"\w+"),
         ),
         tools="shop",
-    ),
-    Task(
-        "about_itself",
-        KIND,
-        (
-            _plain("What can you do?"),
-            _plain("Who are you?"),
-            _plain("Can you help me with my files later?"),
-        ),
     ),
     Task(
         "explain",

@@ -77,6 +77,16 @@ TASKS: tuple[Task, ...] = (
         tools="weather",
     ),
     Task(
+        "order_form",
+        KIND,
+        (
+            _order("Where is order 1042?", "ORD-1042", "friday", "on its way"),
+            _order("What about my order number 77?", "ORD-77", "delay", "week"),
+            _order("Can you look up order 2210 for me", "ORD-2210", "delivered", "monday"),
+        ),
+        tools="shop",
+    ),
+    Task(
         "other_folder",
         KIND,
         (
@@ -98,14 +108,14 @@ TASKS: tuple[Task, ...] = (
         ),
     ),
     Task(
-        "order_form",
+        "date_form",
         KIND,
         (
-            _order("Where is order 1042?", "ORD-1042", "friday", "on its way"),
-            _order("What about my order number 77?", "ORD-77", "delay", "week"),
-            _order("Can you look up order 2210 for me", "ORD-2210", "delivered", "monday"),
+            _event("Put Dentist into the calendar on 2027-05-31 at 09:00.", "dentist", "31.05.2027"),
+            _event("Add Lunch with Kim on 2 April 2027 at 12:30", "lunch", "02.04.2027"),
+            _event("New event: Review, 2027-11-08, 15:00", "review", "08.11.2027"),
         ),
-        tools="shop",
+        tools="european_calendar",
     ),
     Task(
         "not_there",
@@ -119,16 +129,6 @@ TASKS: tuple[Task, ...] = (
                 {"chapter1.md": "It began.\n", "chapter2.md": "Rain.\n"},
             ),
         ),
-    ),
-    Task(
-        "date_form",
-        KIND,
-        (
-            _event("Put Dentist into the calendar on 2027-05-31 at 09:00.", "dentist", "31.05.2027"),
-            _event("Add Lunch with Kim on 2 April 2027 at 12:30", "lunch", "02.04.2027"),
-            _event("New event: Review, 2027-11-08, 15:00", "review", "08.11.2027"),
-        ),
-        tools="european_calendar",
     ),
     Task(
         "other_text",

@@ -223,19 +223,12 @@ def _occurs(pattern: str, text: str) -> bool:
     return re.search(f"{before}(?:{pattern}){after}", text, re.IGNORECASE) is not None
 
 
-_CALL_KEYS = ({"name", "arguments"}, {"tool", "arguments"}, {"function", "arguments"}, {"name", "parameters"})
+_CALL = re.compile(r'"(name|tool|function)"\s*:\s*"[^"]*"\s*,\s*"(arguments|parameters)"\s*:\s*\{')
 
 
 def _printed(text: str) -> bool:
-    """Whether the answer is a call that was written as text: nobody would take it for an answer."""
-    for found in re.finditer(r"\{", text):
-        try:
-            value, _ = json.JSONDecoder(strict=False).raw_decode(text, found.start())
-        except ValueError:
-            continue
-        if isinstance(value, dict) and any(keys <= set(value) for keys in _CALL_KEYS):
-            return True
-    return False
+    """Whether the answer is, or holds, a call that was written as text: nobody would take it for an answer."""
+    return _CALL.search(text) is not None
 
 
 def _calls(outcome: Outcome) -> str:

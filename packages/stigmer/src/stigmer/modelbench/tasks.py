@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from stigmer.modelbench import _no_call, _one_call, _several_steps, _tool_error
+from stigmer.modelbench import _no_call, _one_call, _one_own_call, _several_steps, _tool_error
 from stigmer.modelbench.own_tools import TOOLSETS
 from stigmer.modelbench.task import KINDS, Case, Task
 
 __all__ = ["FORMS", "TASKS", "case_of", "cases"]
 
-TASKS: tuple[Task, ...] = (*_one_call.TASKS, *_no_call.TASKS, *_several_steps.TASKS, *_tool_error.TASKS)
+TASKS: tuple[Task, ...] = (
+    *_one_call.TASKS,
+    *_one_own_call.TASKS,
+    *_no_call.TASKS,
+    *_several_steps.TASKS,
+    *_tool_error.TASKS,
+)
 
 SHORT = {"one_call": 10, "no_call": 8, "several_steps": 8, "tool_error": 6}
 """Tries of each kind in the short form."""
