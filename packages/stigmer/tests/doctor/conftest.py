@@ -16,7 +16,10 @@ import pytest
 
 @dataclass
 class Web:
-    """`answers` maps a path (what follows ? left out) to a status and a body; others are 404."""
+    """`answers` maps a path (what follows ? left out) to a status and a body; others are 404.
+
+    A body that is a function is called with the JSON that was sent.
+    """
 
     answers: dict[str, tuple[int, Any]] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
@@ -35,13 +38,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
-        self.rfile.read(length)
+        sent = self.rfile.read(length)
         heard = {name.lower(): value for name, value in self.headers.items()}
         self.web.asked.append((self.command, self.path, heard))
         if self.web.silent:
             self.web.over.wait(60)
             return
         status, body = self.web.answers.get(self.path.partition("?")[0], (404, {"error": "not found"}))
+        if callable(body):
+            body = body(json.loads(sent))
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response_only(status)
         for name, value in self.web.headers.items():

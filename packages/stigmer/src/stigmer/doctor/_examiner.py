@@ -29,8 +29,6 @@ DATABASE_SECONDS = 3.0
 def main() -> int:
     """Looks at everything at once and ends when the last answer is here, or the last limit has passed."""
     make_undumpable()
-    import aiohttp  # noqa: F401  # Now, while the command still resolves its settings, and before any limit runs.
-
     said = sys.stdin.read()
     if not said:
         return 0  # The command has ended before it had a question.

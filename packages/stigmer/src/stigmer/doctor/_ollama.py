@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp  # noqa: F401  # The client imports it late; here it is before any limit runs.
 from graphton._proxies import is_loopback
 from graphton.chat._machine import free_memory
 from graphton.chat._window import ROOM_TO_GROW, rung
