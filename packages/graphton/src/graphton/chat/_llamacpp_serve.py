@@ -1,6 +1,7 @@
 """The child process that serves one GGUF file: `python -m graphton.chat._llamacpp_serve`, started by llamacpp.py.
 
-One JSON line comes in on standard input: model, key, n_ctx, threads, parallel, batch, log. One goes out: `{"url": …}`
+One JSON line comes in on standard input: model, key, window, slots, cache_mib,
+threads, batch, log. One goes out: `{"url": …}`
 when the server answers on the loopback interface, or `{"error": …}`. It ends when its standard input closes.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import Any
 
 from graphton._child import bind_to_parent, wait_for_parent_to_end
@@ -23,7 +25,7 @@ def main() -> None:
     try:
         server, said = _serve(config)
     except Exception as error:
-        server, said = None, {"error": f"{_last_complaint(config['log'], begin) or error}"}
+        server, said = None, {"error": f"{_complaint(config['log'], begin) or error}"}
     out_line = json.dumps(said).encode() + b"\n"
     try:
         os.write(out, out_line)
@@ -64,12 +66,20 @@ def _serve(config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     params.ui = False
     params.endpoint_slots = False
     params.endpoint_props = False
-    params.n_ctx = config["n_ctx"]
+    # Each slot has a cache of its own for the whole window: nothing is divided, and no call can take another's room.
+    params.n_ctx = config["window"] * config["slots"]
+    params.n_parallel = config["slots"]
+    params.kv_unified = False
     params.fit_params = False  # the window is what we said, or loading fails
-    params.n_parallel = config["parallel"]
-    params.kv_unified = True
+    params.ctx_shift = (
+        False  # a reply that fills the window ends there; nothing is dropped from its beginning
+    )
     params.cache_prompt = True
-    params.cache_ram_mib = 0
+    # What loses its slot is kept here, and comes back into whatever slot its conversation gets. Below the similarity,
+    # another conversation is assumed: the default of 0.1 takes the common beginning of all runs for the same one.
+    params.cache_ram_mib = config["cache_mib"]
+    params.cache_idle_slots = False
+    params.slot_prompt_similarity = 0.9
     params.warmup = False  # the first prompt warms it; an empty run before it took seconds on a busy machine
     params.n_batch = params.n_ubatch = config["batch"]
     for threads in (params.cpuparams, params.cpuparams_batch):
@@ -81,14 +91,15 @@ def _serve(config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return server, {"url": server.listening_address}
 
 
-def _last_complaint(log: str, begin: int) -> str:
-    """The last error line that llama.cpp wrote, but for the one that only says that it gives up."""
+def _complaint(log: str, begin: int) -> str:
+    """The first error line that llama.cpp wrote, which tells; those after it only say who gives up, too."""
     with open(log, encoding="utf-8", errors="replace") as file:
         if begin:
             file.seek(begin)
         lines = [line.strip() for line in file if " E " in line]
-    telling = [line for line in lines if "exiting due to" not in line]
-    return telling[-1].split(" E ", 1)[1].strip() if telling else ""
+    if not lines:
+        return ""
+    return re.sub(r"^\w+: (error loading model: )?", "", lines[0].split(" E ", 1)[1].strip())
 
 
 if __name__ == "__main__":

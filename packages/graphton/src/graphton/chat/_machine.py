@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["cores", "free_memory"]
+__all__ = ["cores", "free_memory", "slots_worth"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
@@ -25,6 +25,11 @@ def cores(*, cgroup: Path = _CGROUP) -> int:
     if quota[0].isdigit() and len(quota) == 2:
         usable = min(usable, max(1, int(quota[0]) // int(quota[1])))
     return usable if usable <= 4 else max(4, usable // 2)
+
+
+def slots_worth() -> int:
+    """Calls of one model that are worth running at a time: on few cores more of them only make each other slow."""
+    return 2 if cores() < 8 else 4
 
 
 def _available(meminfo: Path) -> int:

@@ -3,123 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import hashlib
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from pathlib import Path
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
-from graphton.catalog import CATALOG, Entry, by_path, known, models_dir, own_entries, path_of
-from graphton.chat._gguf import read_head
-from graphton.chat._llamacpp_pool import Key, Server, close_all, pool, served, wait_until_loaded
-from graphton.chat._machine import free_memory
-from graphton.chat.base import Chunk, Done, Request, WaitChunk
+from graphton.chat._llamacpp_file import ModelFile, Room, choose_room, locate, rungs
+from graphton.chat._llamacpp_pool import Server, close_all, pool, served, wait_until_loaded
+from graphton.chat._llamacpp_slots import Talk
+from graphton.chat._llamacpp_trouble import ended_midway
+from graphton.chat._machine import slots_worth
+from graphton.chat._window import BYTES_PER_TOKEN, GOOD_REPLY, ROOM_TO_GROW, Prompt, bytes_per_token, too_long
+from graphton.chat._wire import dumps
+from graphton.chat.base import Chunk, Done, Request, TextChunk, ThinkingChunk, WaitChunk
 from graphton.chat.openai import OpenAIChat
-from graphton.errors import BrokenStream, ConnectError, ModelMissing, ProviderError, SettingError, StatusError
-from graphton.messages import StopReason
-from graphton.models import ModelRef, ModelSettings
+from graphton.errors import BrokenStream, ConnectError, ProviderError, StatusError
+from graphton.messages import AssistantMessage, Message, StopReason, ToolResults, UserMessage
+from graphton.models import ModelRef, ModelSettings, find_provider
 
-__all__ = ["LADDER", "LlamaCppChat", "ModelFile", "close_all", "locate", "served", "set_idle_seconds"]
+__all__ = ["LlamaCppChat", "ModelFile", "close_all", "locate", "served", "set_idle_seconds"]
 
-LADDER = (8192, 16384, 32768)
-"""Windows that we take, so that a model is not loaded again for every other number."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    """A model file that is, or would be, on this machine. 0: not known."""
-
-    path: Path
-    size: int
-    context_window: int
-    kv_bytes: int
-
-    def memory(self, window: int) -> int:
-        """Bytes that serving it takes. Measured with a window of 8192: 2.0 GB for 1.5b, 0.8 GB for 0.5b.
-
-        The file is mapped, and about two thirds of it are copied in another order for the processor.
-        """
-        return self.size * 16 // 10 + self.kv_bytes * window + (100 << 20)
-
-
-def locate(model: str) -> ModelFile:
-    """The file of a model, by its name in the catalogue or its own path; raises ModelMissing when it is not here.
-
-    >>> locate("qwen2.5-coder:1.5b").path  # doctest: +SKIP
-    """
-    if path := by_path(model):
-        if not path.is_file():
-            raise ModelMissing(
-                f"there is no model file {str(path)!r}",
-                name=model,
-                hint="check the path; `stigmer models list` names the models that need none",
-            )
-        head = read_head(path)
-        return ModelFile(path, path.stat().st_size, head.context_window, head.kv_bytes)
-    entry = _entry(model)
-    found = path_of(entry.name)
-    if found is None:
-        raise ModelMissing(
-            f"model {entry.name!r} is not on this machine: {entry.size / 1e9:.1f} GB, from "
-            f"{entry.publisher or 'an address of your own'} ({entry.licence or 'licence unknown'}), looked for in "
-            f"{str(models_dir())!r}",
-            name=entry.name,
-            size=entry.size,
-            source=str(entry.sources[0]),
-            hint=f"stigmer models pull {entry.name}",
-        )
-    if not entry.context_window:  # A file of the user's own: only its head tells.
-        head = read_head(found)
-        return ModelFile(found, entry.size, head.context_window, head.kv_bytes)
-    return ModelFile(found, entry.size, entry.context_window, entry.kv_bytes)
-
-
-def _entry(model: str) -> Entry:
-    entry = known(model)
-    if entry is not None:
-        return entry
-    names = ", ".join(entry.name for entry in (*CATALOG, *own_entries()))
-    raise ModelMissing(
-        f"the built-in llama.cpp knows no model {model!r}",
-        name=model,
-        hint=f"take one of {names}, or the path of a .gguf file",
-    )
-
-
-def choose_window(file: ModelFile, asked: int | None, *, free: int, running: int = 0) -> tuple[int, str]:
-    """The window to serve with, and a notice when it is less than was asked for.
-
-    The smallest step of the ladder that holds what was asked for (8192 when nobody asked), lowered as far as memory
-    demands. A window that is running already and is large enough is taken as it is.
-    """
-    limit = file.context_window or LADDER[-1]
-    if asked is not None and file.context_window and asked > file.context_window:
-        raise SettingError(
-            f"context_window {asked} is above the {file.context_window} tokens that {file.path.name!r} can take",
-            hint=f"context_window={file.context_window}",
-        )
-    wanted = min(asked or LADDER[0], limit) if asked is None else asked
-    if running >= wanted:
-        return running, ""
-    rungs = sorted(
-        {min(rung, limit) for rung in LADDER} | ({asked} if asked and asked > LADDER[-1] else set())
-    )
-    first = next((rung for rung in rungs if rung >= wanted), rungs[-1])
-    for rung in reversed([rung for rung in rungs if rung <= first]):
-        if file.memory(rung) <= free:
-            if rung >= wanted:
-                return rung, ""
-            return rung, (
-                f"context_window {wanted} is lowered to {rung}: it needs {_gb(file.memory(wanted))} of memory "
-                f"and {_gb(free)} are free"
-            )
-    # The estimate may be too careful, and the system can give back more than it says: try with the smallest.
-    low = f"memory is short: {file.path.name} takes about {_gb(file.memory(rungs[0]))}, {_gb(free)} are free"
-    return rungs[0], low
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
+MEASURABLE = 64
+"""Prompt tokens from which on the time to the first token says how fast the server reads."""
+_MARKS = 20
+"""Bytes that stand for what a chat template puts around a message."""
+PATIENCE = 4
+"""The first token may take so many times what it should by the speed measured last."""
 
 
 def set_idle_seconds(seconds: float) -> None:
@@ -132,61 +45,291 @@ class LlamaCppChat(OpenAIChat):
 
     The model is a name of the catalogue (`qwen2.5-coder:1.5b`) or the path of a `.gguf` file. Nothing is started
     before the first call; what loading and reading the prompt take is told by WaitChunks.
+
+    `window` is what each of this chat's calls has for itself, as the server says it; 0 before the first. It is chosen
+    once, for the first prompt, and grows once at most, because that loads the model again.
     """
 
     extra_body: Mapping[str, Any] = {"cache_prompt": True, "return_progress": True}
     pending_url = "(llama.cpp's own address, known once it is started)"
 
     def __init__(self, ref: ModelRef, settings: ModelSettings) -> None:
+        self._level: str | None = None
         super().__init__(ref, settings)
+        self.window = 0
+        self._goal = 0
+        """The window that the next call needs; 0 before the first."""
         self._asked = settings.context_window
+        self._may_grow = self._asked is None
+        usual = find_provider(ref.provider)
+        self._said_reply = settings.max_tokens not in (None, usual.max_tokens)
+        self._bytes_per_token = BYTES_PER_TOKEN
         self._file: ModelFile | None = None
-        self._window = 0
+        self._patient = settings.timeouts.first_token in (None, usual.timeouts.first_token)
+
+    # --- settings -----------------------------------------------------------------------------------------------
+
+    def _thinking_fields(self, level: str) -> dict[str, Any]:
+        """Nothing yet: only the chat template in use tells what the model can be told."""
+        self._check_thinking(level)
+        self._level = level
+        return {}
+
+    def _template_fields(self, template: str) -> dict[str, Any]:
+        """How this chat template takes the thinking level; what it does not take is a notice."""
+        level = self._level
+        if level is None:
+            return {}
+        if "enable_thinking" in template:
+            return {"chat_template_kwargs": {"enable_thinking": level != "off"}}
+        if "reasoning_effort" in template and level != "off":
+            return {"chat_template_kwargs": {"reasoning_effort": level}}
+        if "reasoning_effort" in template:
+            self._say(f"thinking off is not sent: {self.ref.model} always thinks")
+        elif level != "off":
+            self._say(
+                f"thinking {level} is not sent: the chat template of {self.ref.model} has no switch for it"
+            )
+        return {}
+
+    def _say(self, text: str) -> None:
+        if text and text not in self.notices:
+            self.notice(text)
+
+    def resolve(self) -> ModelFile:
+        """Find the model's file, once; raises ModelMissing. Called by the first `stream`."""
+        if self._file is None:
+            self._file = locate(self.ref.model)
+            if not self._file.has_template:
+                self._say(
+                    f"{self._file.path.name} holds no chat template: llama.cpp takes its usual one (ChatML), "
+                    "which may not be what the model was trained with"
+                )
+        return self._file
+
+    # --- the window ---------------------------------------------------------------------------------------------
+
+    @property
+    def largest_window(self) -> int | None:
+        """What the window may still become; None as long as the file is not known."""
+        if self._file is None or not self._may_grow:
+            return self._goal or self._asked
+        room = choose_room(self._file, rungs(self._file)[-1], None, free=pool().free(), slots=1)
+        return max(self.window, room.window)
+
+    async def _fitting(self, prompt: Prompt) -> tuple[Server, str]:
+        """The server for this prompt, and what there is to say where it is another one than before."""
+        least, said = self._least(prompt), ""
+        if self._goal:
+            if least > self._goal:
+                said = self._grow(least)
+            return await self._server(self._goal, enough=self._goal), said
+        wanted = self._asked or prompt.tokens + prompt.reply + ROOM_TO_GROW
+        return await self._server(wanted, enough=self._asked or min(wanted, least + ROOM_TO_GROW)), ""
+
+    def _least(self, prompt: Prompt) -> int:
+        """Tokens without which this prompt and a reply do not fit; nobody asked for the longest reply there can be."""
+        reply = prompt.reply if self._said_reply else min(prompt.reply, GOOD_REPLY)
+        return max(prompt.tokens, prompt.words) + reply
+
+    async def _server(self, wanted: int, *, enough: int) -> Server:
+        """A server for windows of `wanted` tokens, or one that runs already and gives `enough`.
+
+        It may be less, and a notice, where model or memory allow no more.
+        """
+        file = self.resolve()
+
+        def room(free: int) -> Room:
+            return choose_room(file, wanted, self._asked, free=free, slots=slots_worth())
+
+        server = await pool().server(file, min(enough, rungs(file)[-1]), room)
+        self._say(server.room.notice)
+        return server
+
+    def _take_window(self, server: Server) -> None:
+        """The window is what the loaded server gives to each call."""
+        if server.window < server.room.window:
+            self._say(
+                f"llama.cpp gives {self.ref.model} a context window of {server.window} tokens, "
+                f"not the {server.room.window} that it was started for"
+            )
+        self.window = self._goal = server.window
+        self.settings = replace(self.settings, context_window=server.window)
+
+    def _grow(self, need: int) -> str:
+        """The one step up, to at least twice the size where model and memory allow it; "" where there is none."""
+        largest = self.largest_window or 0
+        if not self._may_grow or largest < max(need, self.window + 1):
+            return ""
+        wanted = min(max(need + ROOM_TO_GROW, 2 * self.window), largest)
+        self._goal = next(rung for rung in (*rungs(self.resolve()), largest) if rung >= wanted)
+        self._may_grow = False
+        pool().leave(self)  # The smaller server may be ended, should its memory be needed.
+        said = f"context window raised from {self.window} to {self._goal} tokens; {self.ref.model} is loaded again"
+        self._say(said)
+        return said
+
+    # --- the call -----------------------------------------------------------------------------------------------
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """Send the request and hand out the reply as it comes; see `Chat`."""
-        file = self.resolve()
-        server = pool().server(Key(file.path, self._window))
+        self.resolve()
+        prompt = self._measured(request)
+        server, said = await self._fitting(prompt)
+        if said:
+            yield WaitChunk("load", text=said)
         with server.in_use():
-            async with aclosing(wait_until_loaded(server, file.size, self._limits.first_token)) as waits:
+            async with aclosing(wait_until_loaded(server)) as waits:
                 async for wait in waits:
                     yield wait
-            if server.turn.locked():
-                yield WaitChunk("prompt", text="waiting for another call of this model")
-            async with server.turn:
-                self.base_url = f"{server.url}/v1"
-                self.settings = replace(self.settings, api_key=server.api_key)
-                async with aclosing(super().stream(request)) as chunks:  # type: ignore[type-var]  # a generator by another name
-                    try:
-                        async for chunk in chunks:
-                            yield self._done(chunk) if isinstance(chunk, Done) else chunk
-                    except (ConnectError, BrokenStream) as error:
-                        raise await _if_dead(server, error) from error
-                    except StatusError as error:
-                        raise _if_too_long(error, self._window) from error
+            self._take_window(server)
+            if prompt.words > self.window:
+                why = f"the prompt does not fit the context window of {self.ref.model}"
+                raise self._too_long(why, prompt, server)
+            talk = _talk(request)
+            if server.slots.must_wait(talk):
+                yield WaitChunk("prompt", text=_why_wait(server))
+            async with (
+                server.slots.turn(talk, self) as slot,
+                aclosing(self._answer(server, slot.id, request, prompt)) as chunks,
+            ):
+                async for chunk in chunks:
+                    yield chunk
 
-    def _done(self, done: Done) -> Done:
+    async def _answer(
+        self, server: Server, slot: int, request: Request, prompt: Prompt
+    ) -> AsyncGenerator[Chunk]:
+        began, first = time.monotonic(), 0.0
+        call = self._call(server, slot, prompt)
+        server.pending += prompt.tokens
+        try:
+            async with aclosing(OpenAIChat.stream(call, request)) as chunks:  # type: ignore[type-var]  # a generator by another name
+                async for chunk in chunks:
+                    if isinstance(chunk, TextChunk | ThinkingChunk | Done):
+                        first = first or time.monotonic()
+                    if isinstance(chunk, Done):
+                        yield self._done(chunk, server, prompt, first - began)
+                    else:
+                        yield chunk
+        except (ConnectError, BrokenStream) as error:
+            raise await _if_dead(server, error) from error
+        except StatusError as error:
+            raise self._if_too_long(error, prompt, server) from error
+        finally:
+            server.pending -= prompt.tokens
+
+    def _call(self, server: Server, slot: int, prompt: Prompt) -> LlamaCppChat:
+        """This chat as one call needs it: with the server's address and key, its slot, and the patience for it."""
+        call = copy(self)
+        call.base_url = f"{server.url}/v1"
+        call.settings = replace(self.settings, api_key=server.api_key)
+        call.extra_body = {**self.extra_body, **self._template_fields(server.template), "id_slot": slot}
+        if self._patient and server.speed:
+            estimate = (prompt.tokens + server.pending) / server.speed
+            limit = max(self._limits.first_token, PATIENCE * estimate)
+            call._limits = replace(self._limits, first_token=limit)
+        return call
+
+    def _done(self, done: Done, server: Server, prompt: Prompt, seconds: float) -> Done:
         """llama.cpp says "length" for both limits, the output's and the window's, and names the model by its path."""
+        usage = done.message.usage
+        fresh = usage.input_tokens - usage.cached_tokens
+        if fresh >= MEASURABLE and seconds > 0:
+            server.speed = fresh / seconds
+        self._bytes_per_token = bytes_per_token(prompt, usage.input_tokens)
         message = replace(done.message, model=self.ref.model)
-        used = message.usage.input_tokens + message.usage.output_tokens
-        if message.stop is StopReason.LENGTH and used >= self._window:
+        used = usage.input_tokens + usage.output_tokens
+        if message.stop is StopReason.LENGTH and used >= server.window - 1:
+            why = f"the reply of {self.ref.model} filled the context window before it was whole"
+            if self._grow(usage.input_tokens + max(usage.output_tokens, self._least(prompt) - prompt.tokens)):
+                raise self._too_long(why, prompt, server, retryable=True)
             message = replace(message, stop=StopReason.CONTEXT)
         return Done(message)
+
+    def _if_too_long(self, error: StatusError, prompt: Prompt, server: Server) -> ProviderError:
+        """The error with the budget; where the window can grow, it does, and the next try has room."""
+        if "exceed_context_size" not in error.kind and "Context size has been exceeded" not in error.message:
+            return error
+        counted = re.search(r"\((\d+) tokens\)", error.message)
+        tokens = int(counted[1]) if counted else prompt.tokens
+        prompt = replace(prompt, bytes_per_token=prompt.size / tokens)
+        why = f"the prompt of {tokens:,} tokens does not fit the context window of {self.ref.model}"
+        return self._too_long(why, prompt, server, retryable=bool(self._grow(self._least(prompt))))
+
+    def _too_long(
+        self, why: str, prompt: Prompt, server: Server, *, retryable: bool = False
+    ) -> ProviderError:
+        return too_long(
+            why,
+            prompt,
+            window=server.window,
+            limit=server.file.context_window or None,
+            provider=self.ref.provider,
+            url=server.url,
+            retryable=retryable,
+        )
 
     def _headers(self, key: str) -> dict[str, str]:
         # llama.cpp's HTTP server closes idle connections when it likes; on the loopback a new one costs nothing.
         return {**super()._headers(key or "***"), "connection": "close"}
 
-    def resolve(self) -> ModelFile:
-        """Find the model's file and settle the window, once; raises ModelMissing. Called by the first `stream`."""
-        if self._file is None:
-            file = locate(self.ref.model)
-            running = pool().widest(file.path)
-            self._window, notice = choose_window(file, self._asked, free=free_memory(), running=running)
-            self.settings = replace(self.settings, context_window=self._window)
-            self.notices += (notice,) if notice else ()
-            self._file = file
-        return self._file
+    async def close(self) -> None:
+        """The run has ended: other runs may have its slots."""
+        pool().leave(self)
+
+    def _measured(self, request: Request) -> Prompt:
+        """The parts of the prompt in bytes, the marks between messages included."""
+        sizes = [_size(message) for message in request.messages]
+        return Prompt(
+            system=len(dumps(request.system)) + _MARKS,
+            tools=len(_offered(request)) if request.tools else 0,
+            messages=sum(size for size, _ in sizes),
+            tool_count=len(request.tools),
+            message_count=len(sizes),
+            words=len(request.system.split()) + sum(words for _, words in sizes),
+            reply=self.settings.max_tokens or 0,
+            bytes_per_token=self._bytes_per_token,
+        )
+
+
+def _size(message: Message) -> tuple[int, int]:
+    """Bytes of a message, and the words between blanks in it; measured once."""
+    if "llamacpp" not in message.wire:
+        text = _said(message)
+        message.wire["llamacpp"] = len(text.encode("utf-8", "replace")) + _MARKS, len(text.split())
+    size, words = message.wire["llamacpp"]
+    return size, words
+
+
+def _said(message: Message) -> str:
+    match message:
+        case UserMessage():
+            return message.text
+        case ToolResults():
+            return "\n".join(result.text for result in message.results)
+        case AssistantMessage():
+            calls = (
+                f"{call.name} {call.malformed or dumps(call.arguments).decode()}" for call in message.calls
+            )
+            return "\n".join((message.text, *calls))
+
+
+def _offered(request: Request) -> bytes:
+    return dumps([[tool.name, tool.description, tool.parameters] for tool in request.tools])
+
+
+def _talk(request: Request, *, whole: bool = True) -> Talk:
+    """Which conversation a request belongs to; not `whole`: for whoever comes with this beginning."""
+    beginning = hashlib.sha256(dumps(request.system) + _offered(request)).digest()
+    if not whole or not request.messages:
+        return Talk(beginning)
+    return Talk(beginning, hashlib.sha256(_said(request.messages[0]).encode("utf-8", "replace")).digest())
+
+
+def _why_wait(server: Server) -> str:
+    if server.room.slots == 1:
+        return "waiting for another call of this model: memory allows one at a time"
+    return "waiting for other calls of this model"
 
 
 async def _if_dead(server: Server, error: ProviderError) -> ProviderError:
@@ -196,26 +339,4 @@ async def _if_dead(server: Server, error: ProviderError) -> ProviderError:
             await server.over.wait()
     except TimeoutError:
         return error
-    return BrokenStream(
-        f"the llama.cpp process that serves {server.key.path.name!r} {server.why or 'ended'} in the middle of a call",
-        hint="the next call starts it again; if that goes on, the machine may be out of memory",
-        provider="llamacpp",
-        url=error.url,
-    )
-
-
-def _if_too_long(error: StatusError, window: int) -> StatusError:
-    if "exceed_context_size" not in error.kind and "Context size has been exceeded" not in error.message:
-        return error
-    larger = next((rung for rung in LADDER if rung > window), None)
-    return StatusError(
-        f"the prompt does not fit the window of {window} tokens: {error.message}",
-        status=400,
-        kind="context",
-        hint=f"set context_window={larger}, or shorten the conversation"
-        if larger
-        else "shorten the conversation",
-        provider="llamacpp",
-        url=error.url,
-        retryable=False,
-    )
+    return ended_midway(server.file, server.why or "ended", error.url, pool().free())
