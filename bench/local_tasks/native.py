@@ -7,6 +7,7 @@ chat template of the model (jinja), served by a process of its own.
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import json
 import os
 import secrets
@@ -143,6 +144,14 @@ async def _run(tools: dict[str, Tool], call: dict[str, Any]) -> Made:
     if isinstance(done, ToolOutput):
         return Made(name, arguments, done.text[:2000], done.is_error)
     return Made(name, arguments, done[:2000])
+
+
+async def version(url: str | None) -> str:
+    """The server with its version."""
+    if url is None:
+        return f"llama.cpp (xllamacpp {importlib.metadata.version('xllamacpp')}), jinja"
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/api/version") as answer:
+        return f"Ollama {(await answer.json())['version']}"
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
 import time
 from collections.abc import AsyncGenerator
@@ -21,11 +22,12 @@ from graphton.catalog import path_of
 from stigmer.errors import StigmerError
 from stigmer.modelbench.bench import Setup, today, tried
 from stigmer.modelbench.results import Results, Try, judged_anew
-from stigmer.modelbench.scores import aims_for, native_for, score
-from stigmer.modelbench.show import Progress, table
+from stigmer.modelbench.scores import Score, aims_for, native_for, score
+from stigmer.modelbench.show import Progress, markdown, table
 from stigmer.modelbench.tasks import case_of, cases
 
 MODELS = ("qwen2.5-coder:0.5b", "qwen2.5-coder:1.5b")
+NATIVE = Path(__file__).parents[2] / "packages/stigmer/src/stigmer/modelbench/native.json"
 ROWS = tuple(f"{provider}:{model}" for provider in ("llamacpp", "ollama") for model in MODELS)
 
 
@@ -79,9 +81,45 @@ async def row(setup: Setup, args: argparse.Namespace) -> None:
     for one in found:
         if args.verbose and one.wrong:
             print(f"  {one.id}: {case_of(one.id).wording.request!r}: {one.wrong}")
+    if args.native:
+        keep_native(setup, score(found), await native.version(setup.base_url))
     title = f"{setup.name}, {today()}: {len(found)} of {len(ids)} tries, {score(found).seconds:.0f} s"
     theirs = None if args.native else native_for(setup.provider, setup.model)
+    if args.markdown:
+        for line in markdown_rows(setup, score(found), len(ids)):
+            print(line)
+        return
     print(table(title, score(found), native=theirs, aims=aims_for(setup.model)) + "\n", flush=True)
+
+
+def markdown_rows(setup: Setup, found: Score, wanted: int) -> list[str]:
+    """Two rows for docs/local.md: ours, and the plain native API where that was measured."""
+    server = {"ollama": "Ollama", "llamacpp": "llama.cpp"}[setup.provider]
+    ours = (today(), setup.model, server, "stigmer", f"{found.total} of {wanted}")
+    rows = [markdown(ours, found, aims_for(setup.model))]
+    if theirs := native_for(setup.provider, setup.model):
+        cells = (theirs.date, setup.model, server, "plain native API", str(sum(theirs.tries.values())))
+        rows.append(markdown(cells, theirs))
+    return rows
+
+
+def keep_native(setup: Setup, found: Score, server: str) -> None:
+    """Put the row into the file that the product carries; an earlier one of the same model and server goes."""
+    rows = json.loads(NATIVE.read_text("utf-8"))
+    rows = [row for row in rows if (row["provider"], row["model"]) != (setup.provider, setup.model)]
+    rows.append(
+        {
+            "provider": setup.provider,
+            "model": setup.model,
+            "server": server,
+            "date": today(),
+            "right": {kind: found.right.get(kind, 0) for kind in found.tries},
+            "tries": dict(found.tries),
+            "ends": dict(found.ends),
+        }
+    )
+    rows.sort(key=lambda row: (row["provider"], row["model"]))
+    NATIVE.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
 
 
 async def fill(setup: Setup, results: Results, ids: list[str], args: argparse.Namespace) -> None:

@@ -117,8 +117,8 @@ SOLVED: dict[str, tuple[list[Call], str]] = {
     ),
     "several_steps/list_into_file": (
         [
-            ("list_files", {"path": "photos"}),
-            ("write_file", {"path": "list.txt", "content": "sea.jpg.txt\ncat.jpg.txt\n"}),
+            ("list_files", {"path": "recipes"}),
+            ("write_file", {"path": "list.txt", "content": "soup.txt\nbread.txt\n"}),
         ],
         "Written.",
     ),

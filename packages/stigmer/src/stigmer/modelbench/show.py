@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from stigmer.modelbench.scores import FIRST_REQUEST_AIM, Native, Score, interval
 from stigmer.modelbench.task import KINDS
 
 __all__ = ["Progress", "bad_ends", "figure", "markdown", "table"]
+
+_NO_AIMS: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass
@@ -87,11 +90,11 @@ def _cache(found: Score) -> str:
     return f"later requests: {100 * found.cached:.0f} % of the prompt came from the server's cache"
 
 
-def markdown(cells: Mapping[str, str], found: Score, native: Native | None) -> str:
-    """One row for docs/local.md; `cells` are the first columns."""
-    kinds = [
-        f"{figure(found.right.get(kind, 0), found.tries.get(kind, 0))}"
-        + (f"; native {figure(native.right.get(kind, 0), native.tries.get(kind, 0))}" if native else "")
-        for kind in KINDS
-    ]
-    return "| " + " | ".join([*cells.values(), *kinds, bad_ends(found)]) + " |"
+def markdown(cells: Sequence[str], found: Score | Native, aims: Mapping[str, int] = _NO_AIMS) -> str:
+    """One row for docs/local.md: `cells`, then each kind, then bad ends. A figure that reaches its aim is bold."""
+    kinds = []
+    for kind in KINDS:
+        right, tries = found.right.get(kind, 0), found.tries.get(kind, 0)
+        reached = kind in aims and tries and 100 * right / tries >= aims[kind]
+        kinds.append(f"**{figure(right, tries)}**" if reached else figure(right, tries))
+    return "| " + " | ".join([*cells, *kinds, bad_ends(found)]) + " |"
