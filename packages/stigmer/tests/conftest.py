@@ -144,6 +144,15 @@ class Fake:
         body = json.dumps({"replies": replies, "rules": list(rules)}).encode()
         self._open(urllib.request.Request(f"{self.url}/_script", data=body))
 
+    def ollama(self, **held: Any) -> dict[str, str]:
+        """Makes it an Ollama that holds these `models` (name to capabilities); what brings a run there that names none.
+
+        `registry`, `sizes`, `remote`, `templates`, `trouble`: see graphton.testing's Library.
+        """
+        body = json.dumps({"models": {}, **held}).encode()
+        self._open(urllib.request.Request(f"{self.url}/_models", data=body))
+        return {"STIGMER_LLM_MODEL": "", "OLLAMA_HOST": self.url}
+
     @property
     def requests(self) -> list[dict[str, Any]]:
         """The model calls that have arrived."""

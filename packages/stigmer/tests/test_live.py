@@ -22,7 +22,7 @@ async def test_a_real_provider_answers_what_the_cascade_resolves(provider: str) 
     except ConfigError as error:
         pytest.skip(error.message)
     if provider == "ollama":
-        installed = preflight.ollama_models(config.settings.base_url or "")
+        installed = await preflight.installed(config.settings.base_url or "")
         if not installed:
             pytest.skip(f"no Ollama with a model at {config.settings.base_url}")
         named = layer_from_flags({"provider": provider, "model": installed[0].name})

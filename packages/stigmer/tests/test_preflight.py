@@ -61,30 +61,43 @@ def test_free_memory_is_a_number_of_bytes() -> None:
     assert preflight.free_memory() > 1 << 20
 
 
-@pytest.mark.parametrize(
-    "body", ["", "null", "[]", '{"models": 3}', "<html>", '{"models": [3, {"name": 4}]}', "x" * 100]
-)
-def test_what_is_no_list_of_models_is_no_error(body: str) -> None:
-    import http.server
-    import threading
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *arguments: object) -> None:
-            """Says nothing."""
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.timeout = 30
-        thread = threading.Thread(target=server.handle_request, daemon=True)
-        thread.start()
-        assert not preflight.ollama_models(f"http://127.0.0.1:{server.server_port}", limit=30)
-        thread.join(30)
+TOOLS = ("completion", "tools")
 
 
-def test_where_nothing_listens_there_is_no_list_of_models() -> None:
-    assert preflight.ollama_models("http://127.0.0.1:9") is None
-    assert preflight.ollama_models("https://127.0.0.1:9/deep/") is None
+async def test_what_an_ollama_has_is_described_where_its_default_is_missing() -> None:
+    async with FakeProviders(models={"qwen3:8b": TOOLS, "nomic-embed": ("embedding",)}) as fake:
+        found = {row.name: row for row in await preflight.installed(fake.ollama_url) or ()}
+    assert found["qwen3:8b"].tools is True
+    assert found["qwen3:8b"].usable
+    assert found["qwen3:8b"].memory > found["qwen3:8b"].size > 0
+    assert not found["nomic-embed"].usable
+
+
+async def test_with_its_default_there_nothing_is_described() -> None:
+    async with FakeProviders(models={"qwen2.5-coder:7b": TOOLS, "qwen3:8b": TOOLS}) as fake:
+        found = await preflight.installed(fake.ollama_url)
+        assert [request.path for request in fake.requests if request.path == "/api/show"] == []
+    assert {row.name for row in found or ()} == {"qwen2.5-coder:7b", "qwen3:8b"}
+
+
+async def test_models_of_elsewhere_and_without_a_template_are_none_that_a_run_can_take() -> None:
+    async with FakeProviders() as fake:
+        fake.library.become(
+            models={"gpt-oss:120b-cloud": TOOLS, "bare": TOOLS},
+            remote={"gpt-oss:120b-cloud": "https://ollama.com:443"},
+            templates={"bare": "{{ .Prompt }}"},
+        )
+        found = await preflight.installed(fake.ollama_url)
+    assert [row.usable for row in found or ()] == [False, False]
+
+
+async def test_a_loaded_model_needs_no_more_memory() -> None:
+    async with FakeProviders(models={"qwen3:8b": TOOLS}) as fake:
+        fake.library.loaded["qwen3:8b"] = 8192
+        found = await preflight.installed(fake.ollama_url)
+    assert [row.memory for row in found or ()] == [0]
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "https://127.0.0.1:9/deep/", "nonsense"])
+async def test_where_nobody_answers_nobody_can_tell(url: str) -> None:
+    assert await preflight.installed(url) is None

@@ -1,19 +1,30 @@
-"""What is measured on this machine, in under a second: does Ollama answer, what does it hold, how much memory is free."""
+"""What is measured on this machine before a run: does Ollama answer, what does it hold, how much memory is free."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import ssl
 from contextlib import suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-__all__ = ["OllamaModel", "free_memory", "ollama_models", "ollama_up"]
+from graphton._proxies import is_loopback
+from graphton._trust import tls_context
+
+from stigmer.config import Installed
+
+if TYPE_CHECKING:
+    from graphton.chat.ollama_facts import ModelFacts, Server
+
+__all__ = ["MOST_DESCRIBED", "free_memory", "installed", "ollama_up", "patience"]
 
 LIMIT_SECONDS = 0.9
-_TAGS_LIMIT = 8_000_000
-"""Bytes of a list of models that are read at most."""
+BUSY_SECONDS = 3.0
+DESCRIBING_SECONDS = 5.0
+"""What describing all installed models may take: an Ollama reads 0.4 s for one with a large vocabulary."""
+MOST_DESCRIBED = 24
+"""The largest so many are looked at."""
+SMALL_WINDOW = 8192
+"""Tokens of a window that every run fits into at first."""
 
 
 async def ollama_up(url: str, *, limit: float = LIMIT_SECONDS) -> bool:
@@ -29,7 +40,7 @@ async def ollama_up(url: str, *, limit: float = LIMIT_SECONDS) -> bool:
 
 
 async def _version(host: str, port: int, prefix: str, *, secure: bool) -> bool:
-    context = ssl.create_default_context() if secure else None
+    context = tls_context() if secure else None
     reader, writer = await asyncio.open_connection(host, port, ssl=context)
     try:
         shown = f"[{host}]" if ":" in host else host
@@ -50,36 +61,57 @@ async def _version(host: str, port: int, prefix: str, *, secure: bool) -> bool:
             await writer.wait_closed()
 
 
-class OllamaModel(NamedTuple):
-    """A model that an Ollama has installed."""
-
-    name: str
-    size: int
+def patience(url: str) -> float:
+    """Seconds that an Ollama may take to say what it is. On this machine a stopped one is told at once; it may be busy."""
+    return BUSY_SECONDS if is_loopback(urlsplit(url).hostname or "") else LIMIT_SECONDS
 
 
-def ollama_models(url: str, *, limit: float = LIMIT_SECONDS) -> list[OllamaModel] | None:
-    """What the Ollama at this address has installed (`GET /api/tags`), by name; None where none answers."""
-    import http.client
+async def installed(url: str, *, api_key: str | None = None) -> tuple[Installed, ...] | None:
+    """What the Ollama there has, as the cascade chooses by it; None where nobody can tell in time.
 
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(
-        parts.hostname or "", parts.port, timeout=limit
-    )  # Talks to the address, never to a proxy.
+    Each model is described only where the default is not among them: that takes up to half a second for the first
+    time, and is remembered by digest.
+    """
+    from graphton.chat.ollama_facts import measure  # Imported before the clock runs.
+    from graphton.errors import GraphtonError
+    from graphton.models import PROVIDERS
+
     try:
-        connection.request("GET", f"{parts.path.rstrip('/')}/api/tags")
-        reply = connection.getresponse()
-        found = json.loads(reply.read(_TAGS_LIMIT)) if reply.status == 200 else None
-    except (OSError, ValueError, http.client.HTTPException):
-        return None
-    finally:
-        connection.close()
-    listed = found.get("models") if isinstance(found, dict) else None
-    if not isinstance(listed, list):
-        return None
-    rows = [row for row in listed if isinstance(row, dict) and isinstance(row.get("name"), str)]
-    sizes = [row["size"] if isinstance(row.get("size"), int) else 0 for row in rows]
-    return sorted(OllamaModel(row["name"], size) for row, size in zip(rows, sizes, strict=True))
+        async with asyncio.timeout(DESCRIBING_SECONDS):
+            server = await measure(url, api_key=api_key, seconds=patience(url))
+        if server.installed_model(PROVIDERS["ollama"].default_model):
+            return tuple(Installed(row.name, row.size) for row in server.installed)
+        async with asyncio.timeout(DESCRIBING_SECONDS):
+            return await _described(server)
+    except (GraphtonError, TimeoutError, ValueError):
+        return None  # The run itself says what is wrong with it, at length.
+
+
+async def _described(server: Server) -> tuple[Installed, ...]:
+    from graphton.chat.ollama_facts import model_facts
+
+    here = is_loopback(urlsplit(server.base_url).hostname or "")
+    largest = sorted(server.installed, key=lambda row: -row.size)[:MOST_DESCRIBED]
+    found = await asyncio.gather(*(model_facts(server, row.name) for row in largest))
+    return tuple(
+        _as_installed(facts, counts=here and server.loaded_model(facts.name) is None)
+        for facts in found
+        if facts is not None
+    )
+
+
+def _as_installed(facts: ModelFacts, *, counts: bool) -> Installed:
+    """`counts`: it would have to be loaded into the memory of this machine."""
+    answers = facts.capabilities is None or "completion" in facts.capabilities
+    size = facts.size or 0
+    memory = size * 11 // 10 + (facts.kv_bytes or 0) * SMALL_WINDOW + (200 << 20)
+    return Installed(
+        facts.name,
+        size,
+        memory if counts and size else 0,
+        facts.tools,
+        usable=answers and not facts.remote and not facts.bare_template,
+    )
 
 
 def free_memory() -> int:

@@ -62,7 +62,8 @@ class FakeProviders:
         self.requests: list[FakeRequest] = []
         """Every request, in order of arrival."""
         self.strict = strict
-        self._library = Library(models, registry)
+        self.library = Library(models, registry)
+        """What its Ollama has, and what that can pull."""
         self._replies: deque[Reply] = deque()
         self._rules: list[Rule] = []
         self._used = 0
@@ -225,14 +226,14 @@ class FakeProviders:
 
     def _missing(self, request: FakeRequest) -> Reply | None:
         model = request.model if ":" in request.model else f"{request.model}:latest"
-        able = self._library.capabilities(request.model)
+        able = self.library.capabilities(request.model)
         if able is None:
             return Reply(status=404, error=f"model '{request.model}' not found")
         if request.tools and "tools" not in able:
             return Reply(status=400, error=f"registry.ollama.ai/library/{model} does not support tools")
         if request.json.get("think") and "thinking" not in able:
             return Reply(status=400, error=f'"{model}" does not support thinking')
-        self._library.loaded[model] = (request.json.get("options") or {}).get("num_ctx", 4096)
+        self.library.loaded[model] = (request.json.get("options") or {}).get("num_ctx", 4096)
         return None
 
     def _decide(self, request: FakeRequest) -> Reply:
@@ -288,7 +289,7 @@ class FakeProviders:
         return response
 
     def _page(self, request: FakeRequest) -> web.Response:
-        found = self._library.page(request.method, request.path, request.json or {})
+        found = self.library.page(request.method, request.path, request.json or {})
         if found is not None:
             status, body = found
             return web.Response(body=body, status=status, content_type=_library_type(body))
@@ -304,7 +305,7 @@ class FakeProviders:
         return web.Response(text=told) if isinstance(told, str) else _json(told)
 
     def _list(self, request: FakeRequest) -> dict[str, Any]:
-        names = self._library.names
+        names = self.library.names
         if "anthropic-version" in request.headers:
             when = "2026-01-01T00:00:00Z"
             cards = [{"type": "model", "id": n, "display_name": n, "created_at": when} for n in names]
@@ -316,8 +317,8 @@ class FakeProviders:
         if (request.method, request.path) == ("GET", "/_requests"):
             return _json([_recorded(r) for r in self.requests])
         if (request.method, request.path) == ("POST", "/_models"):
-            self._library.become(**request.json)
-            return _json({"models": self._library.names})
+            self.library.become(**request.json)
+            return _json({"models": self.library.names})
         if (request.method, request.path) == ("POST", "/_script"):
             self.script(request.json)
             return _json({"pending": len(self._replies)})

@@ -1,25 +1,44 @@
-"""Fetching a model: what is said before, and how it shows its progress."""
+"""Fetching a model: what is said before, from where it comes, and how it shows its progress."""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stigmer.cli._terminal import SPARSE_SECONDS, Terminal, person_here, size_text
-from stigmer.errors import StigmerError
+from stigmer.cli._progress import progress
+from stigmer.cli._terminal import Terminal, harmless, person_here, size_text
+from stigmer.errors import ConfigError, StigmerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
-__all__ = ["fetch", "fetch_or_refuse", "wanted"]
+__all__ = [
+    "FETCHABLE",
+    "address",
+    "fetch",
+    "fetch_at_ollama",
+    "fetch_or_refuse",
+    "fetch_own",
+    "keep_own",
+    "wanted",
+]
+
+FETCHABLE = ("model_missing", "not_installed")
+"""Codes of what a daemon says where a model that can be had is not there: a file, or an Ollama's."""
 
 
 def fetch_or_refuse(missing: StigmerError, talk: Terminal) -> None:
     """Fetches the model that a run needs, where somebody here says so; else raises what the daemon said."""
     details: dict[str, str] = getattr(missing, "details", {})
-    name = details.get("name", "")
+    name, url = details.get("name", ""), details.get("base_url", "")
+    if missing.code == "not_installed":
+        if not name or not _agreed(f"model {name}", f"at the Ollama at {url}", "Pull it there", talk):
+            raise missing
+        fetch_at_ollama(name, talk, url=url)
+        return
     size, source = int(details.get("size") or 0), details.get("source", "")
     if not size or not wanted(name, size=size, source=source, talk=talk):
         raise missing
@@ -29,12 +48,16 @@ def fetch_or_refuse(missing: StigmerError, talk: Terminal) -> None:
 def wanted(name: str, *, size: int, source: str, talk: Terminal) -> bool:
     """Whether the missing model shall be fetched now: asks the person at the terminal, or STIGMER_PULL=always said so."""
     what = f"the model {name} ({size_text(size)}, from {source})" if size else f"the model {name}"
+    return _agreed(what, "on this machine", "Fetch it", talk)
+
+
+def _agreed(what: str, place: str, question: str, talk: Terminal) -> bool:
     if os.environ.get("STIGMER_PULL") == "always":
-        talk.say(f"fetching {what}; once")
+        talk.say(f"fetching {harmless(what)}; once")
         return True
     if not person_here():
         return False
-    talk.ask(f"{what} is not on this machine. Fetch it now? [Y/n] ")
+    talk.ask(f"{harmless(what)} is not {harmless(place)}. {question} now? [Y/n] ")
     answer = sys.stdin.readline()
     talk.answered()
     return bool(answer) and answer.strip().lower() in ("", "y", "yes")
@@ -43,48 +66,78 @@ def wanted(name: str, *, size: int, source: str, talk: Terminal) -> bool:
 def fetch(name: str, talk: Terminal) -> str:
     """Fetches a model of the catalogue and gives the file's path; what is there already is left alone."""
     from graphton import catalog
-    from graphton._download import pull
+    from graphton._download import GGUF, pull
 
     entry = catalog.find(name)
-    if not talk.updates:
-        return str(pull(entry, _lines(talk, entry.name)))
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(entry.name, total=entry.size)
-
-        def show(done: int, total: int, text: str) -> None:
-            bar.update(
-                task, completed=done, total=total, description=f"{entry.name}: {text}" if text else entry.name
-            )
-
-        return str(pull(entry, show))
+    own = not entry.licence
+    with _interruptible(talk, name), progress(talk, entry.name, entry.size) as show:
+        return str(pull(entry, show, mirror="" if own else _mirror(), begins=GGUF if own else b""))
 
 
-def _lines(talk: Terminal, name: str) -> Callable[[int, int, str], None]:
-    """Progress where no line can be updated: one when the text changes, else now and then."""
-    last_text, last_time = "", 0.0
+def fetch_own(url: str, sha256: str, name: str, talk: Terminal) -> str:
+    """Fetches the .gguf file at an address, keeps it as `name`, and gives its path."""
+    from graphton._own_models import pull_from
 
-    def show(done: int, total: int, text: str) -> None:
-        nonlocal last_text, last_time
-        now = time.monotonic()
-        if text != last_text or now - last_time >= SPARSE_SECONDS:
-            last_text, last_time = text, now
-            talk.say(f"{name}: {text}  {size_text(done)} of {size_text(total)}")
+    with _interruptible(talk, name), progress(talk, name) as show:
+        return str(pull_from(url, sha256, name, show))
 
-    return show
+
+def keep_own(path: Path, name: str, sha256: str, talk: Terminal) -> str:
+    """Keeps a .gguf file where it is under a name, and gives the link's path."""
+    from graphton._own_models import register
+
+    with progress(talk, name) as show:
+        return str(register(path, name, show, sha256=sha256))
+
+
+def fetch_at_ollama(name: str, talk: Terminal, *, url: str = "", insecure: bool = False) -> str:
+    """Lets the Ollama at `url`, else at the resolved address, fetch a model; gives the address."""
+    from stigmer.ollama import pull
+
+    url, key = address(url)
+    with _interruptible(talk, name), progress(talk, name) as show:
+        pull(url, name, show, key=key, insecure=insecure)
+    return url
+
+
+def address(url: str = "") -> tuple[str, str | None]:
+    """The address of the Ollama that a run would ask (or the one given), and the key that this shell has for it."""
+    from graphton.models import PROVIDERS
+
+    from stigmer import config
+    from stigmer.cli._resolved import resolution, resolved, user_file, user_layer
+    from stigmer.home import Home
+    from stigmer.vault import Vault
+
+    flags = {"provider": "ollama"}
+    if not url:
+        found = resolved(flags).settings["base_url"]["value"]
+        url = str(found or PROVIDERS["ollama"].base_url)
+    below = (Vault(Home.find()).layer(), user_layer(user_file()))
+    layers = [config.layer_from_flags(flags), *(layer for layer in below if layer is not None)]
+    mine = resolution(layers).settings
+    return url, mine.api_key if mine.base_url == url else None
+
+
+def _mirror() -> str:
+    """Where files are looked for first; "" where nobody says. One that is no address is an error."""
+    from stigmer.cli._resolved import resolved
+    from stigmer.config import SETTINGS
+
+    row = resolved({}).settings["models.mirror"]
+    if row["value"] is None:
+        return ""
+    try:
+        return str(SETTINGS["models.mirror"].parse(row["value"], True))
+    except ValueError as error:
+        raise ConfigError([f"models.mirror {row['value']!r} from {row['source']} {error}"]) from None
+
+
+@contextmanager
+def _interruptible(talk: Terminal, name: str) -> Iterator[None]:
+    """Says how to go on where Ctrl-C ends a download."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        talk.say(f"stopped; what has come is kept, and the next pull of {harmless(name)} goes on from it")
+        raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -102,15 +103,32 @@ def resolution(layers: list[cascade.Layer]) -> cascade.LLMConfig:
         return error.config
 
 
+@cache
+def _ollama_up(base_url: str) -> bool:
+    import asyncio
+
+    from stigmer import preflight
+
+    return asyncio.run(preflight.ollama_up(base_url))
+
+
+@cache
+def _installed(base_url: str) -> Sequence[cascade.Installed] | None:
+    import asyncio
+
+    from stigmer import preflight
+
+    return asyncio.run(preflight.installed(base_url))
+
+
 class _Measured:
     """Facts of this machine, measured when they are asked for."""
 
     def ollama_up(self, base_url: str) -> bool:
-        import asyncio
+        return _ollama_up(base_url)
 
-        from stigmer import preflight
-
-        return asyncio.run(preflight.ollama_up(base_url))
+    def installed(self, base_url: str) -> Sequence[cascade.Installed] | None:
+        return _installed(base_url)
 
     def free_memory(self) -> int:
         from stigmer import preflight

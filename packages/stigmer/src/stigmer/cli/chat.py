@@ -12,6 +12,7 @@ import click
 from stigmer.cli._limits import limit_options, limits_of
 from stigmer.cli._main import INTERRUPTED, WAITING, asked, json_option, verbose_option
 from stigmer.cli._options import flags_of, llm_options
+from stigmer.cli._pull import FETCHABLE, fetch_or_refuse
 from stigmer.cli._session import connected
 from stigmer.cli._task import workspace
 from stigmer.cli._terminal import Terminal, harmless, person_here, terminal
@@ -72,8 +73,6 @@ def chat(**given: Any) -> int:
     conversation = _Conversation(base(), given["session"], talk, here=here)
     outcome = connected(conversation.go)
     if isinstance(outcome, StigmerError):
-        from stigmer.cli._pull import fetch_or_refuse
-
         fetch_or_refuse(outcome, talk)
         outcome = connected(conversation.go)
     if isinstance(outcome, StigmerError):
@@ -99,6 +98,11 @@ class _Conversation:
             await client.session(self._session)  # Raises where there is none.
         if self._here and self._again is None:
             self._talk.say(self._talk.paint(f"Ctrl-C stops a turn; Ctrl-D or {EXIT} ends the chat", "dim"))
+            async with client.preloading(self._request):
+                return await self._turns(client)
+        return await self._turns(client)
+
+    async def _turns(self, client: Client) -> int | StigmerError:
         failed = 0
         while (line := self._next()) is not None:
             if line == EXIT:
@@ -108,7 +112,7 @@ class _Conversation:
             try:
                 code = await self._turn(client, line)
             except StigmerError as error:
-                if error.code == "model_missing" and not self._begun:
+                if error.code in FETCHABLE and not self._begun:
                     self._again = line
                     return error
                 if not self._here or not self._begun:

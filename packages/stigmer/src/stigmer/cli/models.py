@@ -1,32 +1,37 @@
-"""`models`: what runs on this machine, which providers and models are known, and fetching or removing a file."""
+"""`models`: what runs on this machine and what providers have; fetching and removing models, of both local servers."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from stigmer.cli._main import asked, json_option
 from stigmer.cli._terminal import harmless, person_here, size_text, terminal
+from stigmer.cli.models_bench import bench
 from stigmer.errors import StigmerError, UsageError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["models"]
 
-Row = dict[str, Any]
+SERVERS = ("llamacpp", "ollama")
+_on_option = click.option(
+    "--on",
+    type=click.Choice(SERVERS),
+    help="Whose model it is: the built-in llama.cpp's, or an Ollama's. Default: see above.",
+)
 
 
 @click.group()
 def models() -> None:
-    """List the models of this machine and of the providers; fetch and remove model files."""
+    """List the models of this machine and of the providers; fetch and remove models; try what one gets done."""
+
+
+models.add_command(bench)
 
 
 @models.command("list")
@@ -38,83 +43,202 @@ def list_() -> int:
     """
     from graphton.models import PROVIDERS
 
+    from stigmer.cli import _models_list as shown
+    from stigmer.cli._pull import address
     from stigmer.cli._resolved import resolved_each
 
     found = resolved_each([{"provider": name} for name in PROVIDERS])
     settings = {name: one.settings for name, one in zip(PROVIDERS, found, strict=True)}
-    ollama_url = str(settings["ollama"]["base_url"]["value"] or PROVIDERS["ollama"].base_url)
-    files, served = list(_files()), _of_ollama(ollama_url)
-    providers, known = list(_providers(settings)), list(_known())
+    url, key = address(str(settings["ollama"]["base_url"]["value"] or PROVIDERS["ollama"].base_url))
+    files, served = list(shown.files()), shown.of_ollama(url, key)
+    providers, known = list(shown.providers(settings)), list(shown.known())
     if asked().json:
         for row in [*files, *(served or ()), *providers, *known]:
             terminal().data(json.dumps(row, ensure_ascii=False) + "\n")
         return 0
-    terminal().data(
-        "\n".join(
-            [
-                *_local_lines(files),
-                *_ollama_lines(served, ollama_url),
-                *_provider_lines(providers),
-                *_known_lines(known),
-            ]
-        )
-        + "\n"
+    parts = (
+        shown.local_lines(files),
+        shown.ollama_lines(served, url),
+        shown.provider_lines(providers),
+        shown.known_lines(known),
     )
+    terminal().data("\n".join(line for part in parts for line in part) + "\n")
     return 0
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", metavar="NAME|URL|FILE")
+@_on_option
+@click.option(
+    "--sha256", metavar="HEX", help="Of a file at an address: only bytes with this digest are installed."
+)
+@click.option("--name", "as_name", metavar="NAME", help="What a file of your own is called from then on.")
+@click.option("--insecure", is_flag=True, help="Ollama may ask the model's registry without TLS.")
 @json_option
-def pull(name: str) -> int:
-    """Fetch the model NAME; goes on where an earlier download was broken off, and checks the file."""
-    from stigmer.cli._pull import fetch
+def pull(name: str, on: str | None, sha256: str | None, as_name: str | None, insecure: bool) -> int:
+    """Fetch a model; goes on where an earlier pull was broken off, and checks what came.
 
-    path = fetch(name, terminal())
-    if asked().json:
-        terminal().data(json.dumps({"name": name, "path": path}) + "\n")
+    \b
+    qwen2.5-coder:1.5b         a name of the catalogue (stigmer models list): a file for the built-in llama.cpp
+    qwen3:8b                   any other name: the Ollama at the resolved address pulls it from its registry
+    https://host/x.gguf        a file of your own for llama.cpp: with --sha256; then --model llamacpp:NAME
+    ./x.gguf                   a file that is here: it stays where it is, and gets a name
+
+    --on llamacpp or --on ollama says it where a name could be either.
+    """
+    talk = terminal()
+    server, name = _server_of(name, on)
+    if server == "ollama":
+        told = _pull_at_ollama(name, insecure=insecure, unused=(sha256, as_name))
+    elif insecure:
+        raise UsageError("--insecure is for an Ollama's registry", hint="leave it out: the sha256 decides")
     else:
-        terminal().data(path + "\n")
+        told = _pull_file(name, sha256, as_name)
+    if asked().json:
+        talk.data(json.dumps(told) + "\n")
+    elif "path" in told:
+        talk.data(told["path"] + "\n")
+    else:
+        talk.say(f"{harmless(told['name'])} is installed at the Ollama at {harmless(told['base_url'])}")
     return 0
+
+
+def _server_of(name: str, on: str | None) -> tuple[str, str]:
+    """Which server a name means, and the name without its prefix: what was said, else what it looks like."""
+    from graphton import catalog
+
+    prefix, colon, rest = name.partition(":")
+    if on is None and colon and rest and prefix.lower() in SERVERS:
+        return prefix.lower(), rest
+    if on is not None:
+        return on, name
+    ours = _is_address(name) or _is_path(name) or catalog.known(name) is not None
+    return ("llamacpp" if ours else "ollama"), name
+
+
+def _is_address(name: str) -> bool:
+    return name.lower().startswith(("http://", "https://"))
+
+
+def _is_path(name: str) -> bool:
+    return name.lower().endswith(".gguf") or name.startswith(("./", "../", "/", "~/"))
+
+
+def _pull_at_ollama(name: str, *, insecure: bool, unused: tuple[str | None, ...]) -> dict[str, str]:
+    from graphton.catalog import CATALOG
+    from graphton.errors import ConnectError
+
+    from stigmer.cli._pull import fetch_at_ollama
+
+    if any(unused):
+        raise UsageError(
+            "--sha256 and --name are for files of your own", hint=f"stigmer models pull --on ollama {name}"
+        )
+    try:
+        return {"name": name, "base_url": fetch_at_ollama(name, terminal(), insecure=insecure)}
+    except ConnectError as error:
+        names = ", ".join(entry.name for entry in CATALOG)
+        error.hint = f"{error.hint}; the built-in llama.cpp needs none, and has {names}"
+        raise
+
+
+def _pull_file(name: str, sha256: str | None, as_name: str | None) -> dict[str, str]:
+    from graphton._own_models import name_from
+
+    from stigmer.cli._pull import fetch, fetch_own, keep_own
+
+    talk = terminal()
+    own = (as_name or name_from(name)).strip().lower()
+    if _is_address(name):
+        if not sha256:
+            raise UsageError(
+                "a file from an address needs its sha256: nothing else says that it is the one that you mean",
+                hint="stigmer models pull URL --sha256 HEX; the publisher shows it beside the file (on huggingface.co "
+                "under `Large File Pointer Details`), and of a file that you trust: sha256sum FILE",
+            )
+        path = fetch_own(name, sha256, own, talk)
+    elif _is_path(name):
+        path = keep_own(Path(name).expanduser(), own, sha256 or "", talk)
+    elif sha256 or as_name:
+        raise UsageError(
+            "--sha256 and --name are for files of your own",
+            hint=f"stigmer models pull {name}: its digest stands in the catalogue",
+        )
+    else:
+        return {"name": name, "path": fetch(name, talk)}
+    talk.say(f"use it: --model llamacpp:{own}")
+    return {"name": own, "path": path}
 
 
 @models.command()
 @click.argument("name")
+@_on_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
-def remove(name: str, yes: bool) -> int:
-    """Remove the file of the model NAME, or a .gguf file in the folder of models, and free its room."""
-    path = _own_file(name)
-    size = path.stat().st_size
-    if not yes and not _sure(name, path, size):
-        terminal().say(f"{name} stays")
+def remove(name: str, on: str | None, yes: bool) -> int:
+    """Remove a model and free its room: its file, or an Ollama's.
+
+    A name of the catalogue, of a file of your own, or of a .gguf file in the folder of models is a file's; any other
+    is one of the Ollama at the resolved address. --on llamacpp or --on ollama says it where a name could be either.
+    """
+    server, name = _server_of(name, on)
+    place, size, act = _at_ollama(name) if server == "ollama" else _own_file(name)
+    if not yes and not _sure(name, place, size):
+        terminal().say(f"{harmless(name)} stays")
         return 1
-    try:
-        path.unlink()
-    except OSError as error:
-        raise StigmerError(f"{str(path)!r} cannot be removed: {error.strerror}") from error
+    act()
+    told = {"name": name, "path" if server == "llamacpp" else "base_url": place, "bytes": size}
     if asked().json:
-        terminal().data(json.dumps({"name": name, "path": str(path), "bytes": size}) + "\n")
+        terminal().data(json.dumps(told) + "\n")
     else:
-        terminal().say(f"removed {path} ({size_text(size)})")
+        what = place if server == "llamacpp" else f"{name} from the Ollama at {place}"
+        terminal().say(f"removed {harmless(what)} ({size_text(size)})")
     return 0
 
 
-def _sure(name: str, path: Path, size: int) -> bool:
+def _sure(name: str, place: str, size: int) -> bool:
     """Whether the person here wants it gone."""
     if not person_here():
         raise UsageError(
             f"nobody is here to ask whether {name!r} may go", hint=f"stigmer models remove {name} --yes"
         )
-    terminal().ask(f"Remove {harmless(str(path))} ({size_text(size)})? [y/N] ")
+    what = place if "://" not in place else f"{name} from the Ollama at {place}"
+    room = "only this link; the file itself stays" if os.path.islink(place) else size_text(size)
+    terminal().ask(f"Remove {harmless(what)} ({room})? [y/N] ")
     answer = sys.stdin.readline()
     terminal().answered()
     return answer.strip().lower() in ("y", "yes")
 
 
-def _own_file(name: str) -> Path:
-    """The file that is meant: one of the catalogue, or one that lies in the folder of models."""
+Found = tuple[str, int, Callable[[], Any]]
+"""Where what is to be removed is, how large it is, and what removes it."""
+
+
+def _at_ollama(name: str) -> Found:
+    """The model of the Ollama that a run would ask."""
+    from graphton.errors import ConnectError
+
+    from stigmer import ollama
+    from stigmer.cli._pull import address
+
+    url, key = address()
+    try:
+        size, why = ollama.size_of(url, name, key=key), f"the Ollama at {url} has none of that name"
+    except ConnectError:
+        size, why = None, f"no Ollama answers at {url}"
+    if size is None:
+        raise StigmerError(
+            f"{name!r} is none of the models that stigmer keeps on this machine, and {why}",
+            hint=f"stigmer models list; of an Ollama elsewhere: OLLAMA_HOST=… stigmer models remove {name}, or there: "
+            f"ollama rm {name}",
+        )
+    return url, size, lambda: ollama.remove(url, name, key=key)
+
+
+def _own_file(name: str) -> Found:
+    """The file that is meant: one of the catalogue, the user's own, or one that lies in the folder of models."""
     from graphton import catalog
+    from graphton._own_models import forget
 
     folder = catalog.models_dir()
     if name.lower().endswith(".gguf"):
@@ -124,218 +248,35 @@ def _own_file(name: str) -> Path:
                 f"{name!r} is not in the folder of models ({folder}): only what is there is removed",
                 hint="remove a file of your own yourself",
             )
-        if path.is_file():
-            return path
+        if os.path.lexists(path):
+            entry = next((one for one in catalog.own_entries() if one.file == path.name), None)
+            return str(path), _size(path), _removing(lambda: forget(entry) if entry else path.unlink(), path)
     else:
-        entry = next((one for one in catalog.CATALOG if one.name == name.strip().lower()), None)
+        entry = catalog.known(name)
         if entry is None:
             raise UsageError(
                 f"{name!r} is none of the models that stigmer keeps on this machine",
-                hint=f"stigmer models list; of an Ollama: ollama rm {name}",
+                hint="stigmer models list",
             )
-        path = folder / entry.file
-        if path.is_file():
-            return path
+        path, part = folder / entry.file, folder / f"{entry.file}.part"
+        if os.path.lexists(path) or part.is_dir() or not entry.licence:
+            half = sum(file.stat().st_size for file in part.iterdir()) if part.is_dir() else 0
+            return str(path), _size(path) + half, _removing(lambda: forget(entry), path)
     raise StigmerError(
         f"{name!r} is not on this machine: there is no {str(path)!r}", hint="stigmer models list"
     )
 
 
-# ---- what there is
+def _size(path: Path) -> int:
+    """What removing it frees: of a link nothing."""
+    return path.stat().st_size if path.is_file() and not path.is_symlink() else 0
 
 
-def _files() -> Iterator[Row]:
-    """The catalogue, with what of it is here, then other .gguf files in the folder of models."""
-    from graphton import catalog
+def _removing(act: Callable[[], Any], path: Path) -> Callable[[], Any]:
+    def removed() -> None:
+        try:
+            act()
+        except OSError as error:
+            raise StigmerError(f"{str(path)!r} cannot be removed: {error.strerror}") from error
 
-    for entry in catalog.CATALOG:
-        path = catalog.path_of(entry.name)
-        yield {
-            "kind": "file",
-            "name": entry.name,
-            "bytes": entry.size,
-            "installed": path is not None,
-            "licence": entry.licence,
-            "sha256": entry.sha256,
-            "path": str(path) if path else None,
-            "sources": [str(source) for source in entry.sources],
-        }
-    ours = {entry.file for entry in catalog.CATALOG}
-    for file in sorted(catalog.models_dir().glob("*.gguf")):
-        if file.name not in ours and file.is_file():
-            yield {
-                "kind": "file",
-                "name": str(file),
-                "bytes": file.stat().st_size,
-                "installed": True,
-                "licence": None,
-                "sha256": None,
-                "path": str(file),
-                "sources": [],
-            }
-
-
-def _of_ollama(url: str) -> list[Row] | None:
-    """What the Ollama at this address has installed; None where none answers."""
-    from stigmer.preflight import ollama_models
-
-    found = ollama_models(url)
-    if found is None:
-        return None
-    return [
-        {"kind": "ollama", "name": one.name, "bytes": one.size, "installed": True, "base_url": url}
-        for one in found
-    ]
-
-
-def _providers(settings: dict[str, dict[str, Any]]) -> Iterator[Row]:
-    """Each provider as a run with it would be resolved here; of its key only whether there is one, and where."""
-    from graphton.models import PROVIDERS
-
-    for row in PROVIDERS.values():
-        key = settings[row.name]["api_key"]
-        yield {
-            "kind": "provider",
-            "name": row.name,
-            "default_model": _default_model(row.name),
-            "base_url": settings[row.name]["base_url"]["value"],
-            "local": row.local,
-            "needs_key": row.needs_key,
-            "key_variable": row.key_variable or None,
-            "key_found": key["value"] is not None,
-            "key_source": None if key["value"] is None else key["source"],
-        }
-
-
-def _default_model(provider: str) -> str:
-    from graphton.models import PROVIDERS, api_id
-
-    from stigmer.config import clock
-
-    today = clock(os.environ).date()
-    return api_id(provider, PROVIDERS[provider].default_model, today=today, default=True)[1]
-
-
-def _known() -> Iterator[Row]:
-    """The table of hosted models, the ids that are only other names for one among them."""
-    from graphton.models import known_models
-
-    from stigmer.config import clock
-
-    today = clock(os.environ).date()
-    for model in known_models():
-        yield {
-            "kind": "model",
-            "provider": model.provider,
-            "name": model.name or model.id,
-            "id": model.id,
-            "context_window": model.context_window,
-            "max_output": model.max_output,
-            "price_input": model.price_input,
-            "price_output": model.price_output,
-            "retires": model.retires.isoformat() if model.retires else None,
-            "ended": bool(model.retires and today >= model.retires),
-            "successor": model.successor or None,
-            "default": _default_model(model.provider) == (model.name or model.id),
-        }
-
-
-# ---- how it is shown
-
-
-def _local_lines(files: Sequence[Row]) -> list[str]:
-    from graphton import catalog
-
-    rows = [
-        (
-            row["name"] if row["licence"] else Path(row["path"]).name,
-            size_text(row["bytes"]),
-            row["licence"] or "-",
-            (row["path"] or "") if row["installed"] else f"not installed: stigmer models pull {row['name']}",
-        )
-        for row in files
-    ]
-    head = f"On this machine, for the built-in llama.cpp ({harmless(str(catalog.models_dir()))})"
-    return [head, *_columns(rows, right=(1,)), ""]
-
-
-def _ollama_lines(served: Sequence[Row] | None, url: str) -> list[str]:
-    if served is None:
-        return [f"Ollama: none answers at {harmless(url)}", ""]
-    rows = [(row["name"], size_text(row["bytes"]) if row["bytes"] else "-") for row in served]
-    empty = ["  nothing is installed: ollama pull qwen2.5-coder:7b"]
-    return [f"Ollama at {harmless(url)}", *(_columns(rows, right=(1,)) or empty), ""]
-
-
-def _provider_lines(providers: Sequence[Row]) -> list[str]:
-    rows = [("provider", "default model", "key")]
-    for row in providers:
-        if row["key_found"]:
-            key = f"found: {row['key_source']}"
-        elif row["needs_key"]:
-            key = f"not found: set {row['key_variable']}, or stigmer secret set {row['key_variable']}"
-        else:
-            key = "none needed"
-        rows.append((row["name"], row["default_model"], key))
-    return ["Providers", *_columns(rows), ""]
-
-
-def _known_lines(known: Sequence[Row]) -> list[str]:
-    """One line a model: other ids of the same one, and those that have ended, are left to --json."""
-    rows: list[tuple[str, ...]] = [("model", "window", "max out", "$ in", "$ out", "")]
-    shown = [row for row in known if not row["ended"] and not _is_other_id(row, known)]
-    for row in shown:
-        end = f"until {row['retires']}, then {row['successor']}" if row["retires"] else ""
-        rows.append(
-            (
-                f"{row['provider']}:{row['name']}",
-                _count(row["context_window"]),
-                _count(row["max_output"]),
-                _price(row["price_input"]),
-                _price(row["price_output"]),
-                " · ".join(part for part in ("default" if row["default"] else "", end) if part),
-            )
-        )
-    rest = len(known) - len(shown)
-    head = "Known models of providers (USD per million tokens; any other name is allowed too)"
-    return [
-        head,
-        *_columns(rows, right=(1, 2, 3, 4)),
-        f"{rest} more ids, of the same models or of such that have ended: stigmer models list --json",
-    ]
-
-
-def _is_other_id(row: Row, known: Iterable[Row]) -> bool:
-    """Whether an id is a second name of another row: dated, or Anthropic's alias of a dated one."""
-    same = [one for one in known if one["provider"] == row["provider"] and one["id"] != row["id"]]
-    plain = re.sub(r"-\d{4}-\d{2}-\d{2}$|-\d{4}$", "", row["id"])
-    return any(
-        (plain != row["id"] and one["id"] == plain)
-        or (
-            row["name"] == row["id"]
-            and one["name"].replace(".", "-") == row["id"]
-            and one["name"] != row["id"]
-        )
-        for one in same
-    )
-
-
-def _count(number: int | None) -> str:
-    return f"{number:,}" if number is not None else "-"
-
-
-def _price(usd: float | None) -> str:
-    return f"{usd:.2f}" if usd is not None else "-"
-
-
-def _columns(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> list[str]:
-    """The rows as an indented table; columns in `right` end where they end."""
-    safe = [[harmless(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in safe) for i in range(len(safe[0]))] if safe else []
-    return [
-        "  "
-        + "  ".join(
-            f"{cell:>{widths[i]}}" if i in right else f"{cell:<{widths[i]}}" for i, cell in enumerate(row)
-        ).rstrip()
-        for row in safe
-    ]
+    return removed

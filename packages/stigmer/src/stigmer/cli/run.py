@@ -10,6 +10,7 @@ import click
 from stigmer.cli._limits import limit_options, limits_of
 from stigmer.cli._main import asked, json_option, verbose_option
 from stigmer.cli._options import flags_of, llm_options
+from stigmer.cli._pull import FETCHABLE, fetch_or_refuse
 from stigmer.cli._session import connected
 from stigmer.cli._task import read_task, workspace
 from stigmer.cli._terminal import person_here, terminal
@@ -91,14 +92,12 @@ def run(task: str | None, **given: Any) -> int:
                 return await _preview(client, request)
             return await (_detach if given["detach"] else _follow)(client, request)
         except StigmerError as error:
-            if error.code != "model_missing":
+            if error.code not in FETCHABLE:
                 raise
             return error
 
     outcome = connected(work)
     if not isinstance(outcome, int):
-        from stigmer.cli._pull import fetch_or_refuse
-
         fetch_or_refuse(outcome, terminal())
         outcome = connected(work)
     if isinstance(outcome, int):

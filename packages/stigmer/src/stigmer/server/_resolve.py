@@ -8,9 +8,8 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from graphton.errors import ModelNameError
 from graphton.models import ModelRef, ModelSettings
 
 from stigmer import agents, config, preflight, redact, trust
@@ -21,7 +20,7 @@ from stigmer.home import Home
 from stigmer.server.status import Refused
 from stigmer.vault import Vault
 
-__all__ = ["Resolved", "Resolver", "check_model_file", "models_elsewhere"]
+__all__ = ["Resolved", "Resolver"]
 
 log = logging.getLogger("stigmer.server")
 
@@ -122,8 +121,11 @@ class Resolver:
         found = await self._otherwise(layers)
         return _record(found), found.problems
 
-    async def log(self) -> None:
-        """Writes what this process's own layers come to into the log: one line a setting, secrets masked."""
+    async def log(self) -> list[str]:
+        """Writes what this process's own layers come to into the log: one line a setting, secrets masked.
+
+        Gives what is wrong with them.
+        """
         layers = [*self._process, *await self._secrets(), *self._user_file()]
         found = await self._otherwise(layers)
         for name, value in found.values.items():
@@ -133,6 +135,7 @@ class Resolver:
             log.info("setting notice=%r", notice)
         for problem in found.problems:
             log.warning("setting problem=%r", problem)
+        return [str(problem) for problem in found.problems]
 
     async def _layers(
         self, request: api.CreateExecutionRequest, secrets: list[config.Layer], *, local: bool
@@ -215,18 +218,21 @@ class Resolver:
                 now = config.clock(self._environ)
                 return config.resolve(layers, facts, now, where=self._where, allowed=self._allowed)
             except _NotMeasured as missing:
-                if missing.url is None:
-                    facts.memory = preflight.free_memory()
-                else:
-                    facts.ollama[missing.url] = await preflight.ollama_up(missing.url)
+                match missing.what:
+                    case "memory":
+                        facts.memory = preflight.free_memory()
+                    case "ollama":
+                        facts.ollama[missing.url] = await preflight.ollama_up(missing.url)
+                    case "installed":
+                        facts.models[missing.url] = await preflight.installed(missing.url)
 
 
 class _NotMeasured(Exception):
-    """A fact is wanted: whether an Ollama answers at `url`, or (None) how much memory is free."""
+    """A fact is wanted: whether an Ollama answers at `url`, what it has installed, or how much memory is free."""
 
-    def __init__(self, url: str | None) -> None:
-        super().__init__(url)
-        self.url = url
+    def __init__(self, what: Literal["ollama", "installed", "memory"], url: str = "") -> None:
+        super().__init__(what, url)
+        self.what, self.url = what, url
 
 
 class _Facts:
@@ -234,61 +240,23 @@ class _Facts:
 
     def __init__(self) -> None:
         self.ollama: dict[str, bool] = {}
+        self.models: dict[str, tuple[config.Installed, ...] | None] = {}
         self.memory: int | None = None
 
     def ollama_up(self, base_url: str) -> bool:
         if base_url not in self.ollama:
-            raise _NotMeasured(base_url)
+            raise _NotMeasured("ollama", base_url)
         return self.ollama[base_url]
+
+    def installed(self, base_url: str) -> tuple[config.Installed, ...] | None:
+        if base_url not in self.models:
+            raise _NotMeasured("installed", base_url)
+        return self.models[base_url]
 
     def free_memory(self) -> int:
         if self.memory is None:
-            raise _NotMeasured(None)
+            raise _NotMeasured("memory")
         return self.memory
-
-
-def models_elsewhere(shell: Mapping[str, str]) -> str:
-    """What a caller must know whose STIGMER_MODELS is not this process's: model files are looked for in one folder."""
-    from graphton import catalog
-
-    named, ours = shell.get("STIGMER_MODELS", ""), str(catalog.models_dir())
-    if named in ("", ours):
-        return ""
-    return (
-        f"STIGMER_MODELS={named!r} of this shell does not count: the running daemon looks in {ours!r}; "
-        "to start it anew with yours: stigmer down"
-    )
-
-
-def check_model_file(provider: str, model: str, base_url: str, *, elsewhere: str = "") -> None:
-    """A model that we would serve ourselves must be on this machine; downloading it is the caller's decision.
-
-    `elsewhere`: the caller keeps models in another folder, so that what it downloads would not be found.
-    """
-    if provider != "llamacpp" or base_url:
-        return
-    from graphton import catalog
-
-    own = catalog.by_path(model)
-    if own is not None:
-        if not own.is_file():
-            raise ModelNameError(f"there is no model file {str(own)!r}", hint="stigmer models list")
-        return
-    entry = catalog.find(model)
-    if catalog.path_of(model) is None and elsewhere:
-        raise Refused(
-            f"the model {entry.name} is not in {str(catalog.models_dir())!r}",
-            code="model_missing",
-            hint=elsewhere,
-        )
-    if catalog.path_of(model) is None:
-        source = str(entry.sources[0])
-        raise Refused(
-            f"the model {entry.name} is not on this machine ({entry.size / 1e9:.1f} GB, from {source})",
-            code="model_missing",
-            hint=f"stigmer models pull {entry.name}",
-            details={"name": entry.name, "size": str(entry.size), "source": source},
-        )
 
 
 def _request_layers(request: api.CreateExecutionRequest, *, local: bool) -> list[config.Layer]:

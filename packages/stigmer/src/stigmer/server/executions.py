@@ -27,7 +27,8 @@ from stigmer.redact import MASK
 from stigmer.runner import agent_for, limits_of, needed_models, recorded_chat, said_before
 from stigmer.secrets import Keys
 from stigmer.server._activity import Activity
-from stigmer.server._resolve import Resolved, check_model_file, models_elsewhere
+from stigmer.server._models_here import check_models
+from stigmer.server._resolve import Resolved
 from stigmer.server._retry import carried, request_again
 from stigmer.server.auth import by_unix_socket
 from stigmer.server.status import Refused, abort
@@ -189,7 +190,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         _limit(request)
         resolved = await self._resolve(request, local=local)
         resolved.config.notices.extend(told)
-        _check_model_files(request, resolved)
+        await check_models(request, resolved, local=local)
         request.approvals.extend(resolved.rules)
         request.on_unknown = (
             request.agent_record.on_unknown
@@ -608,17 +609,6 @@ def _same(known: Row, request: api.CreateExecutionRequest) -> Row:
         code="usage",
         hint=f"take a new key; or see what that one did: stigmer get execution {known.id}",
     )
-
-
-def _check_model_files(request: api.CreateExecutionRequest, resolved: Resolved) -> None:
-    """The models that we would serve ourselves are here, and the caller knows where that is."""
-    first = pb.ResolvedModel(provider=resolved.provider, model=resolved.model, base_url=resolved.base_url)
-    used = [first, *(child.models[0] for child in resolved.config.subagents)]
-    elsewhere = models_elsewhere(request.shell)
-    for one in used:
-        check_model_file(one.provider, one.model, one.base_url, elsewhere=elsewhere)
-    if elsewhere and any(one.provider == "llamacpp" and not one.base_url for one in used):
-        resolved.config.notices.append(elsewhere)
 
 
 def _narrow(request: api.CreateExecutionRequest) -> list[str]:
