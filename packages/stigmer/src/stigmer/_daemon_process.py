@@ -18,6 +18,7 @@ from typing import Any
 from graphton.errors import GraphtonError
 
 from stigmer import __version__
+from stigmer._surroundings import marks
 from stigmer.errors import StigmerError, SystemRefused
 from stigmer.home import LOG_LIMIT, Home
 
@@ -69,7 +70,7 @@ def _serve(home: Home, given: Any) -> None:
     path.unlink(missing_ok=True)
 
     said = json.dumps(
-        {"address": f"unix:{path}", "pid": os.getpid(), "version": __version__, "stays": given.stays}
+        {"address": f"unix:{path}", "pid": os.getpid(), "version": __version__, "stays": given.stays, "surroundings": marks()}
     )
     ours: list[object] = []
 

@@ -297,6 +297,11 @@ def test_a_running_daemon_is_asked_for_the_settings(report, stigmer, web) -> Non
     assert row["status"] == "skip"
     assert "is the daemon's alone (env OPENAI_API_KEY)" in row["text"]
     assert web.asked == []
+    assert "home.surroundings" not in rows
+    _, rows = report("--offline", HTTPS_PROXY="http://proxy.example:3128")
+    row = rows["home.surroundings"]
+    assert row["text"] == "the running daemon was started with another HTTPS_PROXY than this shell has"
+    assert row["hint"] == "to use this shell's: stigmer down; the next run starts a new one"
 
 
 def test_a_daemon_that_listens_and_says_nothing_decides(report, stigmer) -> None:

@@ -99,14 +99,14 @@ async def test_a_model_that_is_not_installed_decides_and_one_that_can_use_tools_
     assert row.text == f"the model 'qwen2.5-coder:7b' is not installed in the Ollama at {library.web.url}"
     assert (
         row.hint
-        == "fetch it: ollama pull qwen2.5-coder:7b; or take one that is installed: --model ollama:qwen3:8b"
+        == "fetch it: stigmer models pull qwen2.5-coder:7b; or take one that is installed: --model ollama:qwen3:8b"
     )
 
 
 async def test_an_empty_ollama_names_the_command(library: Library) -> None:
     rows = await library.look("qwen3:8b")
     assert rows["ollama.server"].text.endswith("no model is installed")
-    assert rows["ollama.model"].hint == "fetch it: ollama pull qwen3:8b"
+    assert rows["ollama.model"].hint == "fetch it: stigmer models pull qwen3:8b"
 
 
 async def test_a_model_that_only_embeds_decides(library: Library) -> None:
@@ -306,7 +306,7 @@ async def test_a_real_ollama_is_looked_at(tmp_path: Path) -> None:
         assert row.status == "ok"
         assert row.text.endswith("no model is installed")
         rows = {one.id: one for one in await ollama.look({**asked, "model": "qwen3:8b"})}
-        assert rows["ollama.model"].hint == "fetch it: ollama pull qwen3:8b"
+        assert rows["ollama.model"].hint == "fetch it: stigmer models pull qwen3:8b"
     finally:
         process.terminate()
         await process.wait()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from graphton.catalog import CATALOG
+from stigmer._surroundings import differing, marks
 from stigmer.doctor import Check
 from stigmer.doctor._database import sqlite_file
 from stigmer.doctor._files import model_files
@@ -235,3 +236,17 @@ def test_deep_believes_only_the_digest(models: Path) -> None:
     (row,) = model_files(deep=True)
     assert row.status == "warn"
     assert f"instead of {digest}" in row.text
+
+
+# --- what a daemon keeps
+
+
+def test_marks_tell_which_variables_differ_and_nothing_of_their_values() -> None:
+    theirs = {"HTTPS_PROXY": "http://me:proxy-sentinel@p:1", "SSL_CERT_FILE": "/a.pem"}
+    left = marks(theirs)
+    assert "sentinel" not in str(left)
+    assert differing(left, theirs) == []
+    assert differing(left, {"https_proxy": "http://me:proxy-sentinel@p:1", "SSL_CERT_FILE": "/a.pem"}) == []
+    assert differing(left, {"SSL_CERT_FILE": "/b.pem"}) == ["HTTPS_PROXY", "SSL_CERT_FILE"]
+    assert differing({}, theirs) == []
+    assert marks(theirs)["HTTPS_PROXY"] != left["HTTPS_PROXY"]

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 from graphton._process import make_undumpable
@@ -33,6 +34,9 @@ def main() -> int:
     if not said:
         return 0  # The command has ended before it had a question.
     asked = json.loads(said)
+    if asked["database"]:
+        with suppress(ImportError):  # `postgres` says so.
+            import psycopg  # noqa: F401  # Now, before any limit runs.
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     loop.run_until_complete(_all(asked))

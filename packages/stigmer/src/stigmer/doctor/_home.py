@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import stat
@@ -11,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from stigmer import __version__
+from stigmer._surroundings import differing
 from stigmer.daemon import find
 from stigmer.doctor._check import FAIL, OK, WARN, Check, check
 from stigmer.doctor._database import sqlite_file
@@ -32,6 +34,7 @@ def home_checks(home: Home, *, database_url: str, deep: bool) -> Iterator[Check]
         yield sqlite_file(home.database, deep=deep)
     yield _socket(home)
     yield _daemon(home)
+    yield from _surroundings(home)
 
 
 def _folder(home: Home) -> Check:
@@ -145,6 +148,24 @@ def _daemon(home: Home) -> Check:
             pid=pid,
         )
     return check("home.daemon", OK, "no daemon runs; the next run starts one", running=False, pid=None)
+
+
+def _surroundings(home: Home) -> Iterator[Check]:
+    """A daemon reaches servers as the shell could that started it; where this one could otherwise, it is told."""
+    if find(home) is None:
+        return
+    try:
+        others = differing(json.loads(home.address.read_text()).get("surroundings", {}))
+    except (OSError, ValueError):
+        return  # It ends just now.
+    if others:
+        yield check(
+            "home.surroundings",
+            WARN,
+            f"the running daemon was started with another {', '.join(others)} than this shell has",
+            "to use this shell's: stigmer down; the next run starts a new one",
+            variables=others,
+        )
 
 
 def _lock_holder(home: Home) -> int | None:

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp  # noqa: F401  # The client imports it late; here it is before any limit runs.
+from graphton import catalog
 from graphton._proxies import is_loopback
 from graphton.chat._machine import free_memory
 from graphton.chat._window import ROOM_TO_GROW, rung
@@ -15,6 +16,8 @@ from graphton.chat.ollama_facts import SINCE, Loaded, ModelFacts, Server, measur
 from graphton.errors import ConnectError, GraphtonError, ProviderTimeout
 from graphton.models import ModelRef, tool_mode
 
+from stigmer import preflight
+from stigmer.config._installed import best
 from stigmer.doctor._check import FAIL, OK, SKIP, WARN, Check, check
 
 __all__ = ["SECONDS", "look"]
@@ -22,8 +25,6 @@ __all__ = ["SECONDS", "look"]
 SECONDS = 2.5
 FIRST_PROMPT = 900
 """Tokens of the default agent's first request."""
-_MOST_SHOWN = 20
-"""Installed models whose tools are asked for when one that can use them is looked for."""
 
 
 async def look(asked: Mapping[str, Any]) -> list[Check]:
@@ -112,11 +113,12 @@ def _server(server: Server, asked: Mapping[str, Any]) -> Check:
 
 
 async def _missing(server: Server, model: str) -> Check:
-    """The model is not installed; the largest installed one that can use tools is the way out that costs nothing."""
-    able = await _with_tools(server)
-    hint = f"fetch it: ollama pull {model}"
+    """The model is not installed; the best installed one is the way out that costs nothing."""
+    rows = await preflight.installed(server.base_url, api_key=server.key.value or None)
+    able = best(rows or (), free_memory())
+    hint = f"fetch it: stigmer models pull {'--on ollama ' if catalog.known(model) else ''}{model}"
     if able:
-        hint += f"; or take one that is installed: --model ollama:{able}"
+        hint += f"; or take one that is installed: --model ollama:{able.name}"
     return check(
         "ollama.model",
         FAIL,
@@ -124,14 +126,8 @@ async def _missing(server: Server, model: str) -> Check:
         hint,
         model=model,
         installed=False,
-        instead=able,
+        instead=able.name if able else None,
     )
-
-
-async def _with_tools(server: Server) -> str | None:
-    rows = sorted(server.installed, key=lambda one: -one.size)[:_MOST_SHOWN]
-    shown = await asyncio.gather(*(_facts(server, row.name) for row in rows))
-    return next((one.name for one in shown if one is not None and one.tools), None)
 
 
 def _model(facts: ModelFacts) -> Check:
