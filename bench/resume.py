@@ -107,7 +107,7 @@ class Resumes:
 
     @staticmethod
     def _until(wanted: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while not wanted():
             if time.monotonic() > deadline:
                 raise SystemExit(f"waited in vain for {what}")

@@ -235,7 +235,7 @@ async def _send(
     proxy: str | None,
 ) -> tuple[aiohttp.ClientResponse, float]:
     """The response once its headers are here, and the loop time at which a first token is due."""
-    import aiohttp
+    from graphton.chat._aiohttp import aiohttp
 
     session = await _session()
     loop = asyncio.get_running_loop()
@@ -346,7 +346,7 @@ async def _close_with_loop(
 
 
 def _new_session() -> aiohttp.ClientSession:
-    import aiohttp
+    from graphton.chat._aiohttp import aiohttp
 
     async def request_left(session: Any, context: Any, parameters: Any) -> None:
         context.trace_request_ctx.sent()

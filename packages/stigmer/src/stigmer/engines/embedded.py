@@ -33,6 +33,7 @@ LEASE_SECONDS = 10.0
 STOP_SECONDS = 10.0
 SWEEP_SECONDS = 1.0
 """So often a server looks for what another one has left, where several share a store."""
+TURN_SECONDS = 0.01
 LOOK_SECONDS = 0.2
 """So often a cancel looks whether another server has ended the run."""
 LOST_LIMIT = 5
@@ -124,6 +125,17 @@ class EmbeddedEngine:
         await self._take_all_back(await self._of_the_dead(), expired=False)
         await self._sweep()
         self._keeper = asyncio.create_task(self._keep(), name="engine keeper")
+
+    async def under_way(self) -> None:
+        """Returns when every run that has a task works, waits for its model or a tool; or a little later than it should."""
+        turns = 50
+        while turns and any(running.work is None for running in self._running.values()):
+            turns -= 1  # Turns, not seconds: on a busy machine they take longer.
+            await asyncio.sleep(TURN_SECONDS)
+        for _ in range(5 if self._running else 0):
+            await asyncio.sleep(
+                TURN_SECONDS
+            )  # What its first steps import is one turn of the loop; then it connects.
 
     async def stop(self) -> None:
         self._stopping = True

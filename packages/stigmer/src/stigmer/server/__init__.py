@@ -35,7 +35,7 @@ OPTIONS = (
 )
 _WARM = (
     "graphton.toolsets._workspace",
-    "aiohttp",
+    "graphton.chat._aiohttp",
     "graphton.agent",
     "graphton.chat._http",
     "graphton.toolsets.files",
@@ -141,6 +141,11 @@ class _Server:
         self._beside: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
+        here = self._engine.name == "embedded" and not self._listen
+        if here:
+            # What a dead process left goes on before gRPC is imported, which takes as long as all the rest.
+            await self._engine.start()
+            await self._engine.under_way()
         import grpc.aio
 
         from stigmer.api import service_pb2_grpc
@@ -192,7 +197,8 @@ class _Server:
         for address in self._listen:
             self._open(address)
         await self._grpc.start()
-        await self._engine.start()
+        if not here:
+            await self._engine.start()
         self._beside = [
             asyncio.create_task(self._warm_up(), name="warm up"),
             asyncio.create_task(self._pruner.keep(), name="pruner"),
