@@ -48,6 +48,7 @@ def main() -> int:
     parser.add_argument(
         "--rescore", action="store_true", help="run nothing: judge what is there by today's checks"
     )
+    parser.add_argument("--markdown", action="store_true", help="print rows for docs/local.md")
     parser.add_argument(
         "--results", type=Path, default=Path("/tmp/stigmer-bench"), help="where they are kept"
     )
