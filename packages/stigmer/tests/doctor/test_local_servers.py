@@ -118,6 +118,15 @@ async def test_a_model_that_only_embeds_decides(library: Library) -> None:
     )
 
 
+async def test_a_model_that_the_server_cannot_describe_is_still_installed(web: Any, library: Library) -> None:
+    library.add("qwen3:8b", "completion", "tools")
+    web.answers["/api/show"] = (500, {"error": "disk on fire"})
+    row = (await library.look("qwen3:8b"))["ollama.model"]
+    assert (row.status, row.facts["installed"]) == ("warn", True)
+    assert "is installed; the server did not describe it: " in row.text
+    assert "disk on fire" in row.text
+
+
 async def test_a_bare_template_is_warned_of(library: Library) -> None:
     library.add("mine:latest", "completion", template="{{ .Prompt }}")
     row = (await library.look("mine"))["ollama.template"]

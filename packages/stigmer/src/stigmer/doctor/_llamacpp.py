@@ -19,7 +19,8 @@ from stigmer.doctor._ollama import FIRST_PROMPT
 
 __all__ = ["look"]
 
-SECONDS = 2.8
+SECONDS = 8.0
+"""A fifth of a second where the machine has nothing else to do."""
 _INSTALL = "pip install 'stigmer[llamacpp]'"
 
 

@@ -23,6 +23,8 @@ from stigmer.doctor._check import FAIL, OK, SKIP, WARN, Check, check
 __all__ = ["SECONDS", "look"]
 
 SECONDS = 2.5
+SHOW_SECONDS = 6.0
+"""For describing one model: a tenth of it where the server's machine has nothing else to do."""
 FIRST_PROMPT = 900
 """Tokens of the default agent's first request."""
 
@@ -44,8 +46,14 @@ async def look(asked: Mapping[str, Any]) -> list[Check]:
     found = [_server(server, asked)]
     if not used:
         return found
-    facts = await _facts(server, asked["model"])
-    if facts is None:
+    if server.installed_model(asked["model"]) is None:
+        return [*found, await _missing(server, asked["model"])]
+    try:
+        async with asyncio.timeout(SHOW_SECONDS):
+            facts = await model_facts(server, asked["model"])
+    except (GraphtonError, TimeoutError) as error:
+        return [*found, _undescribed(asked["model"], error)]
+    if facts is None:  # Removed just now.
         return [*found, await _missing(server, asked["model"])]
     loaded = server.loaded_model(facts.name)
     window = _window(asked, facts, loaded)
@@ -57,14 +65,6 @@ async def look(asked: Mapping[str, Any]) -> list[Check]:
         _loaded(facts, loaded, window),
         *_memory(server, facts, loaded, window),
     ]
-
-
-async def _facts(server: Server, name: str) -> ModelFacts | None:
-    try:
-        async with asyncio.timeout(SECONDS):
-            return await model_facts(server, name)
-    except (GraphtonError, TimeoutError):
-        return None
 
 
 def _outcome(error: GraphtonError) -> str:
@@ -99,7 +99,8 @@ def _server(server: Server, asked: Mapping[str, Any]) -> Check:
         "loaded": [one.name for one in server.loaded],
     }
     names = ", ".join(facts["installed"][:6]) + (", …" if len(server.installed) > 6 else "")
-    text = f"Ollama {server.version} at {server.base_url} ({asked['source']}): {names or 'no model is installed'}"
+    version = server.version if server.number else "of a build without a number"
+    text = f"Ollama {version} at {server.base_url} ({asked['source']}): {names or 'no model is installed'}"
     if not server.takes("truncate"):
         needed = ".".join(map(str, SINCE["truncate"]))
         return check(
@@ -127,6 +128,18 @@ async def _missing(server: Server, model: str) -> Check:
         model=model,
         installed=False,
         instead=able.name if able else None,
+    )
+
+
+def _undescribed(model: str, error: GraphtonError | TimeoutError) -> Check:
+    why = error.message if isinstance(error, GraphtonError) else f"it took longer than {SHOW_SECONDS:g} s"
+    return check(
+        "ollama.model",
+        WARN,
+        f"the model {model!r} is installed; the server did not describe it: {why}",
+        f"try again, or: ollama show {model}",
+        model=model,
+        installed=True,
     )
 
 
