@@ -160,7 +160,7 @@ def test_a_model_that_somebody_named_and_that_is_missing_is_never_replaced(stigm
 
 def test_at_a_terminal_a_missing_model_is_pulled_if_somebody_says_so(stigmer, fake, at_a_terminal) -> None:
     stigmer.environment |= fake.ollama(registry={"qwen3:8b": TOOLS})
-    asks = f"model qwen3:8b is not at the Ollama at {fake.url}. Pull it there now? [Y/n] "
+    asks = f"model qwen3:8b (flag --model) is not installed at the Ollama at {fake.url}. Pull it now? [Y/n] "
     code, shown = at_a_terminal("run", "hello", "--model", "qwen3:8b", does=[(asks, "n")])
     assert code == 1, shown
     assert "is not installed at the Ollama" in shown
@@ -185,8 +185,42 @@ def test_STIGMER_PULL_pulls_unasked(stigmer, fake) -> None:
     fake.script({"text": "a heron"})
     done = stigmer("run", "hello", "--model", "qwen3:8b", STIGMER_PULL="always", **there)
     assert done.returncode == 0, done.stderr
-    assert "fetching model qwen3:8b; once" in done.stderr
+    assert "fetching model qwen3:8b (flag --model); once" in done.stderr
     assert done.stdout == "a heron\n"
+
+
+def with_agent(stigmer, model: str) -> None:
+    agents = stigmer.folder / ".stigmer" / "agents"
+    agents.mkdir(parents=True)
+    spec = f"spec: {{instructions: Be brief., llm: {{model: '{model}'}}}}"
+    (agents / "helper.yaml").write_text(
+        f"apiVersion: stigmer/v1\nkind: Agent\nmetadata: {{name: helper}}\n{spec}\n"
+    )
+
+
+def test_what_an_agents_file_names_is_never_pulled_unasked(stigmer, fake) -> None:
+    there = fake.ollama(registry={"host.example/x/y:1": TOOLS})
+    with_agent(stigmer, "ollama:host.example/x/y:1")
+    assert stigmer("trust").returncode == 0
+    done = stigmer("run", "hello", "--agent", "helper", STIGMER_PULL="always", **there)
+    assert done.returncode == 1, done.stderr
+    assert "model 'host.example/x/y:1' (agent helper" in done.stderr
+    assert "fetching" not in done.stderr
+
+
+def test_an_agents_file_does_not_send_data_away_through_an_ollama(stigmer, fake) -> None:
+    there = fake.ollama(
+        models={"gpt-oss:120b-cloud": TOOLS}, remote={"gpt-oss:120b-cloud": "https://ollama.com"}
+    )
+    with_agent(stigmer, "ollama:gpt-oss:120b-cloud")
+    assert stigmer("trust").returncode == 0
+    done = stigmer("run", "hello", "--agent", "helper", **there)
+    assert done.returncode == 2, done.stderr
+    assert (
+        "is served by https://ollama.com, which is outside this machine, and the mode is local" in done.stderr
+    )
+    assert "--model gpt-oss:120b-cloud" in done.stderr
+    assert fake.requests == []
 
 
 # ---- no Ollama

@@ -34,6 +34,7 @@ def files() -> Iterator[Row]:
         yield {
             "kind": "file",
             "name": entry.name,
+            "file": entry.file,
             "bytes": entry.size,
             "installed": path is not None,
             "licence": entry.licence or None,
@@ -48,6 +49,7 @@ def files() -> Iterator[Row]:
             yield {
                 "kind": "file",
                 "name": str(file),
+                "file": file.name,
                 "bytes": file.stat().st_size,
                 "installed": True,
                 "licence": None,

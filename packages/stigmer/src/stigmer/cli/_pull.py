@@ -35,7 +35,10 @@ def fetch_or_refuse(missing: StigmerError, talk: Terminal) -> None:
     details: dict[str, str] = getattr(missing, "details", {})
     name, url = details.get("name", ""), details.get("base_url", "")
     if missing.code == "not_installed":
-        if not name or not _agreed(f"model {name}", f"at the Ollama at {url}", "Pull it there", talk):
+        by, of_folder = details.get("named_by", ""), bool(details.get("of_folder"))
+        what, place = f"model {name} ({by})", f"installed at the Ollama at {url}"
+        # What comes with a folder may name a registry of anybody's: it is never asked without a question.
+        if not name or not _agreed(what, place, "Pull it", talk, unasked=not of_folder):
             raise missing
         fetch_at_ollama(name, talk, url=url)
         return
@@ -51,8 +54,8 @@ def wanted(name: str, *, size: int, source: str, talk: Terminal) -> bool:
     return _agreed(what, "on this machine", "Fetch it", talk)
 
 
-def _agreed(what: str, place: str, question: str, talk: Terminal) -> bool:
-    if os.environ.get("STIGMER_PULL") == "always":
+def _agreed(what: str, place: str, question: str, talk: Terminal, *, unasked: bool = True) -> bool:
+    if unasked and os.environ.get("STIGMER_PULL") == "always":
         talk.say(f"fetching {harmless(what)}; once")
         return True
     if not person_here():

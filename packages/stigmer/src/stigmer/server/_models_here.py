@@ -6,6 +6,7 @@ A hosted model, and one of a server over TCP, is not asked for: whether it answe
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_model_file", "check_models", "models_elsewhere"]
 
+FOLDERS = ("agent ", "file .stigmer/")
+"""How the sources of what comes with a definition or a folder begin: it is not the user's own word."""
 LOOKING_SECONDS = 5.0
 """What asking an Ollama whether it has a model may take; then the run finds out."""
 SHOWN = 6
@@ -39,6 +42,7 @@ class _Used(NamedTuple):
     base_url: str
     sources: Mapping[str, str]
     """Of the settings `model` and `base_url`."""
+    mode: str
     key: str | None
     has_fallback: bool
 
@@ -67,7 +71,8 @@ def _used(resolved: Resolved) -> Iterator[_Used]:
         first = models[0]
         key = resolved.key if first is main else keys.get((first.provider, first.base_url))
         sources = {row.name: row.source for row in settings}
-        yield _Used(first.provider, first.model, first.base_url, sources, key, len(models) > 1)
+        mode = next((json.loads(row.value) for row in settings if row.name == "mode"), "")
+        yield _Used(first.provider, first.model, first.base_url, sources, mode, key, len(models) > 1)
 
 
 # ---- an Ollama
@@ -81,6 +86,7 @@ async def _check_ollama(used: _Used) -> None:
         async with asyncio.timeout(LOOKING_SECONDS):
             server = await measure(used.base_url, api_key=used.key, seconds=patience(used.base_url))
             if await knows(server, used.model):
+                await _keep_data_at_home(used, server)
                 return
     except ConnectError as error:
         if used.has_fallback:
@@ -92,6 +98,23 @@ async def _check_ollama(used: _Used) -> None:
     except (ProviderError, TimeoutError):
         return  # It is slow, or wants a key: the run has more patience, and says what is wrong.
     raise _not_installed(used, server)
+
+
+async def _keep_data_at_home(used: _Used, server: Server) -> None:
+    """An Ollama may only pass requests on: what comes with a folder does not send data away in mode local."""
+    from graphton.chat.ollama_facts import model_facts
+
+    said = used.sources.get("model", "")
+    if used.mode != "local" or not said.startswith(FOLDERS):
+        return
+    facts = await model_facts(server, used.model)
+    if facts is not None and facts.remote:
+        raise Refused(
+            f"model {used.model!r} from {said} is served by {facts.remote}, which is outside this machine, and the "
+            "mode is local",
+            code="config",
+            hint=f"say so yourself: --model {used.model}",
+        )
 
 
 def _not_reached(used: _Used, error: ConnectError) -> Refused:
@@ -115,7 +138,13 @@ def _not_installed(used: _Used, server: Server) -> Refused:
         code="not_installed",
         hint=f"stigmer models pull {'--on ollama ' if known(used.model) else ''}{used.model}"
         + (f"; or take one that is installed: {shown}" if shown else "; nothing is installed there"),
-        details={"name": used.model, "base_url": server.base_url, "installed": ", ".join(names)},
+        details={
+            "name": used.model,
+            "base_url": server.base_url,
+            "installed": ", ".join(names),
+            "named_by": used.sources.get("model", ""),
+            "of_folder": "yes" if used.sources.get("model", "").startswith(FOLDERS) else "",
+        },
     )
 
 
