@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
+from typing import Any
 
 import pytest
 from stigmer.api import event_pb2 as pb
-from stigmer.store import Busy, Row, Store, new_id
+from stigmer.store import Busy, Gone, Row, Store, new_id
 
 
-async def accept(store: Store, session: str = "ses_1", *, alone: bool = False) -> Row:
+async def accept(store: Store, session: str = "ses_1", *, alone: bool = False, joins: bool = False) -> Row:
     created = pb.Event(created=pb.Created(task="t", session=session))
-    row, _ = await store.accept(new_id(), b"request", events=[created], session=session, alone=alone)
+    row, _ = await store.accept(
+        new_id(), b"request", events=[created], session=session, alone=alone, joins=joins
+    )
     return row
 
 
@@ -99,3 +103,29 @@ async def test_a_session_is_deleted_whole_and_nothing_else(store: Store) -> None
     assert len(await store.replay(other.no)) == 1
     assert await store.delete_session("ses_1") == 0
     assert (await accept(store)).no > last.no  # Numbers are never used twice.
+
+
+@pytest.mark.parametrize("how", ["deleted", "pruned"])
+async def test_a_run_that_joins_a_session_as_it_goes_is_refused_or_keeps_it(store: Store, how: str) -> None:
+    """Never does it begin with an empty conversation: both are asked for in one moment, in either order."""
+    for first in ("joins", "goes"):
+        row = await accept(store, f"ses_{first}")
+        await finish(store, row)
+        found = await store.expendable(before_ms=store.now_ms + 1)
+
+        goes: Awaitable[Any] = (
+            store.delete_session(f"ses_{first}") if how == "deleted" else store.prune(found)
+        )
+        works: list[Awaitable[Any]] = [accept(store, f"ses_{first}", joins=True), goes]
+        joined, gone = 0, 1
+        if first == "goes":
+            works.reverse()
+            joined, gone = 1, 0
+        ends = await asyncio.gather(*works, return_exceptions=True)
+        there = await store.of_session(f"ses_{first}")
+        if isinstance(ends[joined], Gone):
+            assert str(ends[joined]).startswith(f"there is no session 'ses_{first}'")
+            assert there == []
+        else:
+            assert [one.id for one in there] == [row.id, ends[joined].id]
+            assert isinstance(ends[gone], Busy) or ends[gone] == 0

@@ -185,7 +185,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             request = request_again(first, request)
             before = carried(await self._store.replay(first.no), execution=first.id)
         _check(request, home=self._home.path)
-        await self._join(request)
+        joins = await self._join(request)
         told = _narrow(request)
         _limit(request)
         resolved = await self._resolve(request, local=local)
@@ -217,6 +217,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
                 idempotency_key=request.idempotency_key,
                 session=request.session,
                 alone=request.if_running == "reject",
+                joins=joins,
             )
         except JournalError:
             self._keys.forget(id)
@@ -230,16 +231,18 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             await self._wake_those_without_a_key()
         return row, True
 
-    async def _join(self, request: api.CreateExecutionRequest) -> None:
-        """Finds the session that the request names, or begins one."""
+    async def _join(self, request: api.CreateExecutionRequest) -> bool:
+        """Begins a session, or finds the one that the request names and says that it joins: one may go meanwhile."""
         if request.session == "new":
             request.session = new_id(self._store.now_ms / 1000, kind="ses")
-        elif request.session and not await self._store.of_session(request.session):
+            return False
+        if request.session and not await self._store.of_session(request.session):
             raise Refused(
                 f"there is no session {request.session!r}",
                 code="not_found",
                 hint="stigmer list session; to begin one: --session new",
             )
+        return bool(request.session)
 
     async def _make_way(self, request: api.CreateExecutionRequest) -> list[pb.Event]:
         """Where executions of the session have not finished: stops them, if that is wanted, or says what is waited for."""

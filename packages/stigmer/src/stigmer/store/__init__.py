@@ -5,12 +5,13 @@ from __future__ import annotations
 from stigmer.store._dialect import StoreError
 from stigmer.store._feed import Feed, Watcher
 from stigmer.store._prune import Expendable
-from stigmer.store._store import Busy, Moved, Row, SessionRow, Store, new_id
+from stigmer.store._store import Busy, Gone, Moved, Row, SessionRow, Store, new_id
 
 __all__ = [
     "Busy",
     "Expendable",
     "Feed",
+    "Gone",
     "Moved",
     "Row",
     "SessionRow",

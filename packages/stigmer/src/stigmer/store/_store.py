@@ -29,7 +29,7 @@ from stigmer.store._sqlite import SQLite
 if TYPE_CHECKING:
     from stigmer.store._news import Teller
 
-__all__ = ["Busy", "Moved", "Row", "SessionRow", "Store", "StoreError", "new_id"]
+__all__ = ["Busy", "Gone", "Moved", "Row", "SessionRow", "Store", "StoreError", "new_id"]
 
 Answer = TypeVar("Answer")
 
@@ -47,6 +47,12 @@ class Busy(StoreError):
     """An execution of the session has not finished."""
 
     code = "session_busy"
+
+
+class Gone(StoreError):
+    """There is no such session, or no more."""
+
+    code = "not_found"
 
 
 class Moved(StoreError):
@@ -165,10 +171,12 @@ class Store:
         idempotency_key: str = "",
         session: str = "",
         alone: bool = False,
+        joins: bool = False,
     ) -> asyncio.Future[tuple[Row, bool]]:
         """Stores a new execution with its first events; False when the idempotency key named an older one.
 
-        One of a session begins when those before it have finished. With `alone` it raises Busy where one has not.
+        One of a session begins when those before it have finished. With `alone` it raises Busy where one has not; with
+        `joins` it goes on with a conversation, and raises Gone where that has been deleted or pruned meanwhile.
         """
 
         if "\0" in idempotency_key:
@@ -181,6 +189,11 @@ class Store:
                 return _Done((Row(*known), False))
             if session:
                 db.run("lock_session", {"session": session})
+            if joins and not list(db.run("of_session", {"session": session})):
+                raise Gone(
+                    f"there is no session {session!r}",
+                    hint="stigmer list session; to begin one: --session new",
+                )
             if alone and (busy := _unfinished(db, session)):
                 raise Busy(
                     f"{busy.id} of session {session!r} has not finished ({busy.state})",
@@ -228,9 +241,7 @@ class Store:
 
         return self._submit(work, durable=any(map(_durable, events)))
 
-    def claim(
-        self, no: int, *, worker: str, lease: float, process: str = ""
-    ) -> asyncio.Future[int | None]:
+    def claim(self, no: int, *, worker: str, lease: float, process: str = "") -> asyncio.Future[int | None]:
         """Begins the next attempt and gives its epoch; None when it has finished or somebody holds its lease.
 
         `process` is what `driven` tells of who holds it, to others of the same machine.
