@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stays", action="store_true", help="do not end when idle")
     parser.add_argument("--flags", type=json.loads, default={}, help="JSON: the LLM flags of `stigmer up`")
     parser.add_argument("--idle-seconds", type=float, default=IDLE_SECONDS)
+    parser.add_argument("--engine", choices=("embedded", "temporal"), default="embedded")
+    parser.add_argument("--alone", action="store_true", help="start no Temporal server and no worker beside")
+    parser.add_argument("--listen", action="append", default=[], help="HOST:PORT, besides the home's socket")
     given = parser.parse_args(arguments)
     # What is imported never dies; looking at it again and again costs 20 ms of the start.
     gc.set_threshold(50_000)
@@ -70,7 +73,14 @@ def _serve(home: Home, given: Any) -> None:
     path.unlink(missing_ok=True)
 
     said = json.dumps(
-        {"address": f"unix:{path}", "pid": os.getpid(), "version": __version__, "stays": given.stays, "surroundings": marks()}
+        {
+            "address": f"unix:{path}",
+            "pid": os.getpid(),
+            "version": __version__,
+            "stays": given.stays,
+            "surroundings": marks(),
+            "engine": given.engine,
+        }
     )
     ours: list[object] = []
 
@@ -81,9 +91,14 @@ def _serve(home: Home, given: Any) -> None:
             os.write(given.ready_fd, b"ready\n")
             os.close(given.ready_fd)
 
-    async def run() -> None:
-        task = asyncio.ensure_future(
-            serve(
+    async def served() -> None:
+        async with AsyncExitStack() as beside:
+            if given.engine == "temporal" and not given.alone:
+                developer = importlib.import_module("stigmer.engines.temporal.developer")
+                await beside.enter_async_context(developer.temporal_beside(home))
+                # The worker asks for the daemon until it answers.
+                await beside.enter_async_context(developer.worker_beside(home, server=f"unix:{path}"))
+            await serve(
                 home,
                 address=f"unix:{path}",
                 on_ready=ready,
@@ -91,8 +106,12 @@ def _serve(home: Home, given: Any) -> None:
                 stays=given.stays,
                 flags=given.flags,
                 findable=lambda: ours == [_left_to_find(home)],
+                engine=given.engine,
+                listen=given.listen,
             )
-        )
+
+    async def run() -> None:
+        task = asyncio.ensure_future(served())
         for sign in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(sign, task.cancel)
         with suppress(asyncio.CancelledError):

@@ -53,7 +53,7 @@ def find(home: Home) -> Address | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None  # Not there, or half of a file that nobody of ours writes: no daemon that we can talk to.
     return (
-        Address(target, token, version, pid, bool(said.get("stays")))
+        Address(target, token, version, pid, bool(said.get("stays")), str(said.get("engine", "embedded")))
         if _answers(target.removeprefix("unix:"))
         else None
     )
@@ -83,24 +83,27 @@ def start(
     *,
     stays: bool = False,
     flags: Mapping[str, str] | None = None,
+    engine: str = "",
     say: Say = lambda text: None,
     meanwhile: Callable[[], object] = lambda: None,
     limit: float = START_LIMIT,
 ) -> Address:
-    """Starts the daemon unless a fitting one runs already. `stays` and `flags` are those of `stigmer up`.
+    """Starts the daemon unless a fitting one runs already. `stays`, `flags` and `engine` are those of `stigmer up`.
 
-    An idle daemon of another version, or one that does not stay or has not these flags, makes way for a new one.
+    An idle daemon of another version, or one that does not stay or has not these flags or this engine, makes way for a
+    new one. Without `engine` any engine fits, and a new daemon gets the embedded one.
     """
     home.create()
     with _held(home.start_lock, limit, busy="another command is starting the daemon"):
         found = find(home)  # The command that we waited for may have started it.
-        if found is not None and not _made_way(home, found, fits=not flags and found.stays >= stays, say=say):
+        fits = found is not None and not flags and found.stays >= stays and engine in ("", found.engine)
+        if found is not None and not _made_way(home, found, fits=fits, say=say):
             return found
         given = dict(flags or {})
         try:
-            return _spawn(home, stays=stays, flags=given, meanwhile=meanwhile, limit=limit)
+            return _spawn(home, stays=stays, flags=given, engine=engine, meanwhile=meanwhile, limit=limit)
         except _Killed:  # By somebody from outside; that says nothing about the next try.
-            return _spawn(home, stays=stays, flags=given, meanwhile=meanwhile, limit=limit)
+            return _spawn(home, stays=stays, flags=given, engine=engine, meanwhile=meanwhile, limit=limit)
 
 
 def stop(home: Home, *, limit: float = START_LIMIT) -> bool:
@@ -200,7 +203,13 @@ _started: list[subprocess.Popen[bytes]] = []
 
 
 def _spawn(
-    home: Home, *, stays: bool, flags: dict[str, str], meanwhile: Callable[[], object], limit: float
+    home: Home,
+    *,
+    stays: bool,
+    flags: dict[str, str],
+    engine: str,
+    meanwhile: Callable[[], object],
+    limit: float,
 ) -> Address:
     deadline = time.monotonic() + limit
     with suppress(FileNotFoundError):
@@ -220,6 +229,7 @@ def _spawn(
         str(tells),
     ]
     command += ["--stays"] if stays else []
+    command += ["--engine", engine] if engine else []
     environment = dict(os.environ)
     if named := environment.get(
         "STIGMER_CONFIG", ""

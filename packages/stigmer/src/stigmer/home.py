@@ -36,6 +36,8 @@ class Address:
     pid: int = 0
     stays: bool = False
     """Started by `stigmer up`; another one ends when it is idle."""
+    engine: str = "embedded"
+    """What drives the executions: embedded | temporal."""
 
 
 @dataclass(frozen=True, slots=True)

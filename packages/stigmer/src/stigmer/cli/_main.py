@@ -43,6 +43,8 @@ COMMANDS = {
     "doctor": ("doctor", "Say whether everything is there that a run needs, and what helps."),
     "up": ("server", "Start the daemon and let it stay."),
     "down": ("server", "Stop the daemon."),
+    "serve": ("serve", "Serve others in the foreground."),
+    "worker": ("serve", "Run the executions of a server, on Temporal."),
     "status": ("server", "Say whether the daemon runs, and what it does."),
     "logs": ("server", "Show the daemon's log."),
 }

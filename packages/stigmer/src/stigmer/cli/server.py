@@ -27,12 +27,19 @@ __all__ = ["down", "logs", "status", "up"]
 
 @click.command()
 @llm_options
+@click.option(
+    "--engine",
+    type=click.Choice(["embedded", "temporal"]),
+    envvar="STIGMER_ENGINE",
+    help="What drives the runs: the daemon itself, or a worker beside it on a Temporal server of its own "
+    "(or the one at TEMPORAL_ADDRESS).  [default: embedded]",
+)
 @json_option
-def up(**given: Any) -> int:
+def up(engine: str | None, **given: Any) -> int:
     """Start the daemon and let it stay until `stigmer down`. LLM flags rank just above its environment."""
     home, flags = Home.find(), flags_of(given)
     check(flags, command="up")
-    address = start(home, stays=True, flags=flags, say=terminal().say)
+    address = start(home, stays=True, flags=flags, engine=engine or "", say=terminal().say)
     problems = resolved({}).problems
     if asked().json:
         said = {"running": True, "pid": address.pid, "address": address.target, "problems": problems}

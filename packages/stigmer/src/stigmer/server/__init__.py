@@ -80,7 +80,13 @@ async def serve(
         try:
             drives = await _engine_of(engine)
             server = _Server(
-                home, store, address=address, stays=stays, flags=dict(flags or {}), drives=drives
+                home,
+                store,
+                address=address,
+                stays=stays,
+                flags=dict(flags or {}),
+                drives=drives,
+                listen=listen,
             )
             try:
                 await server.start()
@@ -152,6 +158,7 @@ class _Server:
         from stigmer.server.auth import TokenCheck, token_of
         from stigmer.server.configuration import ConfigService
         from stigmer.server.executions import ExecutionService
+        from stigmer.server.models import ModelService
         from stigmer.server.sessions import SessionService
         from stigmer.server.system import SystemService
 
@@ -183,11 +190,13 @@ class _Server:
         sessions = SessionService(
             home=self._home, store=self._store, activity=self._activity, brief=executions.brief
         )
+        models = ModelService(home=self._home, activity=self._activity, resolve=self._resolver)
         rpc: Any = service_pb2_grpc  # The generated stubs carry no types.
         rpc.add_ExecutionServiceServicer_to_server(executions, self._grpc)
         rpc.add_SessionServiceServicer_to_server(sessions, self._grpc)
         rpc.add_ConfigServiceServicer_to_server(configuration, self._grpc)
         rpc.add_SystemServiceServicer_to_server(system, self._grpc)
+        rpc.add_ModelServiceServicer_to_server(models, self._grpc)
         self._add_workers()
         before = os.umask(0o077)  # The socket is its owner's alone from its first moment.
         try:

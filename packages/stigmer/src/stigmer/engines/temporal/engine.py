@@ -72,11 +72,18 @@ class TemporalEngine(EmbeddedEngine):
         self._workflows = workflows
         self._attended: dict[str, Attends] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
+        self._swept = 0.0
 
     @property
     def running(self) -> int:
         """How many attempts workers drive over this server, and how many workflows wait to be started."""
         return len(self._attended) + len(self._asking)
+
+    async def start(self) -> None:
+        """Looks after every execution that has not finished; attempts go on with their workers, or with new ones."""
+        self._store.listen(self._heard)
+        await self._take_all_back(await self._store.unfinished(), expired=True)
+        self._keeper = asyncio.create_task(self._keep(), name="engine keeper")
 
     async def stop(self) -> None:
         for task in list(self._asking.values()):
@@ -165,6 +172,25 @@ class TemporalEngine(EmbeddedEngine):
     async def _call_next(self, no: int) -> None:
         row = await self._store.next_of_session(no)
         if row is not None and row.state == "queued":
+            self.wake(row.id)
+
+    async def _sweep(self) -> None:
+        """Now and then: whoever seems to be driven by nobody has a workflow that will see to it."""
+        now = asyncio.get_running_loop().time()
+        if now - self._swept >= self._lease:
+            self._swept = now
+            await self._take_all_back(await self._store.abandoned(idle=self._lease), expired=True)
+
+    async def _take_back(self, row: Row, *, expired: bool) -> None:
+        """That its worker is gone is for Temporal to say: an attempt whose server was away goes on with the next one."""
+        records = await self._store.replay(row.no)
+        cancelled = next((r for r in records if r.HasField("cancel_requested")), None)
+        if cancelled is not None and (row.state != "running" or await self._store.lose(row)):
+            await self._close(row, by=cancelled.cancel_requested.by)
+            self._ask(row.id, self._workflows.wake)
+        elif row.state != "waiting":
+            self.submit(row.id)
+        elif self._may_go_on(row, records):
             self.wake(row.id)
 
     def _ask(self, id: str, ask: Callable[[str], Awaitable[None]]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from graphton.errors import JournalError
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.worker import Worker
 
 from stigmer.engines.temporal.workflow import ACTIVITY, HEARTBEAT, AgentExecution
@@ -59,14 +59,19 @@ async def poll(
             outcome = await _driven(hands, execution)
         except JournalError as error:
             log.warning("attempt given up execution=%s reason=%r", execution, error.message)
-            raise ApplicationError(error.message, type=error.code) from error
+            raise ApplicationError(
+                error.message, type=error.code, category=ApplicationErrorCategory.BENIGN
+            ) from error
         finally:
             for task in (beating, leaving):
                 task.cancel()
             await asyncio.gather(beating, leaving, return_exceptions=True)
         if outcome == "shutdown":
             raise ApplicationError(
-                "this worker ends", type="shutdown", next_retry_delay=timedelta(milliseconds=1)
+                "this worker ends",
+                type="shutdown",
+                next_retry_delay=timedelta(milliseconds=1),
+                category=ApplicationErrorCategory.BENIGN,
             )
         return outcome
 

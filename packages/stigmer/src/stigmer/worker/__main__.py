@@ -1,0 +1,80 @@
+"""`python -m stigmer.worker`: the process of `stigmer worker`, and of the worker beside a developer's daemon."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from graphton.errors import GraphtonError
+
+from stigmer.errors import StigmerError
+from stigmer.home import Home
+from stigmer.server.auth import token_of
+from stigmer.worker import GRACE_SECONDS, MOST, work
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Works in the foreground until SIGTERM or SIGINT; a second signal ends it at once."""
+    parser = argparse.ArgumentParser(prog="python -m stigmer.worker", description=main.__doc__)
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--server", required=True, help="the control plane's address")
+    parser.add_argument("--grace", type=float, default=GRACE_SECONDS)
+    parser.add_argument("--most", type=int, default=MOST)
+    parser.add_argument("--flags", type=json.loads, default={}, help="JSON: LLM flags")
+    given = parser.parse_args(arguments)
+    home = Home(given.home)
+    _log_to_stderr()
+    # Never an argument: everybody on the machine can read those.
+    token = os.environ.pop("STIGMER_API_KEY", "").strip() or token_of(home.create().token)
+
+    async def run() -> None:
+        task = asyncio.ensure_future(
+            work(
+                home,
+                target=given.server,
+                token=token,
+                grace=given.grace,
+                most=given.most,
+                flags=given.flags,
+            )
+        )
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(sign, _end, task)
+        with suppress(asyncio.CancelledError):
+            await task
+
+    try:
+        asyncio.run(run())
+    except (GraphtonError, StigmerError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _log_to_stderr() -> None:
+    """One line per record, as the daemon writes them."""
+    form = logging.Formatter(
+        "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S"
+    )
+    form.converter = time.gmtime
+    handler = logging.StreamHandler()
+    handler.setFormatter(form)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

