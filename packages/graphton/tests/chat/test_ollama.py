@@ -97,7 +97,7 @@ async def test_the_body_holds_everything_in_one_stable_order(fake: FakeProviders
         "truncate": False,
         "shift": False,
         "stream": True,
-        "keep_alive": "15m",
+        "keep_alive": "30m",
     }
     assert list(seen.json) == [
         *(
@@ -130,16 +130,17 @@ async def test_a_conversation_goes_out_in_ollamas_words(fake: FakeProviders) -> 
         UserMessage("Read both."),
         AssistantMessage(
             (
-                Thinking("secret thoughts", "ollama"),
+                Thinking("Two files.", "ollama"),
+                Thinking("secret thoughts", "anthropic"),
                 Text("Sure."),
-                ToolCall("read_file", {"path": "a"}, id="1.0"),
+                ToolCall("read_file", {"path": "a"}, id="1.0", wire_id="call_abcd1234"),
                 ToolCall("read_file", {}, id="1.1", malformed="[1"),
             ),
             stop=StopReason.TOOLS,
         ),
         ToolResults(
             (
-                ToolResult("1.0", "", "read_file", "text of a"),
+                ToolResult("1.0", "call_abcd1234", "read_file", "text of a"),
                 ToolResult("1.1", "", "read_file", "no object", is_error=True),
             )
         ),
@@ -150,13 +151,24 @@ async def test_a_conversation_goes_out_in_ollamas_words(fake: FakeProviders) -> 
         {
             "role": "assistant",
             "content": "Sure.",
+            "thinking": "Two files.",
             "tool_calls": [
-                {"function": {"name": "read_file", "arguments": {"path": "a"}}},
-                {"function": {"name": "read_file", "arguments": {"malformed": "[1"}}},
+                {"id": "call_abcd1234", "function": {"name": "read_file", "arguments": {"path": "a"}}},
+                {"id": "call_1.1", "function": {"name": "read_file", "arguments": {"malformed": "[1"}}},
             ],
         },
-        {"role": "tool", "content": "text of a", "tool_name": "read_file"},
-        {"role": "tool", "content": "Error: no object", "tool_name": "read_file"},
+        {
+            "role": "tool",
+            "content": "text of a",
+            "tool_name": "read_file",
+            "tool_call_id": "call_abcd1234",
+        },
+        {
+            "role": "tool",
+            "content": "Error: no object",
+            "tool_name": "read_file",
+            "tool_call_id": "call_1.1",
+        },
     ]
 
 
@@ -281,7 +293,9 @@ async def test_a_window_above_what_is_known_of_the_model_is_sent_and_announced(f
     assert fake.chats[0].json["options"]["num_ctx"] == 65_536
     assert one.notices == (
         "context_window 65536 is above the 32768 tokens known for qwen2.5-coder:7b: Ollama may give less",
+        "Ollama gave qwen2.5-coder:7b a context window of 32768 tokens, not the 65536 asked for",
     )
+    assert (one.window, one.largest_window) == (32_768, 32_768)
 
 
 async def test_a_prompt_that_cannot_fit_is_refused_before_it_is_sent(fake: FakeProviders) -> None:
@@ -289,7 +303,8 @@ async def test_a_prompt_that_cannot_fit_is_refused_before_it_is_sent(fake: FakeP
     request = Request("Be brief. " * 40, [UserMessage("word " * 3000)], [READ])
     with pytest.raises(PromptTooLong) as caught:
         await ask(one, request)
-    assert fake.requests == []
+    assert fake.chats == []
+    assert fake.library.loads == []
     assert not caught.value.retryable
     text = str(caught.value)
     assert "the prompt does not fit the context window of qwen2.5-coder:7b" in text
@@ -473,13 +488,14 @@ async def test_a_huge_line_arrives_whole_and_an_endless_one_is_refused(fake: Fak
         await ask(chat(fake))
 
 
-async def test_the_first_request_of_a_chat_says_that_it_waits_for_the_model(fake: FakeProviders) -> None:
+async def test_the_first_request_loads_the_model_and_says_so(fake: FakeProviders) -> None:
     fake.add(Reply(text="a"), Reply(text="b"))
     one = chat(fake)
     chunks, _ = await ask(one)
-    assert chunks[0] == WaitChunk("load", text="waiting for qwen2.5-coder:7b")
+    assert chunks == [WaitChunk("load", text="qwen2.5-coder:7b (1.1 GB), window 16,384"), TextChunk("a")]
     chunks, _ = await ask(one)
     assert chunks == [TextChunk("b")]
+    assert fake.library.loads == [("qwen2.5-coder:7b", 16_384)]
 
 
 # --- what goes wrong ------------------------------------------------------------------------------------------------
@@ -529,18 +545,34 @@ async def test_a_model_that_is_not_there_is_said_with_the_command_that_fetches_i
     async with FakeProviders(models={"qwen3:8b": ["completion"]}) as fake:
         with pytest.raises(StatusError, match=r"model 'qwen2\.5-coder:7b' not found") as caught:
             await ask(chat(fake))
-        assert "hint: fetch the model: ollama pull qwen2.5-coder:7b" in str(caught.value)
+        assert "hint: fetch the model: ollama pull qwen2.5-coder:7b; installed are qwen3:8b" in str(
+            caught.value
+        )
         assert (caught.value.status, caught.value.retryable) == (404, False)
 
 
 async def test_a_model_without_tools_or_thinking_is_said_with_a_way_out() -> None:
     async with FakeProviders(models={"gemma3:4b": ["completion"], "qwen3:8b": ["completion"]}) as fake:
-        with pytest.raises(StatusError, match="does not support tools") as caught:
+        with pytest.raises(StatusError, match="gemma3:4b does not support tools") as caught:
             await ask(chat(fake, "gemma3:4b"), Request("", [UserMessage("x")], [READ]))
         assert "envelope" in caught.value.hint
-        with pytest.raises(StatusError, match="does not support thinking") as caught:
-            await ask(chat(fake, "qwen3:8b", thinking="low"))
-        assert "thinking='off'" in caught.value.hint
+        assert (caught.value.status, caught.value.retryable) == (400, False)
+        assert fake.library.loads == []
+        fake.reply("Hi.")
+        one = chat(fake, "qwen3:8b", thinking="low")
+        await ask(one)
+        assert "think" not in fake.chats[0].json
+        assert one.notices == ("thinking low is not sent: qwen3:8b does not think",)
+
+
+async def test_a_server_that_refuses_tools_or_thinking_is_said_with_a_way_out(fake: FakeProviders) -> None:
+    fake.fail(400, "registry.ollama.ai/library/m:latest does not support tools")
+    fake.fail(400, '"m" does not support thinking')
+    for words, hint in (("support tools", "envelope"), ("support thinking", "thinking='off'")):
+        with pytest.raises(StatusError, match=words) as caught:
+            await ask(chat(fake))
+        assert hint in caught.value.hint
+        assert not caught.value.retryable
 
 
 async def test_too_little_memory_is_said_with_a_way_out_and_not_tried_again(fake: FakeProviders) -> None:
@@ -611,7 +643,7 @@ async def test_closing_the_stream_early_cancels_the_request_at_the_server(fake: 
     async with aclosing(chat(fake).stream(HELLO)) as stream:
         assert isinstance(await anext(stream), WaitChunk)
         assert await anext(stream) == TextChunk("Hel")
-        (request,) = await fake.wait_for_requests(1)
+        (request,) = fake.chats
     await asyncio.wait_for(request.disconnected.wait(), 30)
 
 

@@ -206,16 +206,21 @@ async def test_no_server_is_said_at_once_with_the_command_that_starts_one() -> N
 
 
 async def test_a_server_that_stays_silent_is_given_up() -> None:
+    gone = asyncio.Event()
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(1 << 16):
             pass
         writer.close()
+        await writer.wait_closed()
+        gone.set()
 
     silent = await asyncio.start_server(answer, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}"
     with pytest.raises(ProviderTimeout, match=r"nothing at '.*' \(ollama\) answered within 0\.2 s") as caught:
         await measure(url, seconds=0.2)
     assert f"curl {url}/api/version" in caught.value.hint
+    await asyncio.wait_for(gone.wait(), 30)
     silent.close()
     await silent.wait_closed()
 

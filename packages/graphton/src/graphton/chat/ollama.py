@@ -2,191 +2,259 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from typing import Any
 
-from graphton.chat import _json
-from graphton.chat._failures import Peer
-from graphton.chat._http import HEADERS, Reply, endpoint, fetch, limits_for, post
+from graphton.chat._http import HEADERS, Limits, Reply, endpoint, fetch, limits_for, post
 from graphton.chat._keys import check_key
-from graphton.chat._think_tags import ThinkTags
-from graphton.chat._window import LADDER, ROOM_TO_GROW, Prompt, rung, too_long, was_cut
-from graphton.chat._wire import THINKING_LEVELS, Fragment, call_arguments, dumps, result_text, sent_arguments
-from graphton.chat.base import Chunk, Done, Preview, Request, TextChunk, ThinkingChunk, ToolSpec, WaitChunk
-from graphton.errors import ConnectError, ProviderError, SettingError, StatusError
-from graphton.messages import (
-    AssistantMessage,
-    Block,
-    Message,
-    StopReason,
-    Text,
-    Thinking,
-    ToolCall,
-    ToolResults,
-    Usage,
-    UserMessage,
-)
+from graphton.chat._ollama_failures import explained, no_memory, no_tools, says_too_long
+from graphton.chat._ollama_known import Known, known_of
+from graphton.chat._ollama_reply import Collector, chunks
+from graphton.chat._ollama_wait import loading, reading, ticks
+from graphton.chat._ollama_window import Window
+from graphton.chat._ollama_wire import Outgoing, outgoing
+from graphton.chat._window import Prompt, was_cut
+from graphton.chat._wire import THINKING_LEVELS, Fragment, dumps
+from graphton.chat.base import Chunk, Done, Preview, Request, WaitChunk
+from graphton.chat.ollama_facts import ModelFacts, loaded_models, without_v1
+from graphton.errors import ProviderError, SettingError
 from graphton.models import ModelRef, ModelSettings, find_provider, lookup, with_defaults
 
 __all__ = ["OllamaChat"]
 
-KEEP_ALIVE = "15m"
-"""How long the model stays loaded after a reply: Ollama's own five minutes are over before a long tool is."""
+LOAD_SECONDS = 7 * 86_400.0
+"""Loading has no limit of ours: a large model on a slow disk takes as long as it takes, and Ollama itself ends a
+load that stands still."""
 
-_STOPS = {"stop": StopReason.END, "length": StopReason.LENGTH}
+WRITING_SECONDS = 600.0
+"""Ollama says nothing while a model writes a call: where tools are offered, a gap is no sign of a stuck server."""
 
 
 class OllamaChat:
     """One model of an Ollama server. Create it with `create_chat`.
 
-    `window` is the context window of every request of this chat: `settings.context_window`, or, where nobody set
-    one, a size that fits the first prompt. It grows once at most, because each change loads the model again; that
-    is said in `notices` and in a WaitChunk. A prompt that the window does not hold is an error with a table of its
-    parts, never a conversation without its beginning.
+    Before the first request the server is measured (`ollama_facts`): what it is, whether it has the model, what that
+    can do, what is in memory. `window` is the context window of every request of this chat: `settings.context_window`,
+    or, where nobody set one, a size that fits the first prompt, the model and the memory; a window that the model is
+    loaded with already is taken where it serves. It grows once at most, because each change loads the model again;
+    that is said in `notices` and in a WaitChunk. After the first reply the server is asked what it really gave.
+    A prompt that the window does not hold is an error with a table of its parts, never a conversation without its
+    beginning.
     """
 
     def __init__(self, ref: ModelRef, settings: ModelSettings) -> None:
         self.ref = ref
         self.settings = with_defaults(ref, settings)
         self.notices: tuple[str, ...] = ()
-        self.window = settings.context_window
-        self._model = lookup(ref)
-        self._limits = limits_for(self.settings.timeouts, local=find_provider(ref.provider).local)
-        self._base = self._without_v1((self.settings.base_url or "").strip().rstrip("/"))
+        self._provider = find_provider(ref.provider)
+        self._limits = limits_for(self.settings.timeouts, local=self._provider.local)
+        self._base = without_v1(self.settings.base_url or "")
+        if (self.settings.base_url or "").strip().rstrip("/").endswith("/v1"):
+            given = (self.settings.base_url or "").strip().rstrip("/")
+            self._notice(f"base URL {given!r} ends in /v1, where Ollama ignores the context window: left out")
         self._url = endpoint(self._base, "/api/chat")
         self._key = check_key(ref.provider, self._url, self.settings.api_key)
-        self._think = self._think_field(settings.thinking)
-        self._may_grow = settings.context_window is None
-        known = self._model.context_window
-        if settings.context_window is not None and known is not None and settings.context_window > known:
-            # Not an error: a family's later models may take more than its first, on which the table goes by.
-            self._notice(
-                f"context_window {settings.context_window} is above the {known} tokens known for {ref.model}: "
-                "Ollama may give less"
-            )
-        self._answered = False
-
-    # --- settings -----------------------------------------------------------------------------------------------
-
-    def _notice(self, text: str) -> None:
-        self.notices = (*self.notices, text)
-
-    def _without_v1(self, url: str) -> str:
-        if not url.endswith("/v1"):
-            return url
-        self._notice(f"base URL {url!r} ends in /v1, where Ollama ignores the context window: left out")
-        return url.removesuffix("/v1").removesuffix("/v1")
-
-    def _think_field(self, level: str | None) -> dict[str, Any]:
-        if level is None:
-            return {}
-        if level not in THINKING_LEVELS:
+        if settings.thinking is not None and settings.thinking not in THINKING_LEVELS:
             raise SettingError(
-                f"thinking {level!r} is not known",
+                f"thinking {settings.thinking!r} is not known",
                 hint=f"one of {', '.join(THINKING_LEVELS)}, for example thinking='low'",
             )
-        if self._model.thinking != "think":
-            if level != "off":
-                self._notice(f"thinking {level} is not sent: {self.ref.model} does not think")
-            return {}
-        if "gpt-oss" not in self.ref.model.lower():
-            return {"think": level != "off"}
-        if level == "off":
-            self._notice(f"thinking off is not sent: {self.ref.model} always thinks")
-            return {}
-        return {"think": level}
+        self._known: Known = known_of(self._base, ref.model)
+        self._window = Window(
+            self._known, self.settings, self._provider.max_tokens, lookup(ref).context_window
+        )
+        self._window.check_setting(self._notice)
 
-    # --- the window ---------------------------------------------------------------------------------------------
+    # --- settings ---------------------------------------------------------------------------------------------------
 
-    def _fit_window(self, prompt: Prompt) -> str:
-        """Choose the window, or let it grow; what there is to say about a change."""
-        need = prompt.tokens + prompt.reply
-        if self.window is None:
-            self.window = self._rung(need + ROOM_TO_GROW)
-            return ""
-        return self._grow(need) if need > self.window else ""
+    @property
+    def window(self) -> int | None:
+        """Tokens of the context window, as far as it is chosen: what the server really gave, once it has said so."""
+        return self._window.size
 
     @property
     def largest_window(self) -> int:
         """What the window may still become."""
-        if self.window is None or self._can_grow:
-            return self._rung(LADDER[-1])
-        return self.window
+        return self._window.largest()
+
+    def _notice(self, text: str) -> None:
+        if text not in self.notices:
+            self.notices = (*self.notices, text)
+
+    def _think_field(self) -> dict[str, Any]:
+        """How the model is told to think; a level that it does not take is left out, and that is said."""
+        level, model = self.settings.thinking, self.ref.model
+        if level is None:
+            return {}
+        measured = self._known.facts.thinks if self._known.facts else None
+        thinks = lookup(self.ref).thinking == "think" if measured is None else measured
+        by_level = "gpt-oss" in model.lower() or (self._known.facts and self._known.facts.family == "gptoss")
+        if not thinks:
+            why = f"{model} does not think"
+        elif not self._known.takes("think"):
+            why = f"Ollama {self._version} knows no thinking, which began with 0.9.0"
+        elif not by_level:
+            return {"think": level != "off"}
+        elif level == "off":
+            why = f"{model} always thinks"
+        elif not self._known.takes("think level"):
+            why = f"Ollama {self._version} knows no levels of thinking, which began with 0.11.0"
+        else:
+            return {"think": level}
+        if thinks or level != "off":
+            self._notice(f"thinking {level} is not sent: {why}")
+        return {}
 
     @property
-    def _can_grow(self) -> bool:
-        return self._may_grow and self.window is not None and self._rung(2 * self.window) > self.window
+    def _version(self) -> str:
+        return self._known.server.version if self._known.server else ""
 
-    def _grow(self, need: int) -> str:
-        """The one step up, to at least twice the size where the model can; "" where there is none."""
-        if not self._can_grow or self.window is None:
-            return ""
-        wanted = self._rung(max(need + ROOM_TO_GROW, 2 * self.window))
-        said = (
-            f"context window raised from {self.window} to {wanted} tokens; {self.ref.model} is loaded again"
-        )
-        self.window, self._may_grow = wanted, False
-        self._notice(said)
-        return said
+    # --- before the first request -----------------------------------------------------------------------------------
 
-    def _rung(self, need: int) -> int:
-        return rung(need, self._model.context_window)
+    async def _measure(self) -> None:
+        """Ask the server what it is and has, unless it answered a moment ago; what follows from that is said."""
+        if self._known.is_fresh():
+            return
+        if why := await self._known.look(self._key.value or None, self.ref.provider):
+            self._notice(f"what this Ollama is and has could not be measured: {why}")
+        if self._known.facts and self._known.facts.bare_template:
+            self._notice(
+                f"the template of {self.ref.model} is a bare {{{{ .Prompt }}}}: it sees neither the instructions nor "
+                f"the tools; `ollama create` it with its chat template, or `ollama pull` it"
+            )
+        if not self._known.takes("truncate"):
+            self._notice(
+                f"Ollama {self._version} cuts a prompt that is too long (0.12.6 and later refuse it): "
+                "we find that out by its count of tokens"
+            )
+
+    async def facts(self) -> ModelFacts | None:
+        """What the server says of the model, measured at most a moment ago; None where it could not be asked."""
+        await self._measure()
+        return self._known.facts
 
     async def loaded_window(self) -> int | None:
         """The window that the server has really given this model (`/api/ps`); None while it is not loaded."""
-        body = await fetch(
-            endpoint(self._base, "/api/ps"),
+        await self._measure()
+        if self._known.server is None:
+            return None
+        self._known.server = replace(self._known.server, loaded=await loaded_models(self._known.server))
+        return self._known.loaded.window if self._known.loaded else None
+
+    async def preload(self) -> AsyncGenerator[WaitChunk]:
+        """Load the model now, with the window that a first short prompt would get."""
+        await self._measure()
+        prompt = Prompt(4 * 900, 0, 0, 0, 0, 0, self._window.reply)
+        async for wait in self._loaded(prompt, self._window.fit(prompt, self.ref.model, self._notice)):
+            yield wait
+
+    async def _loaded(self, prompt: Prompt, said: str) -> AsyncGenerator[WaitChunk]:
+        """Until the model is in memory with our window. It is loaded by a request of its own, which nothing limits."""
+        known = self._known
+        while known.in_memory != self._window.num_ctx and not (known.facts and known.facts.remote):
+            if known.server is not None and known.facts is None:
+                return  # It is not installed: the request itself is refused.
+            size = f" ({known.facts.size / 1e9:.1f} GB)" if known.facts and known.facts.size else ""
+            detail = f"{size}, window {self._window.num_ctx:,}"
+            yield WaitChunk("load", text=said or f"{self.ref.model}{detail}")
+            task = asyncio.ensure_future(self._load())
+            async with aclosing(ticks(task, loading(self.ref.model, detail))) as waits:
+                async for wait in waits:
+                    yield wait
+            try:
+                task.result()
+            except ProviderError as error:
+                said = self._window.lower(prompt, self._notice) if no_memory(error) else ""
+                if not said:
+                    raise self._explained(error, prompt) from error
+            else:
+                known.replied(self._window.num_ctx)
+
+    async def _load(self) -> None:
+        body: dict[str, Any] = {"model": self.ref.model, "messages": []}
+        body |= {"options": {"num_ctx": self._window.num_ctx}, "stream": False, **self._keep_alive()}
+        await fetch(
+            self._url,
+            dumps(body),
             headers=self._headers(self._key.value),
             provider=self.ref.provider,
-            limits=self._limits,
+            limits=replace(self._limits, first_token=LOAD_SECONDS, idle=LOAD_SECONDS),
             secrets=self._key.secrets,
-            method="GET",
         )
-        names = {self.ref.model, f"{self.ref.model}:latest"}
-        loaded = _json.loads(body)["models"]
-        return next((m.get("context_length") for m in loaded if m.get("name") in names), None)
 
-    # --- the call -----------------------------------------------------------------------------------------------
+    # --- the call ---------------------------------------------------------------------------------------------------
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """Send the request once; text and thinking as they come, then the whole message."""
-        outgoing = self._outgoing(request)
-        said = self._fit_window(outgoing.prompt)
-        if outgoing.prompt.words > (self.window or 0):
+        await self._measure()
+        out = self._outgoing(request)
+        if out.tools and self._known.facts and self._known.facts.tools is False:
+            raise self._explained(no_tools(self.ref.model, self._url), out.prompt)
+        said = self._window.fit(out.prompt, self.ref.model, self._notice)
+        out = replace(out, prompt=replace(out.prompt, reply=self._window.reply))
+        if out.prompt.words > (self.window or 0):
             raise self._too_long(
-                f"the prompt does not fit the context window of {self.ref.model}", outgoing.prompt
+                f"the prompt does not fit the context window of {self.ref.model}", out.prompt
             )
-        if said or not self._answered:
-            yield WaitChunk("load", text=said or f"waiting for {self.ref.model}")
-        collector = _Collector(self.ref)
+        async with aclosing(self._loaded(out.prompt, said)) as waits:
+            async for wait in waits:
+                yield wait
+        collector = Collector(self.ref.provider)
         try:
-            async with post(
+            async with aclosing(self._answer(out, collector)) as answer:
+                async for chunk in answer:
+                    yield chunk
+        except ProviderError as error:
+            self._known.forget()
+            raise self._explained(error, out.prompt) from error
+        self._known.replied(self._window.num_ctx)
+        await self._check_whole(collector, out)
+        yield Done(collector.message(out.prompt, self.window or 0))
+
+    async def _answer(self, out: Outgoing, collector: Collector) -> AsyncGenerator[Chunk]:
+        """The reply as it comes; until it begins, how long it has been and may be."""
+        fresh = out.prompt.tokens * self._known.speed.fresh(out.parts)
+        estimate = self._known.speed.seconds(fresh)
+        async with AsyncExitStack() as stack:
+            sending = post(
                 self._url,
-                self._body(outgoing, self.window),
+                self._body(out),
                 headers=self._headers(self._key.value),
                 provider=self.ref.provider,
-                limits=self._limits,
+                limits=self._patience(estimate, calls=bool(out.tools)),
                 secrets=self._key.secrets,
-            ) as answer:
-                async with aclosing(_chunks(answer, collector)) as chunks:
-                    async for chunk in chunks:
-                        yield chunk
-                if not collector.finished:
-                    raise answer.peer.broken("the stream ended without a last line")
-        except ProviderError as error:
-            raise self._explained(error, outgoing.prompt) from error
-        self._answered = True
-        self._check_whole(collector, outgoing.prompt)
-        yield Done(collector.message(outgoing.prompt, self.window or 0))
+            )
+            task: asyncio.Future[Reply] = asyncio.ensure_future(stack.enter_async_context(sending))
+            async with aclosing(ticks(task, reading(fresh, estimate))) as waits:
+                async for wait in waits:
+                    yield wait
+            reply = task.result()
+            async with aclosing(chunks(reply, collector)) as found:
+                async for chunk in found:
+                    yield chunk
+            if not collector.finished:
+                raise reply.peer.broken("the stream ended without a last line")
+        if collector.evaluated:
+            self._known.speed.read(out.parts, collector.evaluated, collector.reading_seconds)
+
+    def _patience(self, estimate: float | None, *, calls: bool) -> Limits:
+        """The limits of a request. Where nobody set them, a slow prompt has four times what it will likely take."""
+        first, idle = self._limits.first_token, self._limits.idle
+        if first == self._provider.timeouts.first_token and estimate is not None:
+            first = max(first, 4 * estimate)
+        if idle == self._provider.timeouts.idle and calls:
+            idle = max(idle, WRITING_SECONDS)
+        return replace(self._limits, first_token=first, idle=idle)
 
     def preview(self, request: Request) -> Preview:
         """The exact request, its key masked; the window is the one that the first request would choose."""
-        outgoing = self._outgoing(request)
-        window = self.window or self._rung(outgoing.prompt.tokens + outgoing.prompt.reply + ROOM_TO_GROW)
-        return Preview("POST", self._url, self._headers(self._key.masked), self._body(outgoing, window))
+        out = self._outgoing(request)
+        num_ctx, reply = self._window.would_be(out.prompt)
+        headers = self._headers(self._key.masked)
+        return Preview("POST", self._url, headers, self._body(out, num_ctx=num_ctx, reply=reply))
 
     async def close(self) -> None:
         """Nothing is held: connections belong to the event loop, and close with it."""
@@ -194,253 +262,63 @@ class OllamaChat:
     def _headers(self, key: str) -> dict[str, str]:
         return {**HEADERS, "authorization": f"Bearer {key}"} if key else dict(HEADERS)
 
-    def _outgoing(self, request: Request) -> _Outgoing:
-        """The parts of the body that depend on the request, encoded and measured."""
-        system = [_Wire.of({"role": "system", "content": request.system})] if request.system.strip() else []
-        tools = [_tool(tool) for tool in request.tools]
-        messages = list(_wire_messages(request.messages))
-        prompt = Prompt(
-            system=sum(w.size for w in system),
-            tools=sum(map(len, tools)),
-            messages=sum(w.size for w in messages),
-            tool_count=len(tools),
-            message_count=len(messages),
-            words=sum(w.words for w in (*system, *messages)),
-            reply=self.settings.max_tokens or 0,
-        )
-        return _Outgoing([w.json for w in (*system, *messages)], tools, request.schema, prompt)
+    def _outgoing(self, request: Request) -> Outgoing:
+        return outgoing(request, reply=self._window.reply, bytes_per_token=self._window.bytes_per_token)
 
-    def _body(self, outgoing: _Outgoing, window: int | None) -> bytes:
+    def _body(self, out: Outgoing, *, num_ctx: int | None = None, reply: int | None = None) -> bytes:
         # Always in this order: the server keeps the beginning of a prompt that it has read before.
-        options: dict[str, Any] = {"num_ctx": window}
-        if self.settings.max_tokens is not None:
-            options["num_predict"] = self.settings.max_tokens
+        options: dict[str, Any] = {"num_ctx": num_ctx or self._window.num_ctx}
+        options["num_predict"] = reply or self._window.reply
         if self.settings.temperature is not None:
             options["temperature"] = self.settings.temperature
-        body: dict[str, Any] = {"model": self.ref.model, "messages": outgoing.messages}
-        if outgoing.tools:
-            body["tools"] = [Fragment(tool) for tool in outgoing.tools]
-        if outgoing.schema is not None:
-            body["format"] = Fragment(dumps(outgoing.schema))
+        body: dict[str, Any] = {"model": self.ref.model, **out.body(), **self._format(out.schema)}
         # Without these two, Ollama drops the front of a long prompt, and its middle while it answers.
         whole = {"truncate": False, "shift": False}
         return dumps(
-            {**body, "options": options, **self._think, **whole, "stream": True, "keep_alive": KEEP_ALIVE}
+            {**body, "options": options, **self._think_field(), **whole, "stream": True, **self._keep_alive()}
         )
 
-    # --- what went wrong ----------------------------------------------------------------------------------------
+    def _format(self, schema: dict[str, Any] | None) -> dict[str, Any]:
+        if schema is None:
+            return {}
+        if self._known.takes("schema"):
+            return {"format": Fragment(dumps(schema))}
+        self._notice(
+            f"Ollama {self._version} holds replies to no schema, which began with 0.5.0: only to JSON"
+        )
+        return {"format": "json"}
 
-    def _check_whole(self, collector: _Collector, prompt: Prompt) -> None:
-        """Older servers cut a prompt in spite of `truncate: false`, and say nothing."""
-        evaluated, window = collector.evaluated, self.window or 0
+    def _keep_alive(self) -> dict[str, str]:
+        asked = self._known.keep_alive()
+        return {"keep_alive": asked} if asked else {}
+
+    # --- what went wrong --------------------------------------------------------------------------------------------
+
+    async def _check_whole(self, collector: Collector, out: Outgoing) -> None:
+        """Ask once what window was really given. Older servers cut a prompt in spite of `truncate: false`, in silence."""
+        if self._window.unverified:
+            try:
+                self._window.verify(await self.loaded_window(), self.ref.model, self._notice)
+            except ProviderError as error:
+                self._window.verify(None, self.ref.model, self._notice, why=error.message)
+        evaluated, window, prompt = collector.evaluated, self.window or 0, out.prompt
         if evaluated is not None and was_cut(prompt, evaluated, window):
             why = (
                 f"{self.ref.model} read {evaluated:,} tokens of a prompt of about {prompt.tokens:,}: "
                 f"the context window cut off its beginning"
             )
             raise self._too_long(why, prompt)
-        if collector.filled(window) and self._can_grow:
+        self._window.learn(prompt, evaluated)
+        if collector.filled(window) and self._window.can_grow:
             why = f"the reply of {self.ref.model} filled the context window before it was whole"
             raise self._too_long(why, prompt)
 
     def _too_long(self, why: str, prompt: Prompt) -> ProviderError:
         """The error with the budget; where the window can grow, it does, and the next try has room."""
-        window = self.window or 0
-        return too_long(
-            why,
-            prompt,
-            window=window,
-            limit=self._model.context_window,
-            provider=self.ref.provider,
-            url=self._url,
-            retryable=bool(self._grow(prompt.tokens + prompt.reply)),
-        )
+        return self._window.too_long(why, prompt, self.ref.provider, self._url, self.ref.model, self._notice)
 
     def _explained(self, error: ProviderError, prompt: Prompt) -> ProviderError:
         """The same error with a hint that works for Ollama; "too long" as an error of its own."""
-        if isinstance(error, ConnectError) and error.retryable:
-            error.hint = "start it with `ollama serve`, or set base_url (OLLAMA_HOST) to where it runs"
-        if not isinstance(error, StatusError):
-            return error
-        if _TOO_LONG.search(error.message):
+        if says_too_long(error):
             return self._too_long(f"the prompt does not fit the context window of {self.ref.model}", prompt)
-        for pattern, hint in _HINTS:
-            if pattern.search(error.message):
-                error.hint = hint.format(model=self.ref.model, window=self.window)
-                # None of these passes by waiting.
-                error.retryable = False
-        return error
-
-
-_TOO_LONG = re.compile(r"exceeds? the (available )?context (length|size|window)|input length exceeds")
-_HINTS = (
-    (re.compile(r"model .* not found"), "fetch the model: ollama pull {model}"),
-    (
-        re.compile(r"does not support tools"),
-        "use a model that does (see `ollama show {model}`: capabilities), or offer its tools in the envelope mode",
-    ),
-    (re.compile(r"does not support thinking"), "leave thinking unset, or set thinking='off'"),
-    (
-        re.compile(r"requires more system memory|out of memory|cudaMalloc failed"),
-        "free some memory, use a smaller model, or a smaller window than context_window={window}",
-    ),
-)
-
-
-# --- what goes out ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Wire:
-    """A message as it goes out, and its measures."""
-
-    json: Fragment
-    size: int
-    words: int
-
-    @classmethod
-    def of(cls, message: dict[str, Any]) -> _Wire:
-        encoded = dumps(message)
-        return cls(Fragment(encoded), len(encoded), len(message["content"].split()))
-
-
-@dataclass(frozen=True, slots=True)
-class _Outgoing:
-    messages: Sequence[Fragment]
-    tools: Sequence[bytes]
-    schema: dict[str, Any] | None
-    prompt: Prompt
-
-
-def _tool(spec: ToolSpec) -> bytes:
-    function = {"name": spec.name, "description": spec.description, "parameters": spec.parameters}
-    return dumps({"type": "function", "function": function})
-
-
-def _wire_messages(messages: Iterable[Message]) -> Iterator[_Wire]:
-    """Every message as it goes out, each translated once; one that says nothing is left out."""
-    for message in messages:
-        if "ollama" not in message.wire:
-            message.wire["ollama"] = [_Wire.of(wire) for wire in _translate(message)]
-        yield from message.wire["ollama"]
-
-
-def _translate(message: Message) -> Iterator[dict[str, Any]]:
-    match message:
-        case UserMessage():
-            yield {"role": "user", "content": message.text}
-        case ToolResults():
-            for result in message.results:
-                yield {"role": "tool", "content": result_text(result), "tool_name": result.name}
-        case AssistantMessage():
-            calls = [{"function": {"name": c.name, "arguments": sent_arguments(c)}} for c in message.calls]
-            if calls:
-                yield {"role": "assistant", "content": message.text, "tool_calls": calls}
-            elif message.text:
-                yield {"role": "assistant", "content": message.text}
-
-
-# --- what comes back --------------------------------------------------------------------------------------------------
-
-
-async def _chunks(answer: Reply, collector: _Collector) -> AsyncGenerator[Chunk]:
-    """The chunks of a reply until its last line."""
-    async with aclosing(answer.lines()) as lines:
-        async for line in lines:
-            if not line.strip():
-                continue
-            for chunk in collector.feed(line, answer.peer):
-                yield chunk
-            if collector.finished:
-                return
-            if not collector.began:
-                answer.waiting()
-
-
-class _Collector:
-    """Gathers one reply."""
-
-    def __init__(self, ref: ModelRef) -> None:
-        self.began = False
-        self.finished = False
-        self.evaluated: int | None = None
-        """Prompt tokens that the server evaluated."""
-        self._ref = ref
-        self._text: list[str] = []
-        self._thinking: list[str] = []
-        self._tags = ThinkTags()
-        self._calls: list[ToolCall] = []
-        self._understood = False
-        self._model = ""
-        self._last: dict[str, Any] = {}
-
-    def feed(self, line: bytes, peer: Peer) -> Iterable[Chunk]:
-        """The chunks in one line."""
-        try:
-            event = _json.loads(line)
-            if event.get("error"):
-                raise peer.status(_status_of(event), line)
-            chunks = list(self._event(event))
-        except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
-            why = f"a line that cannot be read: {line[:300].decode('utf-8', 'replace')!r}"
-            raise (peer.broken(why) if self._understood else peer.protocol(why)) from error
-        self._understood = True
-        return chunks
-
-    def _event(self, event: dict[str, Any]) -> Iterator[Chunk]:
-        message = event.get("message") or {}
-        self._model = event.get("model") or self._model
-        if thought := message.get("thinking"):
-            self.began = True
-            self._thinking.append(thought)
-            yield ThinkingChunk(thought)
-        if text := message.get("content"):
-            self.began = True
-            yield from self._kept(self._tags.feed(text))
-        for call in message.get("tool_calls") or ():
-            self.began = True
-            arguments, malformed = call_arguments(call["function"].get("arguments"))
-            name = call["function"].get("name") or ""
-            self._calls.append(ToolCall(name, arguments, wire_id=call.get("id") or "", malformed=malformed))
-        if event.get("done"):
-            yield from self._kept(self._tags.end())
-            self.finished = True
-            self.evaluated = event.get("prompt_eval_count")
-            self._last = event
-
-    def _kept(self, chunks: Iterable[TextChunk | ThinkingChunk]) -> Iterator[Chunk]:
-        for chunk in chunks:
-            (self._text if isinstance(chunk, TextChunk) else self._thinking).append(chunk.text)
-            yield chunk
-
-    def filled(self, window: int) -> bool:
-        """Whether the reply ended because the context window was full."""
-        used = (self.evaluated or 0) + (self._last.get("eval_count") or 0)
-        return self._last.get("done_reason") == "length" and used >= window - 2
-
-    def message(self, prompt: Prompt, window: int) -> AssistantMessage:
-        """The whole reply. A count that the server leaves out (all of the prompt was cached) is estimated."""
-        blocks: list[Block] = []
-        if self._thinking:
-            blocks.append(Thinking("".join(self._thinking), self._ref.provider))
-        if self._text:
-            blocks.append(Text("".join(self._text)))
-        blocks.extend(self._calls)
-        stop = _STOPS.get(self._last.get("done_reason") or "stop", StopReason.END)
-        if self.filled(window):
-            stop = StopReason.CONTEXT
-        return AssistantMessage(
-            tuple(blocks),
-            stop=StopReason.TOOLS if self._calls and stop is StopReason.END else stop,
-            usage=Usage(
-                prompt.tokens if self.evaluated is None else self.evaluated,
-                self._last.get("eval_count") or 0,
-            ),
-            model=self._model,
-        )
-
-
-def _status_of(event: dict[str, Any]) -> int:
-    """The status that an error in a stream would have had; Ollama says it in newer versions only."""
-    status = event.get("status_code")
-    return status if isinstance(status, int) and status >= 400 else 500
+        return explained(error, model=self.ref.model, window=self._window.num_ctx, server=self._known.server)

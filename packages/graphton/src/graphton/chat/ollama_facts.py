@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from graphton.chat import _json
-from graphton.chat._failures import origin_of
+from graphton.chat._failures import Peer, origin_of
 from graphton.chat._http import HEADERS, Limits, endpoint, fetch
 from graphton.chat._keys import Key, check_key
 from graphton.chat._wire import dumps
@@ -220,7 +220,7 @@ async def _version(base: str, key: Key, seconds: float) -> str:
         if error.status in (401, 403, 407) or error.status >= 500:
             raise
         raise await _no_ollama(base, key, f"answers {error.status} to /api/version") from error
-    except (ProtocolError, ValueError) as error:
+    except ProtocolError as error:
         raise await _no_ollama(base, key, "answers /api/version with no JSON") from error
     version = found.get("version") if isinstance(found, dict) else None
     if not isinstance(version, str):
@@ -250,7 +250,7 @@ async def _what_is_there(base: str, key: Key) -> tuple[str, str]:
         owner = str(listed["data"][0].get("owned_by", "")) if listed["data"] else ""
         what, provider = _OWNERS.get(owner, ("a server of OpenAI's API", "lmstudio"))
         return what, f"use it as --provider {provider} --base-url {base}/v1"
-    except (ProviderError, ValueError, LookupError, TypeError, AttributeError):
+    except (ProviderError, LookupError, TypeError, AttributeError):
         return "a web server", ""
 
 
@@ -265,16 +265,17 @@ async def _show(server: Server, name: str) -> dict[str, Any] | None:
 
 
 async def _post(server: Server, path: str, body: Any) -> Any:
-    return _json.loads(await _send(server.base_url, path, server.key, SHOW_SECONDS, dumps(body), "POST"))
+    return await _send(server.base_url, path, server.key, SHOW_SECONDS, dumps(body), "POST")
 
 
 async def _get(base: str, path: str, key: Key, seconds: float) -> Any:
-    return _json.loads(await _send(base, path, key, seconds, None, "GET"))
+    return await _send(base, path, key, seconds, None, "GET")
 
 
-async def _send(base: str, path: str, key: Key, seconds: float, body: bytes | None, method: str) -> bytes:
-    return await fetch(
-        endpoint(base, path),
+async def _send(base: str, path: str, key: Key, seconds: float, body: bytes | None, method: str) -> Any:
+    url = endpoint(base, path)
+    answer = await fetch(
+        url,
         body,
         headers={**HEADERS, "authorization": f"Bearer {key.value}"} if key.value else HEADERS,
         provider=key.provider,
@@ -282,6 +283,11 @@ async def _send(base: str, path: str, key: Key, seconds: float, body: bytes | No
         secrets=key.secrets,
         method=method,
     )
+    try:
+        return _json.loads(answer)
+    except (ValueError, RecursionError) as error:
+        peer = Peer(key.provider, url, key.secrets)
+        raise peer.protocol(f"no JSON in answer to {path}: {peer.excerpt(answer)}") from error
 
 
 # --- answers ------------------------------------------------------------------------------------------------------

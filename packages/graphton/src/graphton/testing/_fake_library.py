@@ -8,10 +8,12 @@ from typing import Any
 
 import orjson
 
-__all__ = ["Library"]
+from graphton.models import ModelRef, lookup
+from graphton.testing._fake_script import Reply
+
+__all__ = ["Library", "tagged"]
 
 _LOCAL = ("qwen2.5-coder:7b", "qwen2.5-coder:1.5b", "qwen2.5-coder:0.5b")
-_CAPABILITIES = ("completion", "tools", "thinking")
 _TEMPLATE = "{{ range .Messages }}{{ .Role }}: {{ .Content }}\n{{ end }}{{ .Tools }}"
 _SIZE = 1_117_320_768
 _BLOCK = 250_000_000
@@ -34,6 +36,15 @@ class Library:
         self._trouble = ""
         self.loaded: dict[str, int] = {}
         """Names in memory, each with its window."""
+        self.loads: list[tuple[str, int]] = []
+        """Every load so far: a model that is asked for with another window is loaded again."""
+        self.version = "0.17.4"
+        self.context = 32_768
+        """What the models were made for: no larger window is given."""
+        self.info: Mapping[str, Any] = {}
+        """More of a model's `model_info`, by its name without the architecture."""
+        self.load = Reply()
+        """How a load goes: its `delay`, or its `status` and `error`."""
 
     def become(
         self,
@@ -59,23 +70,27 @@ class Library:
     def capabilities(self, name: str) -> Sequence[str] | None:
         """What an installed model can; None where it is not."""
         if self._models is None:
-            return _CAPABILITIES
-        return self._models.get(name, self._models.get(_tagged(name)))
+            thinks = lookup(ModelRef("ollama", name)).thinking == "think"
+            return ("completion", "tools", *(["thinking"] if thinks else []))
+        return self._models.get(name, self._models.get(tagged(name)))
+
+    def use(self, name: str, window: int) -> None:
+        """A request for this model with this `num_ctx` has come: it is loaded, unless it is already."""
+        name, given = tagged(name), min(window, self.context)
+        if self.loaded.get(name) != given:
+            self.loads.append((name, given))
+        self.loaded[name] = given
 
     def page(self, method: str, path: str, body: Mapping[str, Any]) -> Page | None:
         """The status and the body of one of these routes; None for any other."""
         name = str(body.get("model") or body.get("name") or "") if isinstance(body, Mapping) else ""
         match (method, path):
             case ("GET", "/api/version"):
-                return _said({"version": "0.17.4"})
+                return _said({"version": self.version})
             case ("GET", "/api/tags"):
                 return _said({"models": [self._tag(one) for one in self.names]})
             case ("GET", "/api/ps"):
-                rows = [
-                    {**self._tag(one), "size_vram": 0, "context_length": window}
-                    for one, window in self.loaded.items()
-                ]
-                return _said({"models": rows})
+                return _said({"models": [self._row(one, window) for one, window in self.loaded.items()]})
             case ("POST", "/api/show"):
                 return self._show(name)
             case ("POST", "/api/pull"):
@@ -103,6 +118,16 @@ class Library:
             },
         }
 
+    def _row(self, name: str, window: int) -> dict[str, Any]:
+        tag = self._tag(name)
+        kept = {part: tag[part] for part in ("name", "model", "size", "digest", "details")}
+        return {
+            **kept,
+            "expires_at": "2026-11-25T01:32:03.456789123Z",
+            "size_vram": 0,
+            "context_length": window,
+        }
+
     def _show(self, name: str) -> Page:
         able = self.capabilities(name)
         if able is None:
@@ -116,7 +141,11 @@ class Library:
                 "template": template,
                 **elsewhere,
                 "details": self._tag(name)["details"],
-                "model_info": {"general.architecture": "qwen2", "qwen2.context_length": 32768},
+                "model_info": {
+                    "general.architecture": "qwen2",
+                    "qwen2.context_length": self.context,
+                    **{f"qwen2.{key}": value for key, value in self.info.items()},
+                },
                 "capabilities": list(able),
             }
         )
@@ -124,7 +153,7 @@ class Library:
     def _pull(self, name: str) -> Page:
         if not name or " " in name:
             return _said({"error": "invalid model name"}, 400)
-        name = _tagged(name)
+        name = tagged(name)
         lines: list[dict[str, Any]] = [{"status": "pulling manifest"}]
         if name not in self._registry:
             lines.append({"error": "pull model manifest: file does not exist"})
@@ -149,7 +178,7 @@ class Library:
         )
 
     def _delete(self, name: str) -> Page:
-        known = next((one for one in (name, _tagged(name)) if one in (self._models or ())), None)
+        known = next((one for one in (name, tagged(name)) if one in (self._models or ())), None)
         if known is None or self._models is None:
             return _said({"error": f"model '{name}' not found"}, 404)
         del self._models[known]
@@ -157,7 +186,8 @@ class Library:
         return 200, b""
 
 
-def _tagged(name: str) -> str:
+def tagged(name: str) -> str:
+    """A name with its tag: without one it is `:latest`."""
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType, ModuleType
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ import orjson
 from aiohttp import web
 
 from graphton.testing import _speak_anthropic, _speak_ollama, _speak_openai, _speak_responses
-from graphton.testing._fake_library import Library
+from graphton.testing._fake_library import Library, tagged
 from graphton.testing._fake_script import Call, FakeRequest, Reply, Rule, script_from_json
 
 __all__ = ["FakeProviders"]
@@ -209,7 +210,25 @@ class FakeProviders:
             self._arrived.notify_all()
         if dialect is None:
             return self._page(request)
+        if dialect is _speak_ollama and refusal is None and not request.json["messages"]:
+            return await self._load(http, request)
         return await self._answer(http, request, dialect, refusal or self._decide(request))
+
+    async def _load(self, http: web.Request, request: FakeRequest) -> web.StreamResponse:
+        """A chat without messages only loads its model, or unloads it: it is no model call."""
+        request.provider = ""
+        load = self.library.load
+        if load.status < 300:
+            load = replace(load, body=orjson.dumps(_speak_ollama.loaded(request)))
+            self._use(request)
+        request.stream = False
+        return await self._answer(http, request, _speak_ollama, load)
+
+    def _use(self, request: FakeRequest) -> None:
+        if request.json.get("keep_alive") == 0:
+            self.library.loaded.pop(tagged(request.model), None)
+        else:
+            self.library.use(request.model, (request.json.get("options") or {}).get("num_ctx", 4096))
 
     def _read(self, dialect: ModuleType, request: FakeRequest) -> Reply | None:
         """Fill in the neutral form; what the real server would refuse is answered with its error."""
@@ -233,7 +252,8 @@ class FakeProviders:
             return Reply(status=400, error=f"registry.ollama.ai/library/{model} does not support tools")
         if request.json.get("think") and "thinking" not in able:
             return Reply(status=400, error=f'"{model}" does not support thinking')
-        self.library.loaded[model] = (request.json.get("options") or {}).get("num_ctx", 4096)
+        if request.json["messages"]:
+            self._use(request)
         return None
 
     def _decide(self, request: FakeRequest) -> Reply:

@@ -76,6 +76,12 @@ def _messages(wire: list[dict[str, Any]]) -> Iterator[Message]:
         yield ToolResults(tuple(results))
 
 
+def loaded(request: FakeRequest) -> dict[str, Any]:
+    """The answer to a chat without messages."""
+    end = {"done": True, "done_reason": "unload" if request.json.get("keep_alive") == 0 else "load"}
+    return _line(Reply(), request, {"content": ""}, end)
+
+
 def _calls(reply: Reply) -> Iterator[dict[str, Any]]:
     for index, call in enumerate(reply.calls):
         function = {"index": index, "name": call.name, "arguments": call.arguments}
