@@ -38,6 +38,7 @@ async def no_sleep(seconds: float) -> None:
 
 
 async def _step(arguments: dict[str, Any], context: ToolContext) -> str:
+    await asyncio.sleep(0)  # As every tool that does something: others get their turn.
     return "stepped"
 
 
@@ -359,3 +360,38 @@ def test_the_order_and_number_of_equal_calls_do_not_hide_a_loop() -> None:
         return repeats.count(message, results)
 
     assert [turn(1, 2), turn(2, 1), turn(1, 2, 1), turn(1), turn(1)] == [1, 2, 3, 1, 2]
+
+
+# --- calls that are repeated --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [Budget(tokens=250), Budget(usd=0.0005)], ids=["tokens", "usd"])
+async def test_a_retry_that_a_limit_forbids_is_not_made(budget: Budget) -> None:
+    """What broken tries have cost counts at its estimate; the run ends by its limit, not by the failure."""
+    system = "long " * 100
+    model = ScriptedModel(repeat(BrokenStream("cut", provider="openai")), ref=PRICED)
+    agent = agent_of(model, instructions=system, budget=budget, retry=Retry(tries=6, sleep=no_sleep))
+    journal = MemoryJournal()
+    result = await agent.run("go", journal=journal)
+    assert result.outcome == "budget_exceeded"
+    (limit,) = {"tokens", "usd"} & {result.limit}
+    used = journal.spent("")
+    assert used.lost >= 250 if limit == "tokens" else used.lost_usd >= 0.0005
+    before = journal.spent("").lost - events_of(journal, ModelRequested)[0].prompt_tokens_estimate
+    assert before < 250 if limit == "tokens" else before * 2e-6 < 0.0005, "the last one was still allowed"
+    assert 1 < len(model.requests) < 6
+
+
+async def test_a_fallback_that_a_limit_forbids_is_not_asked() -> None:
+    model = ScriptedModel(repeat(BrokenStream("cut", provider="openai")), ref=PRICED)
+    other = ScriptedModel([says("never")], ref=ModelRef("openai", "gpt-4.1-mini"))
+    agent = agent_of(model, fallbacks=[other], budget=Budget(tokens=1), retry=Retry(tries=1, sleep=no_sleep))
+    result = await agent.run("go")
+    assert (result.outcome, result.limit) == ("budget_exceeded", "tokens")
+    assert (len(model.requests), len(other.requests)) == (1, 0)
+
+
+async def test_steps_do_not_forbid_the_retry_of_the_step_that_they_allowed() -> None:
+    model = ScriptedModel([BrokenStream("cut", provider="openai"), says("done")], ref=PRICED)
+    result = await agent_of(model, budget=Budget(steps=1)).run("go")
+    assert (result.outcome, result.text) == ("completed", "done")

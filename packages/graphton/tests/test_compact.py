@@ -13,7 +13,7 @@ from graphton.agent import Agent, create_deep_agent
 from graphton.budget import Budget
 from graphton.chat.base import Request
 from graphton.conversation import conversation
-from graphton.errors import PromptTooLong, StatusError
+from graphton.errors import BrokenStream, PromptTooLong, StatusError
 from graphton.history import History
 from graphton.journal import Compacted, MemoryJournal, ModelReplied, ModelRequested
 from graphton.loop import ReplyError
@@ -357,3 +357,20 @@ def test_a_summary_keeps_whole_groups_and_the_task_wherever_it_stands() -> None:
     fresh.extend(history.messages)
     assert (fresh.tokens, fresh.digest) == (history.tokens, history.digest)
     assert history.older(1) == []  # Nothing but the summary is left to replace.
+
+
+async def test_a_compaction_is_not_tried_again_when_a_limit_forbids_it() -> None:
+    numbers = iter(range(1, 9))
+
+    def answer(request: Request) -> Any:
+        if is_compaction(request):
+            raise BrokenStream("cut", provider="scripted")
+        return calls(("page", {"n": next(numbers)}), usage=Usage(10, 10))
+
+    model = ScriptedModel(repeat(answer), settings=SETTINGS)
+    journal = MemoryJournal()
+    agent = agent_of(model, page_tool(), budget=Budget(tokens=200))
+    result = await agent.run("Read all pages.", journal=journal)
+    assert (result.outcome, result.limit) == ("budget_exceeded", "tokens")
+    asked = [e for e in journal.events if isinstance(e, ModelRequested) and e.purpose == "compaction"]
+    assert len(asked) == 1, "the first one was allowed, and used the limit up"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from graphton._retry import PACE
 from graphton.approval import Waits
@@ -40,6 +41,8 @@ class Call:
     tokens: int
     """The estimated tokens of the prompt."""
     kept: int = 0
+    allowed: Callable[[], None] = lambda: None
+    """Raises OverBudget where a limit forbids to ask once more."""
     drop_reasoning: Callable[[], bool] = lambda: False
     """Takes the reasoning that a provider refuses out of the request; False where there is none."""
 
@@ -51,8 +54,12 @@ def turn(agent: Definition, history: History) -> Call:
 
 
 async def ask(agent: Definition, call: Call, *, tree: Tree, path: str, step: int) -> ModelReplied:
-    """The reply to a call, recorded. Raises ProviderError when no model answers, Waits when it is not to ask again now."""
+    """The reply to a call, recorded.
+
+    Raises ProviderError when no model answers, Waits when it is not to ask again now, OverBudget when it may not.
+    """
     journal = tree.journal
+    call = replace(call, allowed=partial(tree.afford, path, step))
     if journal.requested(path, step, call.purpose) is not None:
         _reset(journal, path, step, call)
     chats = chats_left(agent, journal, path)
@@ -104,6 +111,7 @@ async def _tries(
             reason = f"{chat.ref.provider} told another call with this key to slow down"
             journal.append(Retrying(path, step, try_, 429, held, reason))
             await _sleep(agent, journal, held)
+        call.allowed()
         journal.append(_requested(chat, call, path, step, try_))
         try:
             message = await _reply(chat, call, journal, path, step, try_)

@@ -15,7 +15,7 @@ import orjson
 from graphton import models
 from graphton._ask import Call, ask, chats_left, turn
 from graphton.approval import Waits
-from graphton.budget import Exceeded, Tree
+from graphton.budget import Exceeded, OverBudget, Tree
 from graphton.chat.base import Chat, Request
 from graphton.definition import Definition
 from graphton.errors import PromptTooLong, ProviderError, StatusError
@@ -55,6 +55,15 @@ async def next_reply(
     `crowded`: the last reply ended where the window ends. Raises what `ask` raises, and PromptTooLong where no summary
     makes enough room.
     """
+    try:
+        return await _next_reply(agent, history, tree, path, step, crowded=crowded)
+    except OverBudget as over:
+        return over.exceeded
+
+
+async def _next_reply(
+    agent: Definition, history: History, tree: Tree, path: str, step: int, *, crowded: bool
+) -> ModelReplied | Exceeded:
     refused = crowded
     for again in (True, False):
         if exceeded := await _make_room(agent, history, tree, path, step, refused=refused):

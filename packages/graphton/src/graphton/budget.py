@@ -12,7 +12,7 @@ import orjson
 from graphton.journal import Journal, Notice, Spent, SubagentStarted, scopes
 from graphton.messages import AssistantMessage, ToolResults
 
-__all__ = ["REPEATS_END", "REPEATS_TOLD", "Budget", "Exceeded", "Repeats", "Tree", "child_path"]
+__all__ = ["REPEATS_END", "REPEATS_TOLD", "Budget", "Exceeded", "OverBudget", "Repeats", "Tree", "child_path"]
 
 REPEATS_TOLD = 3
 """After so many turns in a row without progress the model is told."""
@@ -45,6 +45,14 @@ class Exceeded:
     path: str = ""
 
 
+class OverBudget(Exception):
+    """A limit forbids one more model call. Never leaves the loop."""
+
+    def __init__(self, exceeded: Exceeded) -> None:
+        super().__init__(exceeded.limit)
+        self.exceeded = exceeded
+
+
 @dataclass
 class Tree:
     """What an agent shares with all sub-agents below it in one attempt: the journal, and the limits by path."""
@@ -63,6 +71,11 @@ class Tree:
                 if used - (again and limit == "steps") >= value:
                     return Exceeded(limit, value, scope)
         return None
+
+    def afford(self, path: str, step: int) -> None:
+        """Raises OverBudget where a limit forbids this model call, a repeated one too: it is asked before every request."""
+        if exceeded := self.over(path, step):
+            raise OverBudget(exceeded)
 
     def mark_unpriced(self, path: str, model: str) -> None:
         """After a reply: say so, once, when a limit in dollars cannot see what the model costs."""
@@ -135,7 +148,7 @@ def _used(budget: Budget, spent: Spent) -> Iterator[tuple[str, float, float]]:
     for limit, value, used in (
         ("steps", budget.steps, spent.steps + spent.asking),
         ("tokens", budget.tokens, tokens),
-        ("usd", budget.usd, spent.usd or 0.0),
+        ("usd", budget.usd, (spent.usd or 0.0) + spent.lost_usd),
     ):
         if value is not None:
             yield limit, float(value), float(used)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 from graphton import models
@@ -344,6 +345,8 @@ class Spent:
     usage: Usage = Usage()
     lost: int = 0
     """Estimated prompt tokens of requests without a reply."""
+    lost_usd: float = 0.0
+    """What those would cost, as far as prices are known."""
     usd: float | None = None
     unpriced: int = 0
 
@@ -488,8 +491,10 @@ class Record:
         key = (event.path, event.step, event.purpose)
         first = key not in self.requests
         self.requests[key] = event
+        lost = _input_price(event.model) * event.prompt_tokens_estimate
         for total in self._totals(event.path):
             total.lost += event.prompt_tokens_estimate
+            total.lost_usd += lost
             total.asking += first and event.purpose == "turn"
 
     def _replied(self, event: ModelReplied) -> None:
@@ -501,11 +506,13 @@ class Record:
             self.summaries[event.path, event.step, event.try_] = event.message.text
         usage = event.message.usage
         usd = _cost(asked.model, usage) if asked else None
+        lost = _input_price(asked.model) * estimate if asked else 0.0
         turn = event.purpose == "turn"
         for total in self._totals(event.path):
             total.steps += turn
             total.asking -= turn and asked is not None
             total.lost -= estimate
+            total.lost_usd -= lost
             total.usage = total.usage + usage
             if usd is None:
                 total.unpriced += 1
@@ -574,6 +581,12 @@ def _cost(model: str, usage: Usage) -> float | None:
     """US dollars of a reply, by the model that gave it; None where nobody knows the price."""
     provider, _, name = model.partition(":")
     return models.cost(models.ModelRef(provider, name), usage)
+
+
+@cache
+def _input_price(model: str) -> float:
+    """US dollars of a prompt token of this model; 0 where nobody knows the price."""
+    return (_cost(model, Usage(1000)) or 0.0) / 1000
 
 
 class MemoryJournal(Record):
