@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from graphton._arguments import fit
+from graphton._reply_schema import reply_schema
 from graphton.agent import create_deep_agent
 from graphton.catalog import path_of
 from graphton.chat import Chunk, Done, Request, TextChunk, ToolSpec
 from graphton.chat.base import Preview, ThinkingChunk
-from graphton.envelope import EnvelopeChat, ReplyText, enveloped, opened, plain_schema, reply_schema
+from graphton.envelope import EnvelopeChat, ReplyText, enveloped, opened
+from graphton.history import SUMMARY
 from graphton.messages import (
     AssistantMessage,
     Message,
@@ -28,7 +31,7 @@ from graphton.messages import (
 )
 from graphton.models import ModelRef, ModelSettings
 from graphton.toolsets import default_tools
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 
@@ -44,7 +47,7 @@ class Said:
 
     ref = ModelRef("ollama", "scripted")
     settings = ModelSettings()
-    notices = ("a notice",)
+    notices: tuple[str, ...] = ("a notice",)
 
     def __init__(self, pieces: list[str], message: AssistantMessage) -> None:
         self.pieces, self.message = pieces, message
@@ -66,6 +69,14 @@ class Said:
 
     async def close(self) -> None:
         self.closed = True
+
+
+HEAD = '{"tool": "reply", "arguments": {"text": '
+
+
+def reply(text: str) -> str:
+    """A reply in its envelope."""
+    return HEAD + json.dumps(text, ensure_ascii=False) + "}}"
 
 
 LIST = ToolSpec(
@@ -105,15 +116,17 @@ texts = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from('"\\/\n\
     texts, st.sampled_from(["", " ", "\n  "]), st.integers(0, 2), st.lists(st.integers(0, 300), max_size=30)
 )
 def test_a_reply_decodes_the_same_however_it_is_cut(text: str, blank: str, how: int, cuts: list[int]) -> None:
-    written = f'{blank}{{{blank}"reply"{blank}:{blank}{escaped(text, how)}{blank}}}'
+    written = '{"tool":"reply","arguments":{"text":"…"}}'
+    written = written.replace(":", f"{blank}:{blank}").replace(",", f"{blank},{blank}")
+    written = written.replace("{", f"{blank}{{{blank}").replace('"…"', escaped(text, how))
     edges = [0, *sorted(min(cut, len(written)) for cut in cuts), len(written)]
-    reply = ReplyText()
-    assert "".join(reply.feed(written[a:b]) for a, b in pairwise(edges)) == text
+    decoder = ReplyText()
+    assert "".join(decoder.feed(written[a:b]) for a, b in pairwise(edges)) == text
 
 
 @given(texts, st.integers(0, 2), st.data())
 def test_what_is_shown_of_a_reply_is_always_its_beginning(text: str, how: int, data: st.DataObject) -> None:
-    written = '{"reply": ' + escaped(text, how)
+    written = HEAD + escaped(text, how)
     at = data.draw(st.integers(0, len(written)))
     shown = ReplyText().feed(written[:at])
     assert text.startswith(shown)
@@ -122,9 +135,11 @@ def test_what_is_shown_of_a_reply_is_always_its_beginning(text: str, how: int, d
 
 @given(st.lists(st.sampled_from(["\\ud83d", "\\ude00", "\\u0041", "a", "\\n", "\\uD83D\\uDE00"]), max_size=8))
 async def test_half_a_surrogate_pair_is_shown_as_it_is_stored(parts: list[str]) -> None:
-    written = '{"reply": "' + "".join(parts) + '"}'
+    written = HEAD + '"' + "".join(parts) + '"}}'
     shown, message = await talk(written, list(range(len(written))))
-    expected = json.loads(written)["reply"].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    expected = (
+        json.loads(written)["arguments"]["text"].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    )
     assert "".join(shown) == message.text == expected
 
 
@@ -195,6 +210,7 @@ def allows(schema: dict[str, Any], value: Any) -> bool:
             return isinstance(value, kinds[kind])
 
 
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.data())
 async def test_every_reply_that_the_schema_allows_is_a_reply_or_a_valid_call(
     tools: list[ToolSpec], data: st.DataObject
@@ -205,9 +221,9 @@ async def test_every_reply_that_the_schema_allows_is_a_reply_or_a_valid_call(
     )
     cuts = data.draw(st.lists(st.integers(0, len(written)), max_size=5))
     shown, message = await talk(written, cuts, tools=tuple(tools))
-    if "reply" in envelope:
+    if envelope["tool"] == "reply":
         assert message.calls == ()
-        assert "".join(shown) == message.text == envelope["reply"]
+        assert "".join(shown) == message.text == envelope["arguments"]["text"]
         assert message.stop is StopReason.END
     else:
         (call,) = message.calls
@@ -219,42 +235,12 @@ async def test_every_reply_that_the_schema_allows_is_a_reply_or_a_valid_call(
 
 
 def test_each_tool_is_bound_to_its_own_arguments(tools: list[ToolSpec]) -> None:
-    *calls, reply = reply_schema(tools)["anyOf"]
+    *calls, answer = reply_schema(tools)["anyOf"]
     assert [call["properties"]["tool"]["const"] for call in calls] == [tool.name for tool in tools]
     assert all(call["required"] == ["tool", "arguments"] for call in calls)
     assert all(call["properties"]["arguments"]["additionalProperties"] is False for call in calls)
-    assert reply["required"] == ["reply"]
-
-
-def test_a_schema_is_reduced_to_what_grammars_can_say() -> None:
-    schema = {
-        "type": "object",
-        "$defs": {"Size": {"enum": ["s", "m"], "title": "Size"}, "Node": {"$ref": "#/$defs/Node"}},
-        "properties": {
-            "size": {"$ref": "#/$defs/Size"},
-            "node": {"$ref": "#/$defs/Node"},
-            "far": {"$ref": "https://example.org/schema"},
-            "mail": {"type": "string", "format": "email", "pattern": ".+@.+", "maxLength": 500},
-            "count": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}], "default": None},
-            "tags": {"type": "array", "items": {"type": "string"}, "uniqueItems": True, "maxItems": 3},
-            "free": {"type": "object"},
-        },
-        "required": ["mail", "gone"],
-    }
-    assert plain_schema(schema) == {
-        "type": "object",
-        "properties": {
-            "size": {"enum": ["s", "m"]},
-            "node": {},
-            "far": {},
-            "mail": {"type": "string"},
-            "count": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
-            "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 3},
-            "free": {"type": "object"},
-        },
-        "required": ["mail"],
-        "additionalProperties": False,
-    }
+    assert answer["properties"]["tool"] == {"const": "reply"}
+    assert answer["properties"]["arguments"]["required"] == ["text"]
 
 
 # --- what comes back otherwise ------------------------------------------------------------------------------------
@@ -269,7 +255,7 @@ async def test_a_call_that_was_cut_is_not_executed() -> None:
 
 
 async def test_a_reply_that_was_cut_is_shown_as_far_as_it_came() -> None:
-    shown, message = await talk('{"reply": "The port is 80\\u00', [5, 14], stop=StopReason.LENGTH)
+    shown, message = await talk(HEAD + '"The port is 80\\u00', [5, 14], stop=StopReason.LENGTH)
     assert "".join(shown) == message.text == "The port is 80"
     assert message.stop is StopReason.LENGTH
 
@@ -298,7 +284,7 @@ async def test_a_call_in_another_spelling_is_a_call() -> None:
 
 def test_thinking_usage_and_model_are_kept() -> None:
     thinking, usage = Thinking("hm", "ollama"), Usage(3, 4)
-    inner = AssistantMessage((thinking, Text('{"reply": "Yes."}')), usage=usage, model="m")
+    inner = AssistantMessage((thinking, Text(reply("Yes."))), usage=usage, model="m")
     assert opened(inner, [LIST]) == AssistantMessage((thinking, Text("Yes.")), usage=usage, model="m")
 
 
@@ -320,6 +306,11 @@ HISTORY: list[Message] = [
 ]
 
 
+GO_ON = (
+    'The user asked: Which file is the largest?\nIf the task is done, use "reply". Else use the next tool.'
+)
+
+
 def test_the_model_sees_its_calls_and_their_results_as_turns() -> None:
     turns = [
         ("user" if isinstance(m, UserMessage) else "model", m.text)  # type: ignore[union-attr]  # no results are left
@@ -330,8 +321,8 @@ def test_the_model_sees_its_calls_and_their_results_as_turns() -> None:
         ("model", '{"tool": "list_files", "arguments": {"path": "é"}}'),
         ("user", "Result of list_files:\nError: no folder 'é'"),
         ("model", '{"tool": "list_files", "arguments": {}}'),
-        ("user", "Result of list_files:\na.txt (3 bytes)"),
-        ("model", '{"reply": "It is a.txt."}'),
+        ("user", f"Result of list_files:\na.txt (3 bytes)\n\n{GO_ON}"),
+        ("model", reply("It is a.txt.")),
         ("user", "Thanks."),
     ]
 
@@ -340,7 +331,7 @@ def test_user_and_model_take_turns_even_after_an_interruption() -> None:
     messages = enveloped(Request("", [*HISTORY[:3], UserMessage("And now?")], (LIST,))).messages
     kinds = [type(message) for message in messages]
     assert all(a is not b for a, b in pairwise(kinds))
-    assert messages[-1] == UserMessage("Result of list_files:\na.txt (3 bytes)\n\nAnd now?")
+    assert messages[-1] == UserMessage(f"Result of list_files:\na.txt (3 bytes)\n\n{GO_ON}\n\nAnd now?")
 
 
 def test_a_long_result_is_shown_without_its_middle() -> None:
@@ -348,12 +339,31 @@ def test_a_long_result_is_shown_without_its_middle() -> None:
     history = [*HISTORY[:2], ToolResults((ToolResult("1.0", "", "list_files", text),))]
     shown = enveloped(Request("", history, (LIST,))).messages[-1]
     assert isinstance(shown, UserMessage)
-    assert len(shown.text) < 4_200
+    assert len(shown.text) < 4_300
     assert shown.text.startswith("Result of list_files:\naaa")
     assert f"({len(text) - 4_000} characters are left out here; ask for a smaller part" in shown.text
-    assert shown.text.endswith(
-        "bbb\n(read on with start_line 7)\n\nThe user asked: Which file is the largest?"
+    assert shown.text.endswith(f"bbb\n(read on with start_line 7)\n\n{GO_ON}")
+
+
+def test_after_an_error_the_model_is_told_to_try_differently() -> None:
+    failed = ToolResults((ToolResult("1.0", "", "list_files", "no folder 'é'", is_error=True),))
+    last = enveloped(Request("", [*HISTORY[:2], failed], (LIST,))).messages[-1]
+    assert isinstance(last, UserMessage)
+    assert last.text == (
+        "Result of list_files:\nError: no folder 'é'\n\nThe user asked: Which file is the largest?\n"
+        'That did not work. Try it differently, or tell the user with "reply".'
     )
+
+
+def test_what_is_repeated_behind_a_result_is_the_question_and_never_a_summary() -> None:
+    summary = UserMessage(SUMMARY.format(text="It looked around."))
+    last = enveloped(Request("", [HISTORY[0], summary, *HISTORY[1:3]], (LIST,))).messages[-1]
+    assert isinstance(last, UserMessage)
+    assert last.text.endswith(GO_ON)
+    long = UserMessage("a" * 3_000 + "b" * 600)
+    last = enveloped(Request("", [long, *HISTORY[1:3]], (LIST,))).messages[-1]
+    assert isinstance(last, UserMessage)
+    assert f"The user asked: {'a' * 500} […] {'b' * 500}\n" in last.text
 
 
 def looked(number: int, text: str, path: str = "") -> list[Message]:
@@ -381,7 +391,7 @@ def test_a_model_that_goes_round_in_circles_can_only_answer(history: list[Messag
     assert ("anyOf" not in (sent.schema or {})) is round_
     last = sent.messages[-1]
     assert isinstance(last, UserMessage)
-    assert last.text.endswith("Answer the user now.") is round_
+    assert last.text.endswith('You have this result already. Use "reply" now.') is round_
 
 
 def test_a_longer_history_begins_with_the_shorter_one() -> None:
@@ -391,12 +401,52 @@ def test_a_longer_history_begins_with_the_shorter_one() -> None:
         assert list(longer.messages)[: len(shorter.messages)] == list(shorter.messages)
 
 
-def test_examples_show_only_tools_that_are_offered(tools: list[ToolSpec]) -> None:
-    everything = enveloped(Request("", HISTORY, tools)).system
-    assert everything.count("User: ") == 4
-    alone = enveloped(Request("", HISTORY, (LIST,))).system
-    assert alone.count("User: ") == 1
-    assert "read_file" not in alone
+def test_at_most_three_calls_are_shown_each_of_an_offered_tool_and_with_arguments_that_fit(
+    tools: list[ToolSpec],
+) -> None:
+    for offered in (tools, WEATHER, [*WEATHER, *tools], [LIST], [ToolSpec("stop", "Stops.", {})]):
+        system = enveloped(Request("", HISTORY, offered)).system
+        shown = [json.loads(line[5:]) for line in system.splitlines() if line.startswith("You: ")]
+        assert shown[-1] == {"tool": "reply", "arguments": {"text": "Rome."}}
+        assert len(shown) <= 4
+        by_name = {tool.name: tool.parameters for tool in offered}
+        for call in shown[:-1]:
+            assert fit(by_name[call["tool"]], call["arguments"]) == (call["arguments"], [])
+
+
+WEATHER = [
+    ToolSpec(
+        "get_weather",
+        "Get the weather for a city. Only for today.",
+        {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string"},
+                "unit": {"enum": ["C", "F"]},
+                "days": {"type": "array", "items": {"type": "integer"}},
+            },
+            "required": ["city", "unit", "days"],
+        },
+    ),
+    ToolSpec(
+        "send_email",
+        "Send an email.",
+        {
+            "type": "object",
+            "properties": {key: {"type": "string"} for key in ("to", "subject", "text", "cc")},
+            "required": ["to", "subject", "text", "cc"],
+        },
+    ),
+]
+
+
+def test_a_tool_of_somebody_elses_is_shown_by_its_own_words_and_schema() -> None:
+    system = enveloped(Request("", HISTORY, WEATHER)).system
+    assert (
+        "User: Get the weather for a city: amber, C, [3]\n"
+        'You: {"tool": "get_weather", "arguments": {"city": "amber", "unit": "C", "days": [3]}}\n'
+    ) in system
+    assert '"tool": "send_email"' not in system  # It needs more than an example may be long.
 
 
 def test_a_tool_is_told_as_a_line_with_what_its_arguments_mean() -> None:
@@ -440,7 +490,7 @@ async def test_it_speaks_for_the_chat_inside() -> None:
 
 
 async def test_leaving_early_cancels_the_request() -> None:
-    inner = Said(['{"reply": "one', ' two"}'], AssistantMessage((Text('{"reply": "one two"}'),)))
+    inner = Said([HEAD + '"one', ' two"}}'], AssistantMessage((Text(reply("one two")),)))
     stream = EnvelopeChat(inner).stream(Request("", [UserMessage("hi")], (LIST,)))
     assert await anext(stream) == ThinkingChunk("hm")
     assert await anext(stream) == TextChunk("one")

@@ -123,7 +123,11 @@ class _Work:
 
     def _takes_null(self, schema: Any) -> bool:
         schema = self._plain(schema)
-        return "null" in _kinds(schema) or any(self._takes_null(one) for one in _alternatives(schema))
+        if alternatives := _alternatives(schema):
+            return any(self._takes_null(one) for one in alternatives)
+        if not any(word in schema for word in ("type", "enum", "const", "properties", "allOf")):
+            return True  # It says nothing, and takes anything.
+        return "null" in _kinds(schema) or None in schema.get("enum", ())
 
     def _any_of(self, alternatives: list[Mapping[str, Any]], value: Any, at: str) -> Any:
         """The first alternative that fits as it is, else the first that fits mended, else its problems."""

@@ -40,6 +40,7 @@ __all__ = [
     "known_models",
     "lookup",
     "origin",
+    "several_calls",
     "split_provider",
     "succeeds",
     "tool_mode",
@@ -463,9 +464,22 @@ def _family(model: str) -> Family | None:
     return None
 
 
+SEVERAL_CALLS_FROM = 7.0
+"""Billions of parameters."""
+
+
 def tool_mode(ref: ModelRef) -> ToolMode:
     """The best proven way to bring this model to use tools."""
     return lookup(ref).tool_mode
+
+
+def several_calls(ref: ModelRef) -> bool:
+    """Whether a model that is held to a schema may make several calls in one reply: from 7 billion parameters on, by its name.
+
+    Smaller ones then call for the sake of calling, or forget the second. A name without a size is taken for a small one.
+    """
+    sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)b(?![a-z0-9])", ref.model.lower())
+    return bool(sizes) and float(sizes[-1]) >= SEVERAL_CALLS_FROM
 
 
 def known_models() -> tuple[Model, ...]:

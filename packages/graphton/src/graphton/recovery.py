@@ -16,6 +16,7 @@ from typing import Any
 from graphton.chat import _json
 from graphton.chat.base import Chat, Chunk, Done, Preview, Request, TextChunk, ToolSpec
 from graphton.messages import AssistantMessage, StopReason, Text, ToolCall
+from graphton.models import ModelSettings
 
 __all__ = ["RecoveringChat", "calls_in", "may_become_calls", "streaming"]
 
@@ -42,8 +43,15 @@ class RecoveringChat:
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
         self.ref = chat.ref
-        self.settings = chat.settings
-        self.notices = chat.notices
+
+    @property
+    def settings(self) -> ModelSettings:
+        """The inner chat's, which may change: a window is only known once the model is loaded."""
+        return self.chat.settings
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        return self.chat.notices
 
     async def stream(self, request: Request) -> AsyncGenerator[Chunk]:
         """The inner chat's chunks; a held text is let go, or turned into calls, before the last one."""

@@ -87,8 +87,14 @@ class Chat(Protocol):
     """
 
     ref: ModelRef
-    settings: ModelSettings
-    notices: tuple[str, ...]
+
+    @property
+    def settings(self) -> ModelSettings:
+        """What it was made with and what it found out since, such as the window."""
+        ...
+
+    @property
+    def notices(self) -> tuple[str, ...]: ...
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]: ...
     def preview(self, request: Request) -> Preview:
