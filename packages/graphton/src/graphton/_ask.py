@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import orjson
+
+from graphton._probe import Question, ShortChat, estimated
 from graphton._retry import PACE
+from graphton._tool_modes import TaughtChat, recorded_mode, settle, taught
 from graphton.approval import Waits
 from graphton.budget import Tree
 from graphton.chat.base import Chat, Done, Request, TextChunk, ThinkingChunk, WaitChunk, chunks_of
@@ -18,13 +23,14 @@ from graphton.journal import (
     Journal,
     ModelReplied,
     ModelRequested,
+    Notice,
     Progress,
     Retrying,
     StreamReset,
     TextDelta,
     ThinkingDelta,
 )
-from graphton.messages import AssistantMessage, ToolCall
+from graphton.messages import AssistantMessage, ToolCall, UserMessage
 from graphton.models import succeeds
 
 __all__ = ["Call", "ask", "chats_left", "turn"]
@@ -36,20 +42,22 @@ class Call:
 
     request: Request
     purpose: str
-    """turn | compaction"""
+    """turn | compaction | probe"""
     digest: str
     tokens: int
     """The estimated tokens of the prompt."""
     kept: int = 0
     allowed: Callable[[], None] = lambda: None
     """Raises OverBudget where a limit forbids to ask once more."""
+    tool_mode: str = ""
+    """How the model is brought to use tools, where that was found out just now."""
     drop_reasoning: Callable[[], bool] = lambda: False
     """Takes the reasoning that a provider refuses out of the request; False where there is none."""
 
 
 def turn(agent: Definition, history: History) -> Call:
     """The next turn of the conversation."""
-    request = Request(system=agent.system, messages=history.messages, tools=agent.tool_specs)
+    request = Request(agent.system, history.messages, tools=agent.tool_specs, memo=history.memo)
     return Call(request, "turn", history.digest, history.tokens, drop_reasoning=history.drop_reasoning)
 
 
@@ -69,7 +77,8 @@ async def ask(agent: Definition, call: Call, *, tree: Tree, path: str, step: int
             journal.append(Fallback(path, step, str(chat.ref), str(fallback.ref), reason))
             continue
         try:
-            replied = await _tries(agent, chat, call, journal, path, step)
+            able, said = await _with_tools(agent, chat, call, tree, path, step)
+            replied = await _tries(agent, able, said, journal, path, step)
         except ProviderError as error:
             if fallback is None or not (error.retryable or _has_ended(error, chat, fallback)):
                 raise
@@ -80,6 +89,48 @@ async def ask(agent: Definition, call: Call, *, tree: Tree, path: str, step: int
             tree.mark_unpriced(path, str(chat.ref))
             return replied
     raise AssertionError("the last model either answers or raises")
+
+
+async def _with_tools(
+    agent: Definition, chat: Chat, call: Call, tree: Tree, path: str, step: int
+) -> tuple[Chat, Call]:
+    """The chat as its model is brought to use tools, and the call that records how, if that is news."""
+    if not isinstance(chat, TaughtChat):
+        return chat, call
+    if not call.request.tools:
+        return chat.chat, call
+    journal, model = tree.journal, str(chat.ref)
+    mode = recorded_mode(journal, path, model)
+    if mode is None:
+
+        async def trial(question: Question) -> None:
+            journal.live(Progress(path, "probe", 0, 0, "", model))
+            await _tries(agent, ShortChat(chat.chat), _probe(question), journal, path, step)
+
+        async with tree.trials:  # Sub-agents that begin together ask one model once.
+            found = await settle(chat, journal, trial)
+        mode, call = found.mode, replace(call, tool_mode=found.mode)
+        if found.why:
+            journal.append(Notice(path, "tool_mode", _told(model, found.mode, found.why)))
+    return taught(chat.chat, mode), call
+
+
+_IN_WORDS = {
+    "native": "its server's tools API is used",
+    "recovery": "calls that it prints are recovered",
+    "envelope": "its replies are held to a schema",
+}
+
+
+def _told(model: str, mode: str, why: str) -> str:
+    return f"{model} {why}: {_IN_WORDS[mode]}"
+
+
+def _probe(question: Question) -> Call:
+    request = question.request
+    said = [message.text for message in request.messages if isinstance(message, UserMessage)]
+    digest = hashlib.sha256(orjson.dumps([request.system, said, request.schema is None])).hexdigest()
+    return Call(request, "probe", digest, estimated(request))
 
 
 def _reset(journal: Journal, path: str, step: int, call: Call) -> None:
@@ -165,6 +216,7 @@ def _requested(chat: Chat, call: Call, path: str, step: int, try_: int) -> Model
         digest=call.digest,
         prompt_tokens_estimate=call.tokens,
         kept=call.kept,
+        tool_mode=call.tool_mode,
     )
 
 

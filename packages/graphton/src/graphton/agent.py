@@ -11,6 +11,7 @@ from typing import Any, get_args
 from graphton import models
 from graphton._instructions import DEFAULT_INSTRUCTIONS
 from graphton._retry import Retry
+from graphton._tool_modes import TaughtChat, ToolModes, taught
 from graphton.approval import Approval, Waits
 from graphton.budget import Budget, Exceeded, Tree
 from graphton.chat.base import Chat
@@ -99,6 +100,7 @@ def create_deep_agent(
     retry: Retry | None = None,
     on_unknown: OnUnknown = "tell",
     tool_mode: ToolMode | None = None,
+    tool_modes: Path | str | None = None,
     name: str = "",
 ) -> Agent:
     """An agent from a model and what it may do.
@@ -108,7 +110,8 @@ def create_deep_agent(
     Functions among `tools` become tools as by `@tool`. `subagents` bring the tool `task`, which hands them work.
     `fallbacks` take over, in this order, when the model cannot be reached; give Chats where they need settings of their
     own. `on_unknown` says what follows when a crash cut off a write: the model is told, a person is asked whether to
-    run it again, or the run stops. `tool_mode` overrides how the model is brought to use tools.
+    run it again, or the run stops. `tool_mode` says how the model is brought to use tools; without it that is known, or
+    tried out before the first request, and `tool_modes` is the file in which it is remembered.
 
         agent = create_deep_agent("ollama:qwen2.5-coder:7b", instructions="Be brief.", tools=[add])
         print((await agent.run("What is 17 + 25?")).text)
@@ -123,6 +126,7 @@ def create_deep_agent(
         chats=(_chat(model, settings), *(_chat(other, None) for other in fallbacks)),
         tools=(*_workspace_tools(workspace), *tools),
         tool_mode=tool_mode,
+        tool_modes=_modes(tool_modes),
         shared={
             "approval": approval or Approval(),
             "budget": budget or Budget(),
@@ -140,6 +144,7 @@ class _Parts:
     chats: tuple[Chat, ...]
     tools: Sequence[Tool | Callable[..., Any]]
     tool_mode: ToolMode | None
+    tool_modes: ToolModes
     shared: Mapping[str, Any]
     """Fields of Definition that the whole tree has in common."""
 
@@ -159,7 +164,7 @@ def _assembled(
     named = _named([*parts.tools, *own])
     chats = parts.chats
     if named:
-        chats = tuple(_taught(chat, parts.tool_mode or models.tool_mode(chat.ref)) for chat in chats)
+        chats = tuple(_taught(chat, parts) for chat in chats)
     return Agent(
         chat=chats[0],
         fallbacks=chats[1:],
@@ -182,7 +187,7 @@ def _child(one: Subagent, parent: _Parts, *, depth: int) -> Agent:
             hint="give it a model too: Subagent(…, model='ollama:qwen2.5-coder:7b')",
         )
     tools = parent.tools if one.tools is None else one.tools
-    parts = _Parts(chats, tools, mode, parent.shared)
+    parts = _Parts(chats, tools, mode, parent.tool_modes, parent.shared)
     return _assembled(parts, one.instructions, one.subagents, name=one.name, depth=depth)
 
 
@@ -226,17 +231,22 @@ def _chat(model: Chat | ModelRef | str, settings: ModelSettings | None) -> Chat:
     return model
 
 
-def _taught(chat: Chat, mode: ToolMode) -> Chat:
-    """The chat, brought to use tools in the way that is proven for its model."""
-    if mode == "envelope":
-        from graphton.envelope import EnvelopeChat
+def _taught(chat: Chat, parts: _Parts) -> Chat:
+    """The chat, brought to use tools as somebody said, or as the table says of a provider whose models are all known."""
+    if parts.tool_mode is not None:
+        return taught(chat, parts.tool_mode)
+    provider = models.PROVIDERS.get(chat.ref.provider)
+    if provider is None or not provider.local:
+        return taught(chat, models.tool_mode(chat.ref))
+    return TaughtChat(chat, parts.tool_modes)
 
-        return EnvelopeChat(chat)
-    if mode == "recovery":
-        from graphton.recovery import RecoveringChat
 
-        return RecoveringChat(chat)
-    return chat
+_MODES = ToolModes()
+"""Where no file is given, what was tried out holds as long as this process."""
+
+
+def _modes(file: Path | str | None) -> ToolModes:
+    return _MODES if file is None else ToolModes(Path(file))
 
 
 def _workspace_tools(workspace: Path | str | None) -> list[Tool]:

@@ -59,6 +59,8 @@ class Tree:
 
     journal: Journal
     limits: dict[str, Budget] = field(default_factory=dict)
+    trials: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a model is tried out."""
     _slots: dict[str, asyncio.Semaphore] = field(default_factory=dict)
     _unpriced: set[str] = field(default_factory=set)
 

@@ -64,6 +64,8 @@ class ModelRequested:
     prompt_tokens_estimate: int
     kept: int = 0
     """Of a compaction: how many of the last messages stay as they are."""
+    tool_mode: str = ""
+    """How the model is brought to use tools from this turn on, where that was found out in the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,6 +415,14 @@ class Journal(Protocol):
         """The last change of model on this path."""
         ...
 
+    def tool_mode(self, path: str, model: str) -> str:
+        """How this model is brought to use tools on this path; "": that was not found out yet."""
+        ...
+
+    def probes(self, model: str) -> Sequence[AssistantMessage]:
+        """What this model answered when it was tried out, in order."""
+        ...
+
     def lost(self, path: str) -> Usage:
         """What replies under this path that never came back are counted at: their estimates."""
         ...
@@ -446,6 +456,8 @@ class Record:
     totals: dict[str, Spent] = field(default_factory=dict)
     changed: set[tuple[str, int]] = field(default_factory=set)
     fallbacks: dict[str, Fallback] = field(default_factory=dict)
+    tool_modes: dict[tuple[str, str], str] = field(default_factory=dict)
+    tried_out: dict[str, list[AssistantMessage]] = field(default_factory=dict)
     pausing: bool = False
 
     def add(self, event: Event) -> None:
@@ -491,6 +503,8 @@ class Record:
         key = (event.path, event.step, event.purpose)
         first = key not in self.requests
         self.requests[key] = event
+        if event.tool_mode:
+            self.tool_modes[event.path, event.model] = event.tool_mode
         lost = _input_price(event.model) * event.prompt_tokens_estimate
         for total in self._totals(event.path):
             total.lost += event.prompt_tokens_estimate
@@ -504,6 +518,8 @@ class Record:
         self.replies[key] = event
         if event.purpose == "compaction":
             self.summaries[event.path, event.step, event.try_] = event.message.text
+        if event.purpose == "probe" and asked:
+            self.tried_out.setdefault(asked.model, []).append(event.message)
         usage = event.message.usage
         usd = _cost(asked.model, usage) if asked else None
         lost = _input_price(asked.model) * estimate if asked else 0.0
@@ -569,6 +585,12 @@ class Record:
 
     def fallback(self, path: str) -> Fallback | None:
         return self.fallbacks.get(path)
+
+    def tool_mode(self, path: str, model: str) -> str:
+        return self.tool_modes.get((path, model), "")
+
+    def probes(self, model: str) -> Sequence[AssistantMessage]:
+        return self.tried_out.get(model, ())
 
     def lost(self, path: str) -> Usage:
         return Usage(input_tokens=self.spent(path).lost)

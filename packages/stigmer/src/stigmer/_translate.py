@@ -41,6 +41,7 @@ def to_record(event: g.Event, *, execution: str = "", expires_ms: int = 0) -> pb
             record.model_requested.prompt_tokens_estimate = event.prompt_tokens_estimate
             record.model_requested.digest = bytes.fromhex(event.digest)
             record.model_requested.kept = event.kept
+            record.model_requested.tool_mode = event.tool_mode
         case g.ModelReplied():
             message = event.message
             record.model_replied.step = event.step
@@ -227,7 +228,15 @@ def _read_block(block: pb.Block) -> Block:
 
 def _read_requested(path: str, r: pb.ModelRequested) -> g.Event:
     return g.ModelRequested(
-        path, r.step, _try(r), r.model, r.purpose, r.digest.hex(), r.prompt_tokens_estimate, r.kept
+        path,
+        r.step,
+        _try(r),
+        r.model,
+        r.purpose,
+        r.digest.hex(),
+        r.prompt_tokens_estimate,
+        r.kept,
+        r.tool_mode,
     )
 
 

@@ -154,6 +154,7 @@ def _finished(e: pb.Finished) -> dict[str, Any]:
         "text": e.text,
         "error": error if e.HasField("error") else None,
         "usage": usage_json(e.usage),
+        "carried_usage": usage_json(e.carried) if e.HasField("carried") else None,
         "seconds": e.seconds,
     }
 
@@ -181,6 +182,7 @@ _FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
         "model": e.model,
         "purpose": e.purpose,
         "prompt_tokens_estimate": e.prompt_tokens_estimate,
+        **({"tool_mode": e.tool_mode} if e.tool_mode else {}),
     },
     "model_replied": _replied,
     "tool_dispatched": lambda e: {

@@ -48,6 +48,10 @@ __all__ = [
 ]
 
 
+TOOL_MODES = "tool-modes.json"
+"""In the home: how local models that we know nothing of use tools, as they were tried out. It may be deleted."""
+
+
 class KeySource(Protocol):
     """Where a run's key comes from; `stigmer.secrets.Keys` is one."""
 
@@ -107,6 +111,7 @@ class Runner:
             fallbacks=chats.pop("")[1:],
             children=chats,
             always=self._always(request, journal, told),
+            tool_modes=self._home / TOOL_MODES,
         )
         try:
             spent = running_seconds(records, now_ms=records[-1].time_ms)
@@ -242,25 +247,35 @@ def said_before(
 
 
 def complete(finished: pb.Finished, records: Sequence[pb.Event], *, now_ms: int) -> pb.Finished:
-    """The same outcome with what the whole execution used: all attempts, calls that never came back at their estimate."""
+    """The same outcome with what the execution used: all attempts, calls that never came back at their estimate.
+
+    What a retry began with was used by the execution that it was taken from: it stands apart.
+    """
+    began = next((n for n, record in enumerate(records) if record.HasField("attempt_started")), len(records))
+    finished.usage.CopyFrom(_usage(records[began:]))
+    carried = _usage(records[:began])
+    if carried != pb.Usage():
+        finished.carried.CopyFrom(carried)
+    finished.seconds = running_seconds(records, now_ms=now_ms)
+    return finished
+
+
+def _usage(records: Iterable[pb.Event]) -> pb.Usage:
     record = Record()
     for event in map(from_record, records):
         if event is not None:
             record.add(event)
     spent = record.spent("")
     used = spent.usage + record.lost("")
-    finished.usage.CopyFrom(
-        pb.Usage(
-            input_tokens=used.input_tokens,
-            output_tokens=used.output_tokens,
-            cached_tokens=used.cached_tokens,
-            cache_write_tokens=used.cache_write_tokens,
-            usd=spent.usd,
-            unpriced_calls=spent.unpriced,
-        )
+    usd = spent.usd if spent.usd is None and not spent.lost_usd else (spent.usd or 0.0) + spent.lost_usd
+    return pb.Usage(
+        input_tokens=used.input_tokens,
+        output_tokens=used.output_tokens,
+        cached_tokens=used.cached_tokens,
+        cache_write_tokens=used.cache_write_tokens,
+        usd=usd,
+        unpriced_calls=spent.unpriced,
     )
-    finished.seconds = running_seconds(records, now_ms=now_ms)
-    return finished
 
 
 def failure(error: Exception, *, home: Path, about: str) -> pb.Error:
@@ -296,11 +311,12 @@ def agent_for(
     fallbacks: Sequence[Chat] = (),
     children: Mapping[str, Sequence[Chat]] | None = None,
     always: Sequence[Rule] = (),
+    tool_modes: Path | None = None,
 ) -> Agent:
     """The agent that a request asks for; folders in `closed` are shut to its tools.
 
     `children` holds the chats of sub-agents with settings of their own, by name, one below another as `a/b`;
-    `always` what may run without a question.
+    `always` what may run without a question; `tool_modes` is the file that remembers how local models use tools.
     """
     from graphton._instructions import DEFAULT_INSTRUCTIONS
     from graphton.agent import create_deep_agent
@@ -319,6 +335,7 @@ def agent_for(
         budget=_budget(request.budget),
         on_unknown=record.on_unknown or request.on_unknown or "tell",  # type: ignore[arg-type]  # checked when it was accepted
         name=request.agent,
+        tool_modes=tool_modes,
     )
 
 

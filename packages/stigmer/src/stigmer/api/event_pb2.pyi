@@ -575,6 +575,7 @@ class ModelRequested(_message.Message):
     PROMPT_TOKENS_ESTIMATE_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     KEPT_FIELD_NUMBER: _builtins.int
+    TOOL_MODE_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     model: _builtins.str
     """provider:model id"""
@@ -585,6 +586,8 @@ class ModelRequested(_message.Message):
     """SHA-256 of what the reply depends on."""
     kept: _builtins.int
     """Of a compaction: how many of the last messages stay as they are."""
+    tool_mode: _builtins.str
+    """native | recovery | envelope: how the model is brought to use tools from this turn on, where that was found out in the run."""
     def __init__(
         self,
         *,
@@ -594,10 +597,11 @@ class ModelRequested(_message.Message):
         prompt_tokens_estimate: _builtins.int = ...,
         digest: _builtins.bytes = ...,
         kept: _builtins.int = ...,
+        tool_mode: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "kept", b"kept", "model", b"model", "prompt_tokens_estimate", b"prompt_tokens_estimate", "purpose", b"purpose", "step", b"step", "try", b"try"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "kept", b"kept", "model", b"model", "prompt_tokens_estimate", b"prompt_tokens_estimate", "purpose", b"purpose", "step", b"step", "tool_mode", b"tool_mode", "try", b"try"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -127,8 +127,7 @@ class TextView:
     def _model_requested(self, event: Event, requested: Any) -> None:
         self._name_model(event, model_line(requested.model, self._config))
         if not event.path:
-            whole = requested.purpose != "compaction"
-            self._terminal.status("waiting for the model …" if whole else "summarising the older messages …")
+            self._terminal.status(_WAITS.get(requested.purpose, "waiting for the model …"))
 
     def _name_model(self, event: Event, text: str) -> None:
         """The first line of a run: which model, whose, and why; then what else there is to say of the settings."""
@@ -324,6 +323,14 @@ class TextView:
             if error.hint:
                 self._terminal.say(f"{self._terminal.paint('hint:', 'bold')} {harmless(error.hint)}")
         self._line(event, usage_line(finished.usage, finished.seconds), style="dim")
+        if finished.HasField("carried"):
+            self._line(event, carried_line(finished.carried), style="dim")
+
+
+_WAITS = {
+    "compaction": "summarising the older messages …",
+    "probe": "trying how the model uses tools …",
+}
 
 
 def model_line(model: str, config: ConfigResolved | None) -> str:
@@ -346,6 +353,12 @@ def settings_lines(config: ConfigResolved) -> list[str]:
         hidden = "".join(f"; hides {_plain(s['value'])} ({s['source']})" for s in found["shadowed"])
         lines.append(f"{name:<{width}}  {_plain(found['value'])}{ident}  ({found['source']}{hidden})")
     return lines + [f"note: {notice}" for notice in config.notices]
+
+
+def carried_line(carried: Usage) -> str:
+    """What a retry did not use itself, for people."""
+    counted = f"{carried.input_tokens:,} in, {carried.output_tokens:,} out"
+    return f"not counted: {counted}, used before by the run that it goes on from"
 
 
 def usage_line(usage: Usage, seconds: float) -> str:
@@ -376,6 +389,7 @@ def progress_line(what: str, done: float, total: float, unit: str, text: str) ->
         "download": "downloading",
         "load": "loading the model",
         "prompt": "reading the prompt",
+        "probe": "trying how the model uses tools",
         "tool": "tool",
     }
     head = names.get(what, what) + (f": {harmless(text)}" if text else "")
