@@ -40,8 +40,7 @@ MESSAGE = AssistantMessage(
     model="m-1",
 )
 EVENTS: list[g.Event] = [
-    g.ModelRequested("", 1, 2, "anthropic:m", "turn", DIGEST, 99),
-    g.ModelRequested("", 1, 1, "ollama:m", "turn", DIGEST, 99, tool_mode="envelope"),
+    g.ModelRequested("", 1, 2, "anthropic:m", "turn", DIGEST, 99, 0, "native"),
     g.ModelReplied("", 1, 2, "turn", MESSAGE),
     g.ToolDispatched("", "1.0", "read_file", {"path": "ä"}, DIGEST, "read", "exec_1::1.0"),
     g.ProcessStarted("", "1.0", 4711, 1700000000.25),
