@@ -270,6 +270,19 @@ def test_an_examiner_that_dies_leaves_a_word_and_the_rest(stigmer) -> None:
     assert "home.folder" in rows
 
 
+def test_what_else_the_examiner_prints_is_no_check(stigmer) -> None:
+    noisy = stigmer.folder / "noisy"
+    noisy.mkdir()
+    (noisy / "sitecustomize.py").write_text(
+        "import sys\nif sys.orig_argv[-1] == 'stigmer.doctor':\n    print('noise\\n{\"id\": 1}\\n[]')\n"
+    )
+    path = os.pathsep.join(filter(None, [str(noisy), stigmer.environment.get("PYTHONPATH", "")]))
+    done = stigmer("doctor", "--json", "--offline", PYTHONPATH=path)
+    rows = {row["id"] for row in json.loads(done.stdout)["checks"]}
+    assert "llamacpp.library" in rows
+    assert "network.examiner" not in rows
+
+
 # --- a home or a daemon that is in the way
 
 

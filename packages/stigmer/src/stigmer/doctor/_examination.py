@@ -168,7 +168,7 @@ class Examiner:
             self._process.kill()
             said, trouble = self._process.communicate()
             late = True
-        found = [Check.from_json(json.loads(line)) for line in said.splitlines() if line.endswith("}")]
+        found = [one for line in said.splitlines() if (one := _read(line)) is not None]
         if self._process.returncode == 0:
             return found
         lines = trouble.strip().splitlines()
@@ -181,6 +181,14 @@ class Examiner:
             *found,
             check("network.examiner", FAIL, f"the process that asks servers {why}", "stigmer doctor"),
         ]
+
+
+def _read(line: str) -> Check | None:
+    """A check that the examiner has printed; None for what is none, or was cut when it was ended."""
+    try:
+        return Check.from_json(json.loads(line))
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def _of_the_daemon_alone(run: LLMConfig, patient: Patient) -> list[Check]:

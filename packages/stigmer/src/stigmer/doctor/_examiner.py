@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import sys
+import traceback
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
@@ -39,22 +40,32 @@ def main() -> int:
             import psycopg  # noqa: F401  # Now, before any limit runs.
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    loop.run_until_complete(_all(asked))
+    well = loop.run_until_complete(_all(asked))
     sys.stdout.flush()
+    sys.stderr.flush()
     # A name server that does not answer holds a thread that nobody can end: it ends with us.
-    os._exit(0)
+    os._exit(0 if well else 1)
 
 
-async def _all(asked: dict[str, Any]) -> None:
+async def _all(asked: dict[str, Any]) -> bool:
+    """Prints each answer as it comes; False where a fault of our own kept one from coming."""
     work: list[Coroutine[Any, Any, list[Check]]] = [_llamacpp.look(asked["llamacpp"])]
     work += [_hosted.ask(Target.from_json(row)) for row in asked["targets"]]
     if asked["ollama"]:
         work.append(_ollama.look(asked["ollama"]))
     if asked["database"]:
         work.append(_database(asked["database"]))
+    well = True
     for done in asyncio.as_completed(work):
-        for one in await done:
+        try:
+            found = await done
+        except Exception:  # The command tells of it, and the other answers still count.
+            traceback.print_exc()
+            well = False
+            continue
+        for one in found:
             print(json.dumps(one.to_json()), flush=True)
+    return well
 
 
 async def _database(url: str) -> list[Check]:

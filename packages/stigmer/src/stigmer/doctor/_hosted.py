@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
-import aiohttp  # noqa: F401  # The client imports it late; here it is before any limit runs.
+from graphton.chat._aiohttp import aiohttp  # noqa: F401  # Imported late by the client; here before any limit runs.
 from graphton.chat._http import HEADERS, Limits, endpoint, post
 from graphton.chat._keys import check_key
 from graphton.errors import (

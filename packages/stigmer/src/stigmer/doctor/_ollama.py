@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp  # noqa: F401  # The client imports it late; here it is before any limit runs.
 from graphton import catalog
 from graphton._proxies import is_loopback
+from graphton.chat._aiohttp import aiohttp  # noqa: F401  # Imported late by the client; here before any limit runs.
 from graphton.chat._machine import free_memory
 from graphton.chat._window import ROOM_TO_GROW, rung
 from graphton.chat.ollama_facts import SINCE, Loaded, ModelFacts, Server, measure, model_facts
