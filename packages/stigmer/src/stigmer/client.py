@@ -10,10 +10,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -77,6 +78,8 @@ OPTIONS = (
 )
 _LIMIT = 30.0
 """Seconds for an answer that needs no model."""
+PRELOAD_SECONDS = 0.5
+"""How long a person may wait for the prompt, so that the request to load the model is on its way."""
 _PRUNE_LIMIT = 3600.0
 """Seconds for a prune: writing a large database anew takes its time."""
 _REVIVALS, _REVIVAL_SECONDS = 3, 60.0
@@ -156,6 +159,7 @@ class Client:
         self._sessions: Any = _stubs.SessionServiceStub(self._channel)
         self._config: Any = _stubs.ConfigServiceStub(self._channel)
         self._system: Any = _stubs.SystemServiceStub(self._channel)
+        self._models: Any = _stubs.ModelServiceStub(self._channel)
 
     async def __aenter__(self) -> Client:
         return self
@@ -252,9 +256,11 @@ class Client:
         request = PauseExecutionRequest(execution=execution, by=by)
         return await self._ask(PauseExecutionResponse, "PauseExecution", request)
 
-    async def resume(self, execution: str, *, by: str = "") -> ResumeExecutionResponse:
-        """Lets a paused execution go on."""
-        request = ResumeExecutionRequest(execution=execution, by=by)
+    async def resume(
+        self, execution: str, *, by: str = "", shell: Mapping[str, str] | None = None
+    ) -> ResumeExecutionResponse:
+        """Lets an execution go on that is paused, or that waits for a key which `shell` has."""
+        request = ResumeExecutionRequest(execution=execution, by=by, shell=shell)
         return await self._ask(ResumeExecutionResponse, "ResumeExecution", request)
 
     async def decide(
@@ -268,10 +274,12 @@ class Client:
         by: str = "",
         reason: str = "",
         always: bool = False,
+        shell: Mapping[str, str] | None = None,
     ) -> DecideApprovalResponse:
         """Answers one approval. With `digest` only for the arguments that were shown.
 
-        `always` keeps the answer for all such calls of the agent, where the listed question offers it.
+        `always` keeps the answer for all such calls of the agent, where the listed question offers it. `shell` are
+        variables of the caller, for a key that the execution lacks; over a Unix socket only.
         """
         request = DecideApprovalRequest(
             execution=execution,
@@ -282,6 +290,7 @@ class Client:
             by=by,
             reason=reason,
             always=always,
+            shell=shell,
         )
         return await self._ask(DecideApprovalResponse, "DecideApproval", request)
 
@@ -312,6 +321,22 @@ class Client:
         """
         request = PruneExecutionsRequest(older_than_days=older_than_days, keep=keep, dry_run=dry_run)
         return await self._ask(PruneExecutionsResponse, "PruneExecutions", request, limit=_PRUNE_LIMIT)
+
+    @contextlib.asynccontextmanager
+    async def preloading(self, request: CreateExecutionRequest) -> AsyncIterator[None]:
+        """While this lasts the local model of such a run is made ready and kept loaded; whether it works out is not told.
+
+        It begins within the time that a person takes to look up, whatever the server is busy with.
+        """
+        call = self._models.PreloadModel(request, metadata=credentials(self.address))
+        begun = asyncio.ensure_future(call.initial_metadata())
+        try:
+            await asyncio.wait({begun}, timeout=PRELOAD_SECONDS)
+            yield
+        finally:
+            begun.cancel()
+            call.cancel()
+            await asyncio.gather(begun, return_exceptions=True)
 
     async def status(self) -> Status:
         return await self._ask(Status, "GetStatus", GetStatusRequest())

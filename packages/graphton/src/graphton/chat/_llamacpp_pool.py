@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +26,13 @@ from graphton.chat._machine import cores, free_memory
 from graphton.chat.base import WaitChunk
 from graphton.errors import ProviderError
 
-__all__ = ["Pool", "Server", "close_all", "pool", "served", "wait_until_loaded"]
+__all__ = ["LOOK_EVERY", "Pool", "Server", "close_all", "pool", "served", "wait_until_loaded"]
 
 IDLE_SECONDS = 600.0
 BATCH = 256
 """Prompt tokens between two reports of progress; a few seconds on a laptop. 512 would be 5 % quicker."""
-_LOOK_EVERY = 0.25
+LOOK_EVERY = 0.25
+"""Seconds between two looks at how far something is."""
 _MODULE = "graphton.chat._llamacpp_serve"
 _PATIENT_THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 """Threads that wait for each other sleep instead of spinning. Measured with 0.5b on two cores that others used, too:
@@ -55,6 +57,8 @@ class Server:
     why: str = ""
     """Why it ended or could not start."""
     users: int = 0
+    used: float = field(default_factory=time.monotonic)
+    """When the last call ended, or it was started."""
     speed: float = 0.0
     """Prompt tokens a second, as measured last; 0 before the first measure."""
     pending: int = 0
@@ -91,6 +95,7 @@ class Server:
             yield
         finally:
             self.users -= 1
+            self.used = time.monotonic()
             self.released.set()
 
 
@@ -106,6 +111,11 @@ class Pool:
         """The server of this file whose window is the smallest that holds `window`; None where there is none."""
         fit = [s for s in self._servers if s.file.path == path and s.window >= window and not s.over.is_set()]
         return min(fit, key=lambda server: server.window, default=None)
+
+    def latest(self, path: Path) -> Server | None:
+        """The server of this file that was used last."""
+        alive = [s for s in self._servers if s.file.path == path and not s.over.is_set()]
+        return max(alive, key=lambda server: server.used, default=None)
 
     async def server(self, file: ModelFile, window: int, choose: Callable[[int], Room]) -> Server:
         """A server of this file for prompts of up to `window` tokens, started if there is none.
@@ -262,7 +272,7 @@ async def wait_until_loaded(server: Server) -> AsyncGenerator[WaitChunk]:
         done = min(_resident(server.pid), in_memory)
         yield WaitChunk("load", done, in_memory, "bytes", f"loading {server.name}")
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LOOK_EVERY):
+            async with asyncio.timeout(LOOK_EVERY):
                 await server.ready.wait()
     if not server.url:
         raise cannot_serve(server.file, server.room, server.why or "ended without a word", free_memory())

@@ -34,6 +34,8 @@ class Slot:
     talk: Talk | None = None
     """Whose words were read last."""
     busy: bool = False
+    read: tuple[float, float] = (0, 0)
+    """How many tokens of the prompt are read, and how many there are, while its beginning is read ahead."""
     used: int = 0
     """Counts upwards: the slot with the smallest number has been idle the longest."""
     keeper: weakref.ref[object] | None = None
@@ -64,15 +66,24 @@ class Slots:
         """Whether a run goes on in one of them."""
         return any(slot.holder is not None for slot in self._all)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a call runs in one of them."""
+        return any(slot.busy for slot in self._all)
+
+    def knows(self, talk: Talk) -> bool:
+        """Whether the beginning of this conversation has been read."""
+        return any(slot.talk is not None and slot.talk.beginning == talk.beginning for slot in self._all)
+
     def must_wait(self, talk: Talk) -> bool:
         """Whether a call of this conversation cannot begin at once."""
-        return self._room.locked() or self._being_read(talk) is not None
+        return self._room.locked() or self.being_read(talk) is not None
 
     @asynccontextmanager
     async def turn(self, talk: Talk, holder: object) -> AsyncIterator[Slot]:
         """A slot for one call: the one that knows most of the conversation, of those that nobody else goes on with."""
-        while (reads := self._being_read(talk)) is not None:
-            await self._free_again(reads)
+        while (reads := self.being_read(talk)) is not None:
+            await self.freed(reads)
         async with self._room:
             slot = self._choose(talk, holder)
             self._turns += 1
@@ -89,14 +100,15 @@ class Slots:
             if slot.holder is holder:
                 slot.keeper = None
 
-    def _being_read(self, talk: Talk) -> Slot | None:
+    def being_read(self, talk: Talk) -> Slot | None:
         """The slot where the beginning of this conversation is read just now, for whoever comes with it."""
         if not talk.first:
             return None
         ahead = Talk(talk.beginning)
         return next((slot for slot in self._all if slot.busy and slot.talk == ahead), None)
 
-    async def _free_again(self, slot: Slot) -> None:
+    async def freed(self, slot: Slot) -> None:
+        """Returns when its call has ended."""
         while slot.busy:
             self._freed.clear()
             await self._freed.wait()

@@ -7,13 +7,13 @@ import hashlib
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from copy import copy
 from dataclasses import replace
 from typing import Any
 
 from graphton.chat._llamacpp_file import ModelFile, Room, choose_room, locate, rungs
-from graphton.chat._llamacpp_pool import Server, close_all, pool, served, wait_until_loaded
+from graphton.chat._llamacpp_pool import LOOK_EVERY, Server, close_all, pool, served, wait_until_loaded
 from graphton.chat._llamacpp_slots import Talk
 from graphton.chat._llamacpp_trouble import ended_midway
 from graphton.chat._machine import slots_worth
@@ -169,6 +169,31 @@ class LlamaCppChat(OpenAIChat):
         self._say(said)
         return said
 
+    async def preload(self, request: Request) -> AsyncGenerator[WaitChunk]:
+        """Load the model before it is asked, and read the beginning that the first request will have.
+
+        A server that runs already stays loaded for another while, and nothing is read that it knows.
+        """
+        file = self.resolve()
+        server = pool().latest(file.path) or (await self._fitting(self._measured(request)))[0]
+        with server.in_use():
+            async with aclosing(wait_until_loaded(server)) as waits:
+                async for wait in waits:
+                    yield wait
+            self._take_window(server)
+            talk = _talk(request, whole=False)
+            if server.slots.busy or server.slots.knows(talk):
+                return
+            async with (
+                server.slots.turn(talk, self) as slot,
+                aclosing(self._answer(server, slot.id, request, self._measured(request), reply=1)) as chunks,
+            ):
+                pool().leave(self)  # It is for whoever comes.
+                async for chunk in chunks:
+                    if isinstance(chunk, WaitChunk):
+                        slot.read = chunk.done, chunk.total
+                        yield chunk
+
     # --- the call -----------------------------------------------------------------------------------------------
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
@@ -187,6 +212,9 @@ class LlamaCppChat(OpenAIChat):
                 why = f"the prompt does not fit the context window of {self.ref.model}"
                 raise self._too_long(why, prompt, server)
             talk = _talk(request)
+            async with aclosing(_read_ahead(server, talk)) as waits:
+                async for wait in waits:
+                    yield wait
             if server.slots.must_wait(talk):
                 yield WaitChunk("prompt", text=_why_wait(server))
             async with (
@@ -197,10 +225,13 @@ class LlamaCppChat(OpenAIChat):
                     yield chunk
 
     async def _answer(
-        self, server: Server, slot: int, request: Request, prompt: Prompt
+        self, server: Server, slot: int, request: Request, prompt: Prompt, *, reply: int | None = None
     ) -> AsyncGenerator[Chunk]:
+        """What the server says, in this slot; `reply`: no more than so many tokens."""
         began, first = time.monotonic(), 0.0
         call = self._call(server, slot, prompt)
+        if reply is not None:
+            call._fixed = {**self._fixed, "max_tokens": reply}
         server.pending += prompt.tokens
         try:
             async with aclosing(OpenAIChat.stream(call, request)) as chunks:  # type: ignore[type-var]  # a generator by another name
@@ -324,6 +355,15 @@ def _talk(request: Request, *, whole: bool = True) -> Talk:
     if not whole or not request.messages:
         return Talk(beginning)
     return Talk(beginning, hashlib.sha256(_said(request.messages[0]).encode("utf-8", "replace")).digest())
+
+
+async def _read_ahead(server: Server, talk: Talk) -> AsyncGenerator[WaitChunk]:
+    """How far the beginning of a conversation is read, while that is being done for it."""
+    while (slot := server.slots.being_read(talk)) is not None:
+        yield WaitChunk("prompt", *slot.read, "tokens")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_EVERY):
+                await server.slots.freed(slot)
 
 
 def _why_wait(server: Server) -> str:

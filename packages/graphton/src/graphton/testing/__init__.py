@@ -2,6 +2,7 @@
 
 `ScriptedModel` is a `Chat` without any wire. `FakeProviders` is a server on loopback that speaks Anthropic Messages,
 OpenAI's chat completions and Responses, and Ollama's native API; `python -m graphton.testing` starts it as a process.
+`tiny_gguf` writes a model file for the built-in llama.cpp, which says what a table says.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from graphton.testing._fake_providers import FakeProviders
     from graphton.testing._fake_script import Call, FakeRequest, Reply, script_from_json, steps
     from graphton.testing._scripted import ScriptedModel, calls, says
+    from graphton.testing._tiny_gguf import tiny_gguf
 
 __all__ = [
     "Call",
@@ -24,6 +26,7 @@ __all__ = [
     "says",
     "script_from_json",
     "steps",
+    "tiny_gguf",
 ]
 
 _HOMES = {
@@ -36,6 +39,7 @@ _HOMES = {
     "says": "graphton.testing._scripted",
     "script_from_json": "graphton.testing._fake_script",
     "steps": "graphton.testing._fake_script",
+    "tiny_gguf": "graphton.testing._tiny_gguf",
 }
 
 

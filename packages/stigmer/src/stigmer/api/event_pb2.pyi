@@ -1392,6 +1392,7 @@ class Finished(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
+    CARRIED_FIELD_NUMBER: _builtins.int
     outcome: _builtins.str
     """completed | failed | cancelled | budget_exceeded"""
     text: _builtins.str
@@ -1399,7 +1400,13 @@ class Finished(_message.Message):
     @_builtins.property
     def error(self) -> Global___Error: ...
     @_builtins.property
-    def usage(self) -> Global___Usage: ...
+    def usage(self) -> Global___Usage:
+        """What it used itself, all its attempts."""
+
+    @_builtins.property
+    def carried(self) -> Global___Usage:
+        """What the calls have used that a retry began with: they count for its limits, and in `usage` of the one that made them."""
+
     def __init__(
         self,
         *,
@@ -1408,13 +1415,19 @@ class Finished(_message.Message):
         error: Global___Error | None = ...,
         usage: Global___Usage | None = ...,
         seconds: _builtins.float = ...,
+        carried: Global___Usage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "error", b"error", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_carried", b"_carried", "_error", b"_error", "carried", b"carried", "error", b"error", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "error", b"error", "outcome", b"outcome", "seconds", b"seconds", "text", b"text", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_carried", b"_carried", "_error", b"_error", "carried", b"carried", "error", b"error", "outcome", b"outcome", "seconds", b"seconds", "text", b"text", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__carried: _TypeAlias = _typing.Literal["carried"]  # noqa: Y015
+    _WhichOneofArgType__carried: _TypeAlias = _typing.Literal["_carried", b"_carried"]  # noqa: Y015
     _WhichOneofReturnType__error: _TypeAlias = _typing.Literal["error"]  # noqa: Y015
     _WhichOneofArgType__error: _TypeAlias = _typing.Literal["_error", b"_error"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__carried) -> _WhichOneofReturnType__carried | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__error) -> _WhichOneofReturnType__error | None: ...
 
 Global___Finished: _TypeAlias = Finished  # noqa: Y015

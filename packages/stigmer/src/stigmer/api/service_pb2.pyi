@@ -754,19 +754,47 @@ Global___PauseExecutionResponse: _TypeAlias = PauseExecutionResponse  # noqa: Y0
 class ResumeExecutionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ShellEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     EXECUTION_FIELD_NUMBER: _builtins.int
     BY_FIELD_NUMBER: _builtins.int
+    SHELL_FIELD_NUMBER: _builtins.int
     execution: _builtins.str
     by: _builtins.str
+    @_builtins.property
+    def shell(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The caller's shell layer, for the keys that the execution lacks after a restart of the server; nothing else of it
+        counts. Never stored. Taken on the Unix socket only.
+        """
+
     def __init__(
         self,
         *,
         execution: _builtins.str = ...,
         by: _builtins.str = ...,
+        shell: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "execution", b"execution"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "execution", b"execution", "shell", b"shell"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -796,6 +824,26 @@ Global___ResumeExecutionResponse: _TypeAlias = ResumeExecutionResponse  # noqa: 
 class DecideApprovalRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ShellEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     EXECUTION_FIELD_NUMBER: _builtins.int
     CALL_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
@@ -804,6 +852,7 @@ class DecideApprovalRequest(_message.Message):
     BY_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     ALWAYS_FIELD_NUMBER: _builtins.int
+    SHELL_FIELD_NUMBER: _builtins.int
     execution: _builtins.str
     call: _builtins.str
     """As it is listed: `1.0`, or with the path of a sub-agent before it, `/researcher@3.0:1.0`."""
@@ -818,6 +867,10 @@ class DecideApprovalRequest(_message.Message):
     """Answer all such calls of this agent with yes from now on: the listed question says which. Refused where it is not
     offered.
     """
+    @_builtins.property
+    def shell(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As in ResumeExecutionRequest."""
+
     def __init__(
         self,
         *,
@@ -829,10 +882,11 @@ class DecideApprovalRequest(_message.Message):
         by: _builtins.str = ...,
         reason: _builtins.str = ...,
         always: _builtins.bool = ...,
+        shell: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["always", b"always", "approve", b"approve", "by", b"by", "call", b"call", "digest", b"digest", "execution", b"execution", "path", b"path", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["always", b"always", "approve", b"approve", "by", b"by", "call", b"call", "digest", b"digest", "execution", b"execution", "path", b"path", "reason", b"reason", "shell", b"shell"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1315,3 +1369,40 @@ class ShutdownResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShutdownResponse: _TypeAlias = ShutdownResponse  # noqa: Y015
+
+@_typing.final
+class PreloadProgress(_message.Message):
+    """How far a model is made ready."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHAT_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    what: _builtins.str
+    """load | prompt | ready | none: it is being loaded; what the first request begins with is being read; it can answer
+    at once; it is no local model.
+    """
+    done: _builtins.float
+    total: _builtins.float
+    """0: not known."""
+    unit: _builtins.str
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        what: _builtins.str = ...,
+        done: _builtins.float = ...,
+        total: _builtins.float = ...,
+        unit: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "text", b"text", "total", b"total", "unit", b"unit", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreloadProgress: _TypeAlias = PreloadProgress  # noqa: Y015

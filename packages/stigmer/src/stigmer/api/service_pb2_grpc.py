@@ -142,7 +142,7 @@ class ExecutionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResumeExecution(self, request, context):
-        """Lets a paused execution go on. FAILED_PRECONDITION when it is not paused.
+        """Lets an execution go on that is paused, or waits for its key. FAILED_PRECONDITION when it does not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -919,6 +919,80 @@ class SystemService:
             '/stigmer.v1.SystemService/PruneExecutions',
             stigmer_dot_api_dot_service__pb2.PruneExecutionsRequest.SerializeToString,
             stigmer_dot_api_dot_service__pb2.PruneExecutionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class ModelServiceStub:
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.PreloadModel = channel.unary_stream(
+                '/stigmer.v1.ModelService/PreloadModel',
+                request_serializer=stigmer_dot_api_dot_service__pb2.CreateExecutionRequest.SerializeToString,
+                response_deserializer=stigmer_dot_api_dot_service__pb2.PreloadProgress.FromString,
+                _registered_method=True)
+
+
+class ModelServiceServicer:
+    """Missing associated documentation comment in .proto file."""
+
+    def PreloadModel(self, request, context):
+        """Loads the local model that such an execution would begin with, and keeps it loaded as long as the call stays open
+        (four hours at most), so that a person's first message finds it ready. Of a provider that is paid nothing is asked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ModelServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'PreloadModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.PreloadModel,
+                    request_deserializer=stigmer_dot_api_dot_service__pb2.CreateExecutionRequest.FromString,
+                    response_serializer=stigmer_dot_api_dot_service__pb2.PreloadProgress.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'stigmer.v1.ModelService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('stigmer.v1.ModelService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ModelService:
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def PreloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/stigmer.v1.ModelService/PreloadModel',
+            stigmer_dot_api_dot_service__pb2.CreateExecutionRequest.SerializeToString,
+            stigmer_dot_api_dot_service__pb2.PreloadProgress.FromString,
             options,
             channel_credentials,
             insecure,
