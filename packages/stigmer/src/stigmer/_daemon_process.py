@@ -97,7 +97,9 @@ def _serve(home: Home, given: Any) -> None:
                 developer = importlib.import_module("stigmer.engines.temporal.developer")
                 await beside.enter_async_context(developer.temporal_beside(home))
                 # The worker asks for the daemon until it answers.
-                await beside.enter_async_context(developer.worker_beside(home, server=f"unix:{path}"))
+                await beside.enter_async_context(
+                    developer.worker_beside(home, server=f"unix:{path}", flags=given.flags)
+                )
             await serve(
                 home,
                 address=f"unix:{path}",

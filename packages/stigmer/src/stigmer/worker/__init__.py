@@ -10,8 +10,9 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphton.approval import Rule
 
@@ -21,12 +22,15 @@ from stigmer.api import service_pb2 as service
 from stigmer.api import worker_pb2 as api
 from stigmer.approvals import agent_name
 from stigmer.engines._attempt import Attempt
-from stigmer.errors import StigmerError
+from stigmer.errors import ConfigError, StigmerError
 from stigmer.home import Home
 from stigmer.runner import Runner
 from stigmer.secrets import Keys
 from stigmer.store import Row
 from stigmer.worker._line import Line, Plane
+
+if TYPE_CHECKING:
+    from temporalio.client import Client
 
 __all__ = ["GRACE_SECONDS", "Hands", "plane_at", "work"]
 
@@ -35,6 +39,8 @@ log = logging.getLogger("stigmer.worker")
 GRACE_SECONDS = 30.0
 MOST = 200
 """Executions at once."""
+PATIENCE_SECONDS, AGAIN_SECONDS = 60.0, 0.5
+"""So long, and so often, a Temporal that does not answer is tried at the start."""
 OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.max_receive_message_length", 16 << 20),
@@ -134,12 +140,17 @@ async def work(
     grace: float = GRACE_SECONDS,
     most: int = MOST,
     flags: Mapping[str, str] | None = None,
+    beside: bool = False,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Works until this task is cancelled, then ends in good order. Raises StigmerError where a setting is wrong."""
+    """Works until this task is cancelled, then ends in good order.
+
+    A worker that is not `beside` a developer's daemon does not start with a setting that is wrong, nor without a mode
+    that somebody said: ConfigError. Raises StigmerError where Temporal cannot be reached.
+    """
     from graphton._process import make_undumpable
 
-    from stigmer.engines.temporal.connection import connect, task_queue
+    from stigmer.engines.temporal.connection import task_queue
     from stigmer.engines.temporal.polling import poll
     from stigmer.server._logs import scrubbed_logs
     from stigmer.server._resolve import Resolver
@@ -149,17 +160,13 @@ async def work(
     with scrubbed_logs():
         home.create()
         redact.remember([token])
-        resolver = Resolver(home, flags=dict(flags or {}), serves=True)
+        resolver = Resolver(home, flags=dict(flags or {}), serves=not beside)
+        if (problems := await resolver.log()) and not beside:
+            raise ConfigError(problems)
         plane, channel = plane_at(target, token)
         try:
-            client = await connect()
-        except OSError as error:
-            raise StigmerError(
-                str(error), hint="is it running? TEMPORAL_ADDRESS says where it is looked for"
-            ) from error
-        try:
+            client = await _temporal()
             hands = Hands(home, plane, key_for=resolver.key_for)
-            await resolver.log()
             queue = task_queue()
             log.info("ready queue=%s server=%s pid=%d", queue, target, os.getpid())
             await poll(client, hands, queue=queue, grace=grace, most=most, on_ready=on_ready)
@@ -167,6 +174,25 @@ async def work(
             await channel.close(None)
             await _close_models()
             log.info("ended pid=%d", os.getpid())
+
+
+async def _temporal() -> Client:
+    """Temporal, which may start after us; given up after PATIENCE_SECONDS."""
+    from stigmer.engines.temporal.connection import TemporalAway, connect
+
+    deadline, told = time.monotonic() + PATIENCE_SECONDS, False
+    while True:
+        try:
+            return await connect()
+        except TemporalAway as error:
+            if time.monotonic() >= deadline:
+                raise StigmerError(
+                    str(error), hint="is it running? TEMPORAL_ADDRESS says where it is looked for"
+                ) from error
+            if not told:
+                log.warning("temporal is away reason=%r", str(error))
+            told = True
+        await asyncio.sleep(AGAIN_SECONDS)
 
 
 async def _close_models() -> None:

@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--grace", type=float, default=GRACE_SECONDS)
     parser.add_argument("--most", type=int, default=MOST)
     parser.add_argument("--flags", type=json.loads, default={}, help="JSON: LLM flags")
+    parser.add_argument("--beside", action="store_true", help="beside a developer's daemon")
     given = parser.parse_args(arguments)
     home = Home(given.home)
     _log_to_stderr()
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
                 grace=given.grace,
                 most=given.most,
                 flags=given.flags,
+                beside=given.beside,
             )
         )
         for sign in (signal.SIGTERM, signal.SIGINT):
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         asyncio.run(run())
     except (GraphtonError, StigmerError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
+        return getattr(error, "exit_code", 1)
     return 0
 
 

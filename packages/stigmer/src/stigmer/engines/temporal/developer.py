@@ -7,6 +7,7 @@ TEMPORAL_ADDRESS that is set means another Temporal: then only the worker is sta
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import shutil
@@ -54,10 +55,10 @@ async def temporal_beside(home: Home) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def worker_beside(home: Home, *, server: str) -> AsyncIterator[None]:
-    """A worker for this home's daemon, which listens at `server`."""
+async def worker_beside(home: Home, *, server: str, flags: Mapping[str, str]) -> AsyncIterator[None]:
+    """A worker for this home's daemon, which listens at `server` and was started with these LLM flags."""
     command = [sys.executable, "-P", "-m", "stigmer.worker", "--home", str(home.path), "--server", server]
-    command += ["--grace", str(STOP_SECONDS / 2)]
+    command += ["--beside", "--grace", str(STOP_SECONDS / 2), "--flags", json.dumps(dict(flags))]
     async with _kept("worker", command, log_file=home.path / "worker.log"):
         yield
 
