@@ -23,7 +23,7 @@ from graphton.journal import Journal
 from graphton.models import ModelRef, ModelSettings, ToolMode
 from graphton.recovery import RecoveringChat
 
-__all__ = ["Found", "TaughtChat", "ToolModes", "recorded_mode", "settle", "taught"]
+__all__ = ["Found", "TaughtChat", "ToolModes", "recorded_mode", "settle", "taught", "without_a_trial"]
 
 MODES: tuple[ToolMode, ...] = get_args(ToolMode)
 
@@ -94,7 +94,7 @@ class Found:
 async def settle(chat: TaughtChat, journal: Journal, ask: Callable[[Question], Awaitable[None]]) -> Found:
     """The way for this chat's model. `ask` puts a trial's question to it, and records the reply in the journal."""
     facts = await tool_facts(chat.chat)
-    if found := _without_a_trial(chat.ref, facts):
+    if found := without_a_trial(chat.ref, facts):
         return found
     if (mode := chat.modes.recall(facts.identity)) and not journal.probes(str(chat.ref)):
         return Found(mode, "as an earlier trial showed")
@@ -105,7 +105,7 @@ async def settle(chat: TaughtChat, journal: Journal, ask: Callable[[Question], A
     return Found(step.mode, step.why)
 
 
-def _without_a_trial(ref: ModelRef, facts: ToolFacts) -> Found | None:
+def without_a_trial(ref: ModelRef, facts: ToolFacts) -> Found | None:
     """What the model table and the model's own server say."""
     row = models.lookup(ref)
     if facts.bare_template and row.tool_mode != "envelope":

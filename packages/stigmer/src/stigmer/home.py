@@ -108,6 +108,11 @@ class Home:
         return self.path / "daemon.log"
 
     @property
+    def tool_modes(self) -> Path:
+        """How local models that we know nothing of use tools, as they were tried out. It may be deleted."""
+        return self.path / "tool-modes.json"
+
+    @property
     def reports(self) -> Path:
         """What went wrong by our own fault, a file each."""
         return self.path / "reports"

@@ -23,6 +23,7 @@ from stigmer.api.service_pb2 import CreateExecutionRequest
 from stigmer.approvals import Answers, AnswersError, agent_name, rules_of
 from stigmer.config import clock
 from stigmer.errors import StigmerError
+from stigmer.home import Home
 from stigmer.journal import StoreJournal, running_seconds
 from stigmer.store import Row
 
@@ -47,9 +48,6 @@ __all__ = [
     "recorded_chat",
 ]
 
-
-TOOL_MODES = "tool-modes.json"
-"""In the home: how local models that we know nothing of use tools, as they were tried out. It may be deleted."""
 
 
 class KeySource(Protocol):
@@ -111,7 +109,7 @@ class Runner:
             fallbacks=chats.pop("")[1:],
             children=chats,
             always=self._always(request, journal, told),
-            tool_modes=self._home / TOOL_MODES,
+            tool_modes=Home(self._home).tool_modes,
         )
         try:
             spent = running_seconds(records, now_ms=records[-1].time_ms)

@@ -18,7 +18,7 @@ import pytest
 class Web:
     """`answers` maps a path (what follows ? left out) to a status and a body; others are 404.
 
-    A body that is a function is called with the JSON that was sent.
+    A body that is a function is called with the JSON that was sent, and gives both.
     """
 
     answers: dict[str, tuple[int, Any]] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         status, body = self.web.answers.get(self.path.partition("?")[0], (404, {"error": "not found"}))
         if callable(body):
-            body = body(json.loads(sent))
+            status, body = body(json.loads(sent))
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response_only(status)
         for name, value in self.web.headers.items():

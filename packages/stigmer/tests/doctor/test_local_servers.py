@@ -35,7 +35,13 @@ class Library:
         web.answers["/api/version"] = (200, {"version": version})
         web.answers["/api/tags"] = (200, {"models": self.tags})
         web.answers["/api/ps"] = (200, {"models": self.loaded})
-        web.answers["/api/show"] = (200, lambda asked: self.shown[asked["model"]])
+        web.answers["/api/show"] = (200, self.show)
+
+    def show(self, asked: dict[str, Any]) -> tuple[int, Any]:
+        name = asked["model"]
+        return (
+            (200, self.shown[name]) if name in self.shown else (404, {"error": f"model '{name}' not found"})
+        )
 
     def add(self, name: str, *can: str, size: int = GB, template: str = CHAT, context: int = 32_768) -> None:
         self.tags.append({"name": name, "digest": f"{self.web.url} {name}", "size": size})
@@ -55,7 +61,8 @@ class Library:
 
     async def look(self, model: str | None, **more: Any) -> dict[str, Check]:
         asked = {"url": self.web.url, "source": "env OLLAMA_HOST (your shell)", "named": True, "key": None}
-        found = await ollama.look({**asked, "model": model, "window": None, "max_tokens": 8192, **more})
+        run = {"model": model, "window": None, "max_tokens": 8192, "max_tokens_said": False}
+        found = await ollama.look({**asked, **run, "tool_modes": "/nowhere/tool-modes.json", **more})
         return {one.id: one for one in found}
 
 
@@ -137,12 +144,40 @@ async def test_a_bare_template_is_warned_of(library: Library) -> None:
     assert "ollama show --modelfile mine:latest" in row.hint
 
 
-async def test_a_model_without_tools_is_told_where_it_would_be_given_some(library: Library) -> None:
-    library.add("qwen3:8b", "completion")
-    row = (await library.look("qwen3:8b"))["ollama.tools"]
-    if row.facts["mode"] != "native":
-        pytest.skip("this family is not given tools natively")
-    assert (row.status, row.facts["native"]) == ("warn", False)
+@pytest.mark.parametrize(
+    ("model", "can", "status", "mode", "said"),
+    [
+        ("qwen2.5-coder:7b", "tools", "ok", "envelope", "by replies held to a schema (tool mode envelope)"),
+        ("qwen3:8b", "tools", "ok", "native", "through Ollama's native tools (tool mode native)"),
+        (
+            "qwen3:8b",
+            "insert",
+            "warn",
+            "envelope",
+            "(tool mode envelope): it takes no tools, its server says",
+        ),
+        ("unheard-of:1b", "tools", "ok", None, "how it uses tools is tried out before its first run"),
+    ],
+)
+async def test_the_way_of_using_tools_is_the_one_that_a_run_takes(
+    library: Library, model: str, can: str, status: str, mode: str | None, said: str
+) -> None:
+    library.add(model, "completion", can)
+    row = (await library.look(model))["ollama.tools"]
+    assert (row.status, row.facts["mode"]) == (status, mode)
+    assert said in row.text
+
+
+async def test_what_a_trial_has_found_is_told(library: Library, tmp_path: Path) -> None:
+    from graphton._tool_modes import ToolModes
+
+    library.add("unheard-of:1b", "completion", "tools")
+    file = tmp_path / "tool-modes.json"
+    ToolModes(file).remember(f"ollama {library.web.url} unheard-of:1b", "recovery", model="unheard-of:1b")
+    row = (await library.look("unheard-of:1b", tool_modes=str(file)))["ollama.tools"]
+    assert row.text == (
+        "tools are used by calls recovered from its text (tool mode recovery); so a trial has found"
+    )
 
 
 async def test_the_window_that_it_is_loaded_with_is_shown(library: Library) -> None:
@@ -161,9 +196,7 @@ async def test_a_model_that_is_too_large_for_this_machine_is_warned_of(library: 
     row = (await library.look("qwen3:235b"))["ollama.memory"]
     assert row.status == "warn"
     assert row.facts["needed_bytes"] > row.facts["free_bytes"]
-    assert (
-        row.hint == "end other programs, or take a smaller model or a smaller window: --context-window 4096"
-    )
+    assert row.hint == "end other programs, or take a smaller model: stigmer models list"
 
 
 async def test_an_old_ollama_is_told_what_it_does_in_silence(web: Any) -> None:
@@ -185,7 +218,7 @@ async def test_one_that_says_nothing_is_given_up(web: Any, library: Library) -> 
     web.silent = True
     row = (await library.look("qwen3:8b"))["ollama.server"]
     assert (row.status, row.facts["outcome"]) == ("fail", "timeout")
-    assert "within 0.9 s" in row.text
+    assert "within 2 s" in row.text
 
 
 @pytest.mark.parametrize(

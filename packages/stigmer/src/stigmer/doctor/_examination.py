@@ -116,6 +116,8 @@ def _questions(run: LLMConfig, patient: Patient, asked: Sequence[Target], *, off
             "model": run.ref.model if to_ollama else None,
             "window": run.settings.context_window if to_ollama else None,
             "max_tokens": run.settings.max_tokens if to_ollama else None,
+            "max_tokens_said": not run.values["max_tokens"].source.startswith("default "),
+            "tool_modes": str(patient.home.tool_modes),
         }
         if config.settings.base_url
         else None,

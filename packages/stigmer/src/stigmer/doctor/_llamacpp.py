@@ -15,7 +15,7 @@ from graphton.chat._window import ROOM_TO_GROW
 from graphton.errors import GraphtonError, ModelMissing
 
 from stigmer.doctor._check import FAIL, OK, SKIP, WARN, Check, check
-from stigmer.doctor._ollama import FIRST_PROMPT
+from stigmer.doctor._ollama_model import FIRST_PROMPT
 
 __all__ = ["look"]
 
