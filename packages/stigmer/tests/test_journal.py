@@ -172,6 +172,28 @@ async def test_a_fenced_attempt_hears_of_it_and_writes_nothing(store: Store) -> 
     assert len(await store.events(row.no, 1)) == 3
 
 
+async def test_what_is_appended_in_one_turn_of_the_loop_is_one_commit(store: Store) -> None:
+    row, journal = await started(store)
+    before = store.commits
+    for number in range(1, 4):
+        journal.append(g.Notice("", "n", f"{number} a"))
+        journal.append(g.Notice("", "n", f"{number} b"))
+        await journal.commit()
+    told = [e.notice.text for e in await store.replay(row.no) if e.HasField("notice")]
+    assert told[-6:] == ["1 a", "1 b", "2 a", "2 b", "3 a", "3 b"]
+    assert store.commits - before == 3
+
+
+async def test_who_stops_waiting_for_a_commit_stops_nobody_else(store: Store) -> None:
+    row, journal = await started(store)
+    journal.append(EVENTS[0])
+    gone, stays = (asyncio.ensure_future(journal.commit()) for _ in range(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await stays
+    assert (gone.cancelled(), len(await store.events(row.no, 3))) == (True, 1)
+
+
 async def test_live_events_never_overtake_appended_ones(store: Store) -> None:
     row, journal = await started(store)
     watcher = store.feed.join(row.no)

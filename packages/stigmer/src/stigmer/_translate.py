@@ -43,14 +43,7 @@ def to_record(event: g.Event, *, execution: str = "", expires_ms: int = 0) -> pb
             record.model_requested.kept = event.kept
             record.model_requested.tool_mode = event.tool_mode
         case g.ModelReplied():
-            message = event.message
-            record.model_replied.step = event.step
-            _set_try(record.model_replied, event.try_)
-            record.model_replied.purpose = event.purpose
-            record.model_replied.blocks.extend(map(_block, message.blocks))
-            record.model_replied.stop_reason = message.stop.value
-            record.model_replied.usage.CopyFrom(_usage(message.usage))
-            record.model_replied.model = _clean(message.model)
+            return pb.Event(path=record.path, model_replied=_replied(event))
         case g.ToolDispatched():
             record.tool_dispatched.call = event.call
             record.tool_dispatched.name = _clean(event.name)
@@ -178,33 +171,40 @@ def _json(value: dict[str, Any]) -> bytes:
         return json.dumps(value, separators=(",", ":"), default=str).encode()
 
 
-def _usage(usage: Usage) -> pb.Usage:
-    return pb.Usage(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cached_tokens=usage.cached_tokens,
-        cache_write_tokens=usage.cache_write_tokens,
-    )
+def _replied(event: g.ModelReplied) -> Any:
+    """What a reply's record is made of: plain values take a quarter of the time that messages in messages do."""
+    message = event.message
+    return {
+        "step": event.step,
+        "try": event.try_,
+        "purpose": event.purpose,
+        "blocks": list(map(_block, message.blocks)),
+        "stop_reason": message.stop.value,
+        "usage": {name: getattr(message.usage, name) for name in _USAGE},
+        "model": _clean(message.model),
+    }
 
 
-def _block(block: Block) -> pb.Block:
+_USAGE = ("input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens")
+
+
+def _block(block: Block) -> dict[str, Any]:
     match block:
         case Text():
-            return pb.Block(text=_clean(block.text))
+            return {"text": _clean(block.text)}
         case Thinking():
-            thinking = pb.Thinking(text=_clean(block.text), provider=block.provider, raw=block.raw)
-            return pb.Block(thinking=thinking)
+            return {"thinking": {"text": _clean(block.text), "provider": block.provider, "raw": block.raw}}
         case Opaque():
-            return pb.Block(opaque=pb.Opaque(provider=block.provider, raw=block.raw))
+            return {"opaque": {"provider": block.provider, "raw": block.raw}}
         case ToolCall():
-            call = pb.ToolCall(
-                call=block.id,
-                name=_clean(block.name),
-                arguments=_json(block.arguments),
-                wire_id=_clean(block.wire_id),
-                malformed=_clean(block.malformed),
-            )
-            return pb.Block(tool_call=call)
+            call = {
+                "call": block.id,
+                "name": _clean(block.name),
+                "arguments": _json(block.arguments),
+                "wire_id": _clean(block.wire_id),
+                "malformed": _clean(block.malformed),
+            }
+            return {"tool_call": call}
 
 
 def _read_block(block: pb.Block) -> Block:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
-__all__ = ["MASK", "forget", "held_back", "known", "mask", "mask_bytes", "remember", "scrub"]
+__all__ = ["MASK", "forget", "held_back", "holds", "known", "mask", "mask_bytes", "remember", "scrub"]
 
 MASK = "***"
 _SHORTEST = 8
@@ -73,6 +73,11 @@ def mask(text: str) -> str:
 def mask_bytes(data: bytes) -> bytes:
     """The bytes without known secrets."""
     return data if _pattern_bytes is None else _pattern_bytes.sub(MASK.encode(), data)
+
+
+def holds(data: bytes) -> bool:
+    """Whether a known secret stands in these bytes."""
+    return _pattern_bytes is not None and _pattern_bytes.search(data) is not None
 
 
 def scrub(text: str) -> str:

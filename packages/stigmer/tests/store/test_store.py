@@ -100,6 +100,33 @@ async def test_a_repeated_batch_gets_the_first_answer_and_changes_nothing(store:
         await store.append(row.no, 1, batch=3, events=[notice("gap")])
 
 
+async def test_what_joins_an_append_before_it_is_committed_is_of_its_batch(store: Store) -> None:
+    row = await accept(store)
+    await store.claim(row.no, worker="w", lease=10)
+    heard: list[int] = []
+    first = store.append(
+        row.no, 1, batch=1, events=[notice("a")], told=lambda done: heard.append(done.result())
+    )
+    assert store.join(first, [notice("b")])
+    assert (await first, heard) == (3, [3])
+    assert not store.join(first, [notice("too late")])
+    await store.append(row.no, 1, batch=2, events=[notice("c")])
+    assert [e.notice.text for e in (await store.replay(row.no))[2:]] == ["a", "b", "c"]
+    assert await store.append(row.no, 1, batch=2, events=[notice("c")]) == 5
+
+
+async def test_what_must_survive_a_power_cut_makes_the_append_that_it_joins_do_so(store: Store) -> None:
+    row = await accept(store)
+    await store.claim(row.no, worker="w", lease=10)
+    first = store.append(row.no, 1, batch=1, events=[notice("a")])
+    assert store.join(first, [finished()])
+    await asyncio.sleep(0)  # The turn in which everything but a durable commit is done.
+    assert not first.done()
+    await first
+    found = await store.get(row.id)
+    assert found is not None and found.finished_ms is not None
+
+
 async def test_finished_is_final(store: Store) -> None:
     row = await accept(store)
     await store.claim(row.no, worker="w", lease=10)

@@ -305,9 +305,17 @@ def _is_same(path: Path, status: os.stat_result) -> bool:
         return False  # it does not exist (yet): its path is compared above
 
 
-def _kernel_devices() -> set[int]:
+def _kernel_devices() -> set[int | None]:
     """/proc shows the memory and environment of processes, ours among them."""
-    return {os.stat(path).st_dev for path in ("/proc", "/sys") if os.path.ismount(path)}
+    usual = os.stat("/").st_dev
+    return {device for path in ("/proc", "/sys") if (device := _device(path)) not in (None, usual)}
+
+
+def _device(path: str) -> int | None:
+    try:
+        return os.stat(path).st_dev
+    except OSError:
+        return None  # Not every system has them.
 
 
 # --- choosing the folder ---------------------------------------------------------------------------------------

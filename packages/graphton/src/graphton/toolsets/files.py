@@ -436,7 +436,10 @@ def _bytes(workspace: Workspace, path: str) -> tuple[bytes, Place]:
         size = place.status.st_size
         with open(fd, "rb", closefd=False) as file:
             try:
-                data = file.read(MAX_FILE + 1)
+                # Asking for all that it could be would make room for all of it each time.
+                data = file.read(min(size, MAX_FILE) + 1)
+                if len(data) > size:  # It grows while it is read.
+                    data += file.read(MAX_FILE + 1 - len(data))
             except OSError as error:
                 raise place.failed("read", error) from error
     if _is_binary(data):

@@ -103,6 +103,8 @@ class _Op:
     work: Callable[[Session], _Done]
     durable: bool
     future: asyncio.Future[Any]
+    told: Callable[[asyncio.Future[Any]], None] | None = None
+    """Called with the future as soon as it is done: in that very turn of the loop."""
 
 
 def new_id(now: float | None = None, *, kind: str = "exec") -> str:
@@ -123,6 +125,8 @@ class Store:
         self.feed = Feed()
         self.commits = 0
         self._queue: list[_Op] = []
+        self._open: dict[asyncio.Future[Any], tuple[_Op, list[pb.Event]]] = {}
+        """The appends in the queue, and what they will append."""
         self._scheduled = False
         self._writing: asyncio.Future[list[_Done]] | None = None
         self._dialect: Dialect
@@ -212,12 +216,22 @@ class Store:
 
         return self._submit(work)
 
-    def append(self, no: int, epoch: int, *, batch: int, events: Sequence[pb.Event]) -> asyncio.Future[int]:
-        """Appends an attempt's next batch; the answer is the seq of its first event.
+    def append(
+        self,
+        no: int,
+        epoch: int,
+        *,
+        batch: int,
+        events: Sequence[pb.Event],
+        told: Callable[[asyncio.Future[int]], None] | None = None,
+    ) -> asyncio.Future[int]:
+        """Appends an attempt's next batch; the answer is the seq of its first event. `told` hears of it first.
 
         Batches count from 1 within the epoch. The last batch given again is answered like the first time and
         changes nothing. Raises Fenced when another attempt owns the execution or it has finished.
         """
+
+        events = list(events)
 
         def work(db: Session) -> _Done:
             values = {"no": no, "epoch": epoch, "batch": batch, **_effects(events, db.now_ms)}
@@ -227,7 +241,21 @@ class Store:
             committed = self._insert(db, no, row[0] - len(events) + 1, events)
             return _Done(committed[0][0], no, committed)
 
-        return self._submit(work, durable=any(map(_durable, events)))
+        future = self._submit(work, durable=any(map(_durable, events)))
+        op = self._queue[-1]
+        op.told = told
+        self._open[future] = op, events
+        return future
+
+    def join(self, append: asyncio.Future[int], events: Iterable[pb.Event]) -> bool:
+        """Adds events to the end of an append that has not begun; False when it has: then they are a batch of their own."""
+        if (found := self._open.get(append)) is None:
+            return False
+        op, batch = found
+        for event in events:
+            batch.append(event)
+            op.durable = op.durable or _durable(event)
+        return True
 
     def control(self, no: int, events: Sequence[pb.Event], *, seen: int = 0) -> asyncio.Future[int]:
         """Appends events that belong to no attempt: cancel requests, decisions, what the sweep finds.
@@ -403,6 +431,7 @@ class Store:
     def _flush(self) -> None:
         self._scheduled = False
         ops, self._queue = self._queue, []
+        self._open.clear()
         if not ops:
             return
         durable = any(op.durable for op in ops)
@@ -437,12 +466,14 @@ class Store:
                 self.feed.publish(result.no, result.events)
                 if self._teller is not None:
                     self._teller.grown(result.no)
-            if op.future.done():  # The one who asked was cancelled; the write stands.
-                continue
-            if result.error is not None:
+            if op.future.done():
+                pass  # The one who asked was cancelled; the write stands.
+            elif result.error is not None:
                 op.future.set_exception(result.error)
             else:
                 op.future.set_result(result.answer)
+            if op.told is not None:
+                op.told(op.future)
 
     # Reading
 

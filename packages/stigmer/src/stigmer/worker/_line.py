@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,9 +110,18 @@ class Line:
         """The server's clock, as far as ours tells it."""
         return time.time_ns() // 1_000_000 + self._ahead_ms
 
-    def append(self, no: int, epoch: int, *, batch: int, events: Sequence[pb.Event]) -> asyncio.Future[int]:
-        """Sends the attempt's next batch; done when it is stored."""
+    def append(
+        self,
+        no: int,
+        epoch: int,
+        *,
+        batch: int,
+        events: Sequence[pb.Event],
+        told: Callable[[asyncio.Future[int]], None],
+    ) -> asyncio.Future[int]:
+        """Sends the attempt's next batch; done when it is stored, which `told` hears of."""
         stored: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        stored.add_done_callback(told)
         if self._failure is not None:
             stored.set_exception(self._failure)
             return stored
@@ -123,6 +132,10 @@ class Line:
         self._batches[batch] = _Batch([event.SerializeToString() for event in events], stored)
         self._news.set()
         return stored
+
+    def join(self, append: asyncio.Future[int], events: Iterable[pb.Event]) -> bool:
+        """What was given is on its way: nothing joins it."""
+        return False
 
     async def earlier(self, no: int) -> list[Row]:
         """The executions of the same session that came before this one."""
