@@ -279,7 +279,7 @@ async def test_the_window_grows_once_and_says_so(fake: FakeProviders) -> None:
 
 
 async def test_a_window_that_somebody_set_never_changes(fake: FakeProviders) -> None:
-    fake.rule(lambda request: Reply(text="ok"))
+    fake.reply("ok", input_tokens=4000)  # fewer than we estimate, so that it fits
     one = chat(fake, context_window=5000, max_tokens=100)
     await ask(one, Request("", [UserMessage("bytes" * 5000)]))
     assert fake.chats[0].json["options"]["num_ctx"] == 5000

@@ -26,7 +26,7 @@ from typing import Any
 HERE = Path(__file__).parent
 VERSION = "0.17.4"
 SMALL, LARGE, BARE, THINKER = "qwen2.5-coder:0.5b", "qwen2.5-coder:1.5b", "bare:0.5b", "thinker:1.5b"
-CALLER, HARMONY = "caller:1.5b", "harmony:1.5b"
+CALLER = "caller:1.5b"
 THOUGHT = "{{ if .Thinking }}<think>{{ .Thinking }}</think>{{ end }}"
 CHATML = HERE / "chatml.template"
 OPTIONS = {"num_ctx": 2048, "num_predict": 60, "temperature": 0, "num_thread": 1}
@@ -79,10 +79,16 @@ def scenes() -> Iterator[tuple[str, str, str, Any]]:
     yield "format", "POST", "/api/chat", chat(LARGE, ("user", "Name the capital of France."), format=CITY)
     said = '{"name": "get_weather", "arguments": {"city": "Oslo"}}'
     yield "tool_call", "POST", "/api/chat", chat(CALLER, REPEAT, ("user", said), FENCE, tools=[WEATHER])
-    both = said + "\n" + said.replace("Oslo", "Rome")
-    yield "tool_calls", "POST", "/api/chat", chat(CALLER, REPEAT, ("user", both), FENCE, tools=[WEATHER])
-    last = '<|channel|>commentary to=functions.get_weather<|message|>{"city": "Oslo"}'
-    yield "tool_call_last", "POST", "/api/chat", chat(HARMONY, REPEAT, ("user", last), tools=[WEATHER])
+    yield (
+        "tool_call_whole",
+        "POST",
+        "/api/chat",
+        chat(CALLER, REPEAT, ("user", said), FENCE, tools=[WEATHER], stream=False),
+    )
+    each = ("system", f"For each city of the user write one line of JSON like this: {said}")
+    first = ("assistant", f"```json\n{said}\n")
+    cities = ("user", "Oslo, Rome, Paris")
+    yield "tool_calls", "POST", "/api/chat", chat(CALLER, each, cities, first, tools=[WEATHER])
     calls = [
         {"id": f"call_0000000{n}", "function": {"index": n, "name": "get_weather", "arguments": {"city": c}}}
         for n, c in enumerate(("Oslo", "Rome"))
@@ -94,7 +100,8 @@ def scenes() -> Iterator[tuple[str, str, str, Any]]:
     done = {"role": "assistant", "content": "", "tool_calls": calls}
     ask = ("user", "How is the weather in Oslo and in Rome? Answer with five words.")
     yield "tool_results", "POST", "/api/chat", chat(CALLER, ask, done, *results)
-    yield "think_tags", "POST", "/api/chat", chat(LARGE, REPEAT, ("user", "<think>Hm.</think>Yes."))
+    xml = ("user", "Write an XML element named think with the text Hm., and on the next line the word Yes.")
+    yield "think_tags", "POST", "/api/chat", chat(LARGE, xml, ("assistant", "```xml\n"))
     yield "think", "POST", "/api/chat", chat(THINKER, ("user", "Write: Hm.</think>Yes."), think=True)
     yield "think_refused", "POST", "/api/chat", chat(LARGE, paris, think=True)
     yield "missing", "POST", "/api/chat", chat("nothing:1b", paris)
@@ -211,7 +218,6 @@ def main() -> None:
         create(port, BARE, "{{ .Prompt }}", blobs[0])
         create(port, THINKER, thinking, blobs[1])
         create(port, CALLER, calling, blobs[1])
-        create(port, HARMONY, chatml, blobs[1], parser="harmony")
         pull = {"model": f"http://127.0.0.1:{no_models}/library/nothing:1b", "insecure": True, "stream": True}
         for name, method, path, body in (*scenes(), ("pull_missing", "POST", "/api/pull", pull)):
             if only and name not in only:

@@ -41,6 +41,10 @@ class Library:
         self.version = "0.17.4"
         self.context = 32_768
         """What the models were made for: no larger window is given."""
+        self.limit = 0
+        """The most that this server gives, whatever was asked for; 0: no limit."""
+        self.expires = "2026-11-25T01:32:03.456789123Z"
+        """When a loaded model is unloaded."""
         self.info: Mapping[str, Any] = {}
         """More of a model's `model_info`, by its name without the architecture."""
         self.load = Reply()
@@ -76,7 +80,7 @@ class Library:
 
     def use(self, name: str, window: int) -> None:
         """A request for this model with this `num_ctx` has come: it is loaded, unless it is already."""
-        name, given = tagged(name), min(window, self.context)
+        name, given = tagged(name), min(window, self.context, self.limit or window)
         if self.loaded.get(name) != given:
             self.loads.append((name, given))
         self.loaded[name] = given
@@ -121,11 +125,12 @@ class Library:
     def _row(self, name: str, window: int) -> dict[str, Any]:
         tag = self._tag(name)
         kept = {part: tag[part] for part in ("name", "model", "size", "digest", "details")}
+        told = {} if self.version.startswith("0.9.") else {"context_length": window}
         return {
             **kept,
-            "expires_at": "2026-11-25T01:32:03.456789123Z",
+            "expires_at": self.expires,
             "size_vram": 0,
-            "context_length": window,
+            **told,
         }
 
     def _show(self, name: str) -> Page:
@@ -137,7 +142,6 @@ class Library:
         return _said(
             {
                 "modelfile": f"FROM {name}",
-                "parameters": "",
                 "template": template,
                 **elsewhere,
                 "details": self._tag(name)["details"],
@@ -146,7 +150,9 @@ class Library:
                     "qwen2.context_length": self.context,
                     **{f"qwen2.{key}": value for key, value in self.info.items()},
                 },
+                "tensors": [{"name": "output_norm.weight", "type": "F32", "shape": [1536]}],
                 "capabilities": list(able),
+                "modified_at": "2026-11-25T01:02:03.456789123Z",
             }
         )
 

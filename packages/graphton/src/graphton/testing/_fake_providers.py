@@ -212,7 +212,10 @@ class FakeProviders:
             return self._page(request)
         if dialect is _speak_ollama and refusal is None and not request.json["messages"]:
             return await self._load(http, request)
-        return await self._answer(http, request, dialect, refusal or self._decide(request))
+        reply = refusal or self._decide(request)
+        if dialect is _speak_ollama and _speak_ollama.is_too_long(request, reply):
+            reply = Reply(status=400, error="the input length exceeds the context length")
+        return await self._answer(http, request, dialect, reply)
 
     async def _load(self, http: web.Request, request: FakeRequest) -> web.StreamResponse:
         """A chat without messages only loads its model, or unloads it: it is no model call."""

@@ -88,6 +88,17 @@ def _calls(reply: Reply) -> Iterator[dict[str, Any]]:
         yield {"id": call.id, "function": function} if call.id else {"function": function}
 
 
+def is_too_long(request: FakeRequest, reply: Reply) -> bool:
+    """Whether the real server would refuse the prompt: it may not cut it, and it does not fit its window."""
+    if reply.input_tokens is not None or reply.body is not None or reply.status >= 300:
+        return False
+    window = (request.json.get("options") or {}).get("num_ctx")
+    if request.json.get("truncate") is not False or not window:
+        return False
+    said = sum(len(message.get("content") or "") for message in request.json["messages"])
+    return bool(said // 4 > window)
+
+
 def _end(reply: Reply, request: FakeRequest) -> dict[str, Any]:
     given, made = usage_numbers(reply, request)
     window = (request.json.get("options") or {}).get("num_ctx")
