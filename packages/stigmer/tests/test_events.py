@@ -133,13 +133,17 @@ EXAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
     "finished": (
         pb.Finished(
             outcome="failed", error=pb.Error(code="c", message="m", hint="h"),
-            usage=pb.Usage(input_tokens=1, unpriced_calls=2), seconds=1.5,
+            usage=pb.Usage(input_tokens=1, unpriced_calls=2), carried=pb.Usage(output_tokens=7), seconds=1.5,
         ),
         {
             "outcome": "failed", "text": "", "error": {"code": "c", "message": "m", "hint": "h"}, "seconds": 1.5,
             "usage": {
                 "input_tokens": 1, "output_tokens": 0, "cached_tokens": 0, "cache_write_tokens": 0, "usd": None,
                 "unpriced_calls": 2,
+            },
+            "carried_usage": {
+                "input_tokens": 0, "output_tokens": 7, "cached_tokens": 0, "cache_write_tokens": 0, "usd": None,
+                "unpriced_calls": 0,
             },
         },
     ),

@@ -49,7 +49,6 @@ __all__ = [
 ]
 
 
-
 class KeySource(Protocol):
     """Where a run's key comes from; `stigmer.secrets.Keys` is one."""
 

@@ -97,6 +97,36 @@ def test_a_paused_run_lets_its_tools_end_starts_nothing_and_goes_on_after_a_rest
     assert f"execution {id} has ended: completed" in late.stderr
 
 
+def test_resume_and_approve_give_the_key_of_their_shell_to_a_run_that_lost_it(stigmer, fake) -> None:
+    """It was in the memory of a daemon that is gone; another shell has none."""
+    fake.script(command("echo line >> out.txt"), command("echo line >> out.txt"), {"text": "done"})
+    id = stigmer("run", "--detach", "go").stdout.strip()
+    wait_for(lambda: state(stigmer, id)["waits_for"] == "approval", "the first question")
+    kill_the_daemon(stigmer)
+    bare = {"OPENAI_API_KEY": "", "ANTHROPIC_API_KEY": "sk-ant-sentinel-0123456789"}
+    assert stigmer("approve", id, "1.0", **bare).returncode == 0
+    wait_for(lambda: state(stigmer, id)["waits_for"] == "key", "the missing key")
+    attached = stigmer("attach", id, **bare)
+    assert attached.returncode == 4
+    assert f"the run waits for its API key; from a shell that has it: stigmer resume {id}" in attached.stderr
+    refused = stigmer("resume", id, **bare)
+    assert refused.returncode == 1
+    assert (
+        f"error: execution {id} waits for its key of openai at {fake.url}/v1, and this shell has none"
+        in refused.stderr
+    )
+    assert f"hint: stigmer resume {id} from a shell that has it; or stigmer secret set NAME" in refused.stderr
+    assert stigmer("resume", id).returncode == 0
+    wait_for(lambda: state(stigmer, id)["waits_for"] == "approval", "the second question")
+    kill_the_daemon(stigmer)
+    assert stigmer("approve", id, "2.0").returncode == 0
+    events = stigmer.events("attach", id)
+    assert (events[-1]["outcome"], events[-1]["text"]) == ("completed", "done")
+    assert [e["reason"] for e in of(events, "waiting")] == ["approval", "key", "approval"]
+    assert stigmer.environment["OPENAI_API_KEY"] not in json.dumps(events)
+    assert lines(stigmer.folder) == 2
+
+
 def test_a_daemon_killed_in_the_middle_of_a_pause_leaves_the_run_paused(stigmer, fake) -> None:
     fake.script(command("touch began; sleep 600"), {"text": "done"})
     id = began(stigmer)

@@ -216,6 +216,60 @@ async def test_a_waiting_execution_survives_the_server(serving: Any, fake: FakeP
     assert (serving.workspace / "out.txt").read_text() == "done\n"
 
 
+ENVIRONMENT = {"OPENAI_API_KEY": KEY}
+
+
+async def waits_for_its_key(serving: Any, fake: FakeProviders) -> str:
+    """A run with an open question, and a server that knows no key any more."""
+    fake.call("run_command", {"command": "echo done > out.txt"})
+    fake.reply("Done.")
+    async with serving.client() as client:
+        id: str = (await client.create(serving.request("Write."))).execution.id
+        await serving.until(client, id, lambda e: e.HasField("attempt_ended"))
+    await serving.restart()
+    return id
+
+
+@pytest.mark.parametrize("approve", [True, False], ids=["approve", "reject"])
+async def test_whoever_decides_gives_the_key_that_the_run_lacks(
+    serving: Any, fake: FakeProviders, approve: bool
+) -> None:
+    id = await waits_for_its_key(serving, fake)
+    shell = {**ENVIRONMENT, "OPENAI_BASE_URL": fake.openai_url, "ANTHROPIC_API_KEY": "sk-ant-sentinel-99999"}
+    async with serving.client() as client:
+        await client.decide(id, "1.0", approve=approve, by="ann", shell=shell)
+        events = [event async for event in client.watch(id)]
+    assert events[-1].finished.text == "Done."
+    assert not [e for e in events if e.HasField("waiting") and e.waiting.reason == "key"]
+    assert KEY not in str(events)
+    assert KEY.encode() not in serving.home.database.read_bytes()
+
+
+async def test_resume_gives_the_key_that_the_run_waits_for(serving: Any, fake: FakeProviders) -> None:
+    id = await waits_for_its_key(serving, fake)
+    async with serving.client() as client:
+        await client.decide(id, "1.0", approve=True, by="ann")
+        await serving.until(client, id, lambda e: e.waiting.reason == "key")
+        for shell in (
+            {},
+            {"ANTHROPIC_API_KEY": KEY},
+            # Bound to OpenAI's own address, and to no other that stands beside it.
+            ENVIRONMENT,
+            ENVIRONMENT | {"OPENAI_BASE_URL": "https://elsewhere.example/v1"},
+        ):
+            with pytest.raises(RemoteError) as refused:
+                await client.resume(id, by="ann", shell=shell)
+            assert refused.value.code == "no_key"
+            assert str(refused.value).startswith(
+                f"execution {id} waits for its key of openai at {fake.openai_url}, and this shell has none"
+            )
+        assert (await client.get(id)).waits_for == "key"
+        await client.resume(id, by="ann", shell=ENVIRONMENT | {"OPENAI_BASE_URL": fake.openai_url})
+        events = [event async for event in client.watch(id)]
+    assert events[-1].finished.text == "Done."
+    assert len(fake.requests) == 2
+
+
 async def test_preview_shows_the_request_and_sends_and_stores_nothing(
     serving: Any, fake: FakeProviders
 ) -> None:

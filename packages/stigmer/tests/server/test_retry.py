@@ -132,6 +132,53 @@ async def test_a_pause_that_two_people_ask_for_is_one(serving: Any, fake: FakePr
     assert events[-1].finished.outcome == "cancelled"
 
 
+async def test_what_was_used_before_a_retry_counts_once_over_the_whole_chain(
+    serving: Any, fake: FakeProviders
+) -> None:
+    """Each execution's usage is its own; what it took over stands apart, and counts for its limits only."""
+    read = {"calls": [{"name": "list_files", "arguments": {}}], "input_tokens": 1000, "output_tokens": 10}
+    bad = {"status": 400, "error": "no"}
+    end = {"text": "ok", "input_tokens": 30, "output_tokens": 3}
+    fake.script({"replies": [read, bad, {**read, "input_tokens": 200}, bad, end]})
+    first = (await serving.run("go"))[-1].finished
+    assert not first.HasField("carried")
+    seen = [first]
+    async with serving.client() as client:
+        for _ in range(2):
+            (last,) = await client.list(limit=1)
+            made = await client.create(serving.request("", retry_of=last.id))
+            events = [event async for event in client.watch(made.execution.id)]
+            seen.append(events[-1].finished)
+    assert [end.outcome for end in seen] == ["failed", "failed", "completed"]
+    lost = [end.usage.input_tokens - asked for end, asked in zip(seen, (1000, 200, 30), strict=True)]
+    assert all(0 < one < 1000 for one in lost[:2]), "the refused request counts at its estimate"
+    assert lost[2] == 0
+    assert [end.usage.output_tokens for end in seen] == [10, 10, 3]
+    assert [end.carried.input_tokens for end in seen] == [
+        0, seen[0].usage.input_tokens, seen[0].usage.input_tokens + seen[1].usage.input_tokens,
+    ]  # fmt: skip
+    assert [end.carried.output_tokens for end in seen] == [0, 10, 20]
+    assert seen[2].usage.usd == pytest.approx(30 * 2e-6 + 3 * 8e-6)
+    async with serving.client() as client:
+        (last,) = await client.list(limit=1)
+        with pytest.raises(RemoteError, match="has completed: there is nothing to retry"):
+            await client.create(serving.request("", retry_of=last.id))
+
+
+async def test_the_limits_of_a_retry_count_what_it_took_over(serving: Any, fake: FakeProviders) -> None:
+    read = {"calls": [{"name": "list_files", "arguments": {}}], "input_tokens": 1000}
+    fake.script({"replies": [read, {"status": 400, "error": "no"}]})
+    await serving.run("go")
+    async with serving.client() as client:
+        (first,) = await client.list(limit=1)
+        request = serving.request("", retry_of=first.id, budget=pb.Budget(tokens=900))
+        made = await client.create(request)
+        events = [event async for event in client.watch(made.execution.id)]
+    assert events[-1].finished.outcome == "budget_exceeded"
+    assert events[-1].finished.usage.input_tokens == 0
+    assert len(fake.requests) == 2
+
+
 async def test_limits_are_shown_as_they_hold(serving: Any, fake: FakeProviders) -> None:
     fake.reply("Hi.")
     await serving.run("Hello", budget=pb.Budget(steps=7))

@@ -37,8 +37,8 @@ _GOODBYE = 5.0
 
 
 _WAITS = {
-    "key": "the run waits for its API key; any `stigmer run` from a shell that has it gives it, and so does "
-    "`stigmer secret set NAME`, which keeps it",
+    "key": "the run waits for its API key; from a shell that has it: stigmer resume {execution}; "
+    "`stigmer secret set NAME` keeps it",
     "pause": "the run is paused; to let it go on: stigmer resume {execution}",
 }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stigmer.api.event_pb2 import Budget
 from stigmer.api.service_pb2 import CreateExecutionRequest, ProjectFile
@@ -13,7 +15,38 @@ from stigmer.config import llm_variables, named_key_variables
 from stigmer.errors import ConfigError
 from stigmer.home import Home
 
-__all__ = ["build"]
+if TYPE_CHECKING:
+    from stigmer.api.service_pb2 import Execution
+
+__all__ = ["build", "shell_for"]
+
+
+def _shell(home: Home) -> dict[str, str]:
+    """The shell's part of the cascade, with the variables that the user's file names."""
+    chosen = os.environ.get("STIGMER_CONFIG", "").strip()
+    user_file = os.path.abspath(os.path.expanduser(chosen)) if chosen else str(home.config)
+    shell = llm_variables(os.environ, *named_key_variables(user_file))
+    if chosen:
+        shell["STIGMER_CONFIG"] = user_file  # In full: the daemon works in another folder.
+    return shell
+
+
+def shell_for(execution: Execution, *, home: Home) -> dict[str, str]:
+    """What of this shell tells the keys that an execution needs: nothing of other providers leaves it."""
+    from graphton.models import PROVIDERS
+
+    if execution.finished_ms:
+        return {}
+    config = execution.config
+    firsts = [*config.models[:1], *(child.models[0] for child in config.subagents)]
+    needed = {model.provider for model in firsts if model.has_key}
+
+    def words(names: Iterable[str]) -> set[str]:
+        rows = [PROVIDERS[name] for name in names if name in PROVIDERS]
+        return {word for row in rows for word in (row.key_variable, *row.url_variables) if word}
+
+    others = words(PROVIDERS.keys() - needed) - words(needed)
+    return {name: value for name, value in _shell(home).items() if name not in others} if needed else {}
 
 
 def build(
@@ -33,13 +66,9 @@ def build(
 
     `project` is what comes with the workspace's folder, and the agent; it is looked for where nobody has yet.
     """
-    chosen = os.environ.get("STIGMER_CONFIG", "").strip()
-    user_file = os.path.abspath(os.path.expanduser(chosen)) if chosen else str(home.config)
-    shell = llm_variables(os.environ, *named_key_variables(user_file))
+    shell = _shell(home)
     if models := os.environ.get("STIGMER_MODELS", "").strip():
         shell["STIGMER_MODELS"] = os.path.abspath(os.path.expanduser(models))
-    if chosen:
-        shell["STIGMER_CONFIG"] = user_file  # In full: the daemon works in another folder.
     request = CreateExecutionRequest(
         task=task,
         workspace=str(workspace),

@@ -138,9 +138,11 @@ def reject(execution: str, call: str, reason: str) -> int:
 def _decide(execution: str, call: str, *, approve: bool, reason: str, always: bool) -> int:
     async def work(client: Client) -> int:
         from stigmer.cli._follow import whoami
+        from stigmer.cli._request import shell_for
 
+        shell = shell_for(await client.get(execution), home=Home.find())
         done = await client.decide(
-            execution, call, approve=approve, by=whoami(), reason=reason, always=always
+            execution, call, approve=approve, by=whoami(), reason=reason, always=always, shell=shell
         )
         word = "approved" if approve else "rejected"
         state = done.execution.state

@@ -10,6 +10,7 @@ import click
 from stigmer.cli._main import asked, json_option, verbose_option
 from stigmer.cli._session import connected
 from stigmer.cli._terminal import harmless, terminal
+from stigmer.home import Home
 
 if TYPE_CHECKING:
     from stigmer.api.service_pb2 import Execution
@@ -103,12 +104,17 @@ def pause(execution: str) -> int:
 @click.argument("execution")
 @json_option
 def resume(execution: str) -> int:
-    """Let EXECUTION, which is paused, go on where it rested."""
+    """Let EXECUTION, which is paused or waits for its key, go on where it rested.
+
+    A key that it lacks after a restart of the daemon is given by this shell, as by `stigmer run`.
+    """
 
     async def work(client: Client) -> int:
         from stigmer.cli._follow import whoami
+        from stigmer.cli._request import shell_for
 
-        answer = await client.resume(execution, by=whoami())
+        shell = shell_for(await client.get(execution), home=Home.find())
+        answer = await client.resume(execution, by=whoami(), shell=shell)
         if asked().json:
             _print_json(summary(answer.execution))
         else:
@@ -223,13 +229,14 @@ def _whole(one: Execution) -> dict[str, Any]:
             if ended.HasField("error")
             else None,
             "usage": usage_json(ended.usage),
+            "carried_usage": usage_json(ended.carried) if ended.HasField("carried") else None,
             "seconds": ended.seconds,
         },
     }
 
 
 def _page(one: Execution) -> str:
-    from stigmer.cli._view import limits_line, question, settings_lines, usage_line
+    from stigmer.cli._view import carried_line, limits_line, question, settings_lines, usage_line
 
     lines = [
         f"execution  {one.id}",
@@ -251,6 +258,8 @@ def _page(one: Execution) -> str:
         ]
     if one.HasField("finished"):
         lines += ["", usage_line(one.finished.usage, one.finished.seconds)]
+        if one.finished.HasField("carried"):
+            lines.append(carried_line(one.finished.carried))
         if one.finished.HasField("error"):
             error = one.finished.error
             lines += [f"error: {error.message}", *([f"hint: {error.hint}"] if error.hint else [])]

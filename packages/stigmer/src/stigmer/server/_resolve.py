@@ -173,6 +173,20 @@ class Resolver:
         redact.remember([found.settings.api_key or ""])
         return found.settings.api_key
 
+    def key_from(self, shell: Mapping[str, str], provider: str, base_url: str) -> str | None:
+        """The key of a caller's shell, or of a variable there that the user file names, which is bound to that address."""
+        _remember(shell)
+        wanted = config.layer_from_flags({"provider": provider, "base_url": base_url or None})
+        layers = [wanted, config.layer_from_environment(shell, "shell"), *self._user_file(shell)]
+        try:
+            found = config.resolve(layers, config.Known(ollama=False), config.clock(self._environ))
+        except ConfigError as error:
+            if error.config is None:
+                return None
+            found = error.config  # Something else is wrong; the key may be there all the same.
+        key = found.settings.api_key
+        return key if key in {value.strip() for value in shell.values()} else None
+
     def retention(self) -> config.Retention:
         """How long executions that have ended are kept: the environment's word, else the user file's as it is now.
 

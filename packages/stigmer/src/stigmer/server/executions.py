@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
@@ -53,6 +53,7 @@ Answer = TypeVar("Answer")
 
 class _Resolves(Protocol):
     async def __call__(self, request: api.CreateExecutionRequest, *, local: bool) -> Resolved: ...
+    def key_from(self, shell: Mapping[str, str], provider: str, base_url: str) -> str | None: ...
 
 
 class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
@@ -122,13 +123,13 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         self, request: api.ResumeExecutionRequest, context: Any
     ) -> api.ResumeExecutionResponse:
         """Lets a paused execution go on."""
-        return await self._answered(context, self._resume(request))
+        return await self._answered(context, self._resume(request, local=by_unix_socket(context)))
 
     async def DecideApproval(
         self, request: api.DecideApprovalRequest, context: Any
     ) -> api.DecideApprovalResponse:
         """Answers one question; the execution goes on."""
-        return await self._answered(context, self._decide(request))
+        return await self._answered(context, self._decide(request, local=by_unix_socket(context)))
 
     async def PreviewExecution(
         self, request: api.CreateExecutionRequest, context: Any
@@ -416,7 +417,10 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
                 row = await self._known(row.id)
                 return api.PauseExecutionResponse(execution=await self._execution(row))
 
-    async def _resume(self, request: api.ResumeExecutionRequest) -> api.ResumeExecutionResponse:
+    async def _resume(
+        self, request: api.ResumeExecutionRequest, *, local: bool
+    ) -> api.ResumeExecutionResponse:
+        await self._take_keys(await self._known(request.execution), request.shell, local=local)
         while True:
             row = await self._known(request.execution)
             records = await self._store.replay(row.no)
@@ -428,6 +432,10 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
                     if row.state == "completed"
                     else f"stigmer retry {row.id} begins a new one with what it has recorded",
                 )
+            if not is_paused(records) and row.state == "waiting" and _last_wait(records) == "key":
+                self._with_its_key(row, records)
+                self._engine.wake(row.id)
+                return api.ResumeExecutionResponse(execution=await self._execution(row))
             if not is_paused(records):
                 raise Refused(
                     f"execution {row.id} is not paused: it is {row.state}",
@@ -440,6 +448,34 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
                 row = await self._known(row.id)
                 return api.ResumeExecutionResponse(execution=await self._execution(row))
 
+    async def _take_keys(self, row: Row, shell: Mapping[str, str], *, local: bool) -> None:
+        """Keeps, of a caller's shell, the keys that an execution lacks: bound as when it was accepted, never stored."""
+        if shell and not local:
+            raise Refused(
+                "a request over TCP may not carry the caller's shell",
+                code="forbidden",
+                hint="keys are set at the server: stigmer secret set NAME",
+            )
+        if not shell or row.finished_ms is not None:
+            return
+        for model in needed_models((await self._execution(row, asked=())).config):
+            where = {"provider": model.provider, "base_url": model.base_url}
+            if self._keys.find(row.id, **where) is None and (key := self._resolve.key_from(shell, **where)):
+                self._keys.put(row.id, key, **where)
+                await self._wake_those_without_a_key()
+
+    def _with_its_key(self, row: Row, records: list[pb.Event]) -> None:
+        """Raises Refused where the execution still lacks a key."""
+        config = next(record.config_resolved for record in records if record.HasField("config_resolved"))
+        for model in needed_models(config):
+            if self._keys.find(row.id, provider=model.provider, base_url=model.base_url) is None:
+                where = f" at {model.base_url}" if model.base_url else ""
+                raise Refused(
+                    f"execution {row.id} waits for its key of {model.provider}{where}, and this shell has none",
+                    code="no_key",
+                    hint=f"stigmer resume {row.id} from a shell that has it; or stigmer secret set NAME",
+                )
+
     async def _steered(self, row: Row, events: list[pb.Event]) -> bool:
         """Appends control events; False when the execution has grown, or ended, since it was looked at."""
         try:
@@ -448,8 +484,9 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             return False
         return True
 
-    async def _decide(self, request: api.DecideApprovalRequest) -> api.DecideApprovalResponse:
+    async def _decide(self, request: api.DecideApprovalRequest, *, local: bool) -> api.DecideApprovalResponse:
         row = await self._known(request.execution)
+        await self._take_keys(row, request.shell, local=local)
         while not await self._decided(row, request):
             pass  # It has grown while we looked: look again.
         self._engine.wake(row.id)
