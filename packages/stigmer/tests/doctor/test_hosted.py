@@ -200,6 +200,8 @@ async def test_a_certificate_that_is_not_believed_has_its_own_word(self_signed: 
     assert row.facts["outcome"] == "certificate"
     assert "is not trusted: it is self-signed" in row.text
     assert "SSL_CERT_FILE=" in row.hint
+    assert "; it is for CN=localhost, signed by CN=localhost, valid from " in row.text
+    assert row.facts["certificate"]["names"] == ["localhost"]
     assert heard == b""
 
 

@@ -199,7 +199,7 @@ class Peer:
         return self.connect_error(
             f"the host name {self._host!r} of {self.provider} is not known here",
             trouble="host",
-            hint=f"check the spelling of the base URL {self.url!r}, and this machine's network",
+            hint=f"check the spelling of the base URL, {self.origin!r}, and this machine's network",
         )
 
     def _refused(self, error: OSError) -> ConnectError:

@@ -24,6 +24,7 @@ from graphton.errors import (
 )
 from graphton.models import ModelRef, find_provider, lookup, origin
 
+from stigmer.doctor._certificate import shown
 from stigmer.doctor._check import FAIL, OK, SKIP, WARN, Check, check
 from stigmer.doctor._targets import Target
 
@@ -52,7 +53,10 @@ async def ask(target: Target) -> list[Check]:
         )
         return [_failure(target, error)]
     except GraphtonError as error:
-        return [_failure(target, error)]
+        certificate = {}
+        if isinstance(error, ConnectError) and error.trouble == "certificate":
+            certificate = await shown(target.url, deadline=deadline)
+        return [_failure(target, error, certificate)]
     facts = {**_facts(target), "seconds": round(time.monotonic() - began, 3)}
     found = [_answered(target, listed, facts)]
     found += [await _model(target, model, listed, deadline) for model in target.models]
@@ -144,7 +148,7 @@ def _answered(target: Target, listed: frozenset[str], facts: Mapping[str, Any]) 
     )
 
 
-def _failure(target: Target, error: GraphtonError) -> Check:
+def _failure(target: Target, error: GraphtonError, certificate: Mapping[str, Any] | None = None) -> Check:
     """A provider that a run would use decides; of another one it is worth a word, but where it is just not there."""
     outcome = _outcome(error)
     row = find_provider(target.provider)
@@ -152,6 +156,11 @@ def _failure(target: Target, error: GraphtonError) -> Check:
     message, hint = error.message, error.hint
     if target.provider not in message:
         message = f"{target.provider}: {message}"
+    if certificate:
+        message += (
+            f"; it is for {certificate['subject']}, signed by {certificate['issuer']}, "
+            f"valid from {certificate['from']} to {certificate['until']}"
+        )
     if outcome == "refused" and target.role == "other" and row.local:
         status, hint = SKIP, ""
     if outcome in ("key_refused", "forbidden") and target.key:
@@ -174,6 +183,7 @@ def _failure(target: Target, error: GraphtonError) -> Check:
         **_facts(target),
         outcome=outcome,
         http_status=error.status if isinstance(error, StatusError) else None,
+        certificate=dict(certificate or {}),
     )
 
 
