@@ -129,6 +129,22 @@ async def test_three_cut_replies_in_a_row_end_the_run() -> None:
     assert "--max-tokens" in caught.value.hint
 
 
+async def test_a_model_that_only_thinks_is_told_apart_from_one_that_says_nothing() -> None:
+    thought = Thinking("Hm. " * 50, "ollama")
+    all_thought = AssistantMessage((thought,), stop=StopReason.LENGTH, usage=Usage(10, 1024))
+    with pytest.raises(
+        ReplyError, match="thought for all of its 1,024 output tokens and wrote no answer"
+    ) as caught:
+        await agent_of(ScriptedModel([all_thought])).run("go")
+    assert caught.value.code == "length"
+    assert "--thinking off" in caught.value.hint
+    journal = MemoryJournal()
+    await agent_of(ScriptedModel([AssistantMessage((thought,)), "done"])).run("go", journal=journal)
+    assert [notice.text for notice in events_of(journal, Notice)] == [
+        "the reply held thoughts and no answer; the model is asked again"
+    ]
+
+
 async def test_a_cut_answer_is_kept_with_a_notice() -> None:
     journal = MemoryJournal()
     model = ScriptedModel([says("half an ans", stop=StopReason.LENGTH)])

@@ -24,6 +24,7 @@ from graphton.messages import (
     AssistantMessage,
     Message,
     StopReason,
+    Thinking,
     ToolResult,
     ToolResults,
     Usage,
@@ -145,7 +146,9 @@ async def _turns(
                 history.add(with_note(results, warned) if warned else results)
             case StopReason.END | StopReason.TOOLS if not message.text.strip():
                 useless += 1
-                again = "the reply was empty"
+                again = (
+                    "the reply held thoughts and no answer" if thinking(message) else "the reply was empty"
+                )
                 history.add(UserMessage(EMPTY))
             case _:
                 _check_final(message, agent)
@@ -163,6 +166,11 @@ async def _turns(
 def out_of_room(message: AssistantMessage, history: History) -> bool:
     """Whether the reply ended where the window ends, and a summary can make room: it is then left out and asked for again."""
     return message.stop is StopReason.CONTEXT and bool(history.older(history.latest(0)))
+
+
+def thinking(message: AssistantMessage) -> bool:
+    """Whether the model thought aloud."""
+    return any(isinstance(block, Thinking) for block in message.blocks)
 
 
 def _note_change(journal: Journal, path: str, step: int, digest: str) -> None:
@@ -223,6 +231,16 @@ def _useless(message: AssistantMessage, agent: Definition) -> ReplyError:
     model = str(agent.chat.ref)
     if message.stop is StopReason.CONTEXT:
         _check_final(message, agent)
+    if (
+        message.stop is StopReason.LENGTH
+        and thinking(message)
+        and not (message.text.strip() or message.calls)
+    ):
+        return ReplyError(
+            f"{model} thought for all of its {message.usage.output_tokens:,} output tokens and wrote no answer",
+            code="length",
+            hint="raise --max-tokens, or let it think less: --thinking off",
+        )
     if message.stop is StopReason.LENGTH:
         limit = agent.chat.settings.max_tokens
         return ReplyError(
