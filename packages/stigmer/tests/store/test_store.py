@@ -6,12 +6,14 @@ import asyncio
 import itertools
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from graphton.errors import Fenced
 from stigmer.api import event_pb2 as pb
 from stigmer.store import Moved, Row, Store, StoreError, new_id
+from stigmer.store import _dialect as dialect
 from stigmer.store._dialect import migrations
 
 DEADLINE = 60.0
@@ -373,6 +375,14 @@ async def test_bytes_per_event_are_constant(database: Any) -> None:
     grown = [after - before for before, after in itertools.pairwise(sizes)]
     assert max(grown) - min(grown) <= 0.06 * max(grown), grown
     assert max(grown) / 400 < 1400
+
+
+def test_migrations_are_numbered_without_a_gap_or_a_double() -> None:
+    """Their place is the schema's version: a second 0003 would be left out where the first one is there already."""
+    folder = Path(dialect.__file__).with_name("migrations")
+    names = {name.name.partition(".")[0] for name in folder.iterdir() if name.suffix == ".sql"}
+    assert [name[:4] for name in sorted(names)] == [f"{n:04}" for n in range(1, len(names) + 1)]
+    assert len(migrations()) == len(names)
 
 
 async def test_a_database_of_a_newer_program_is_refused_untouched(database: Any) -> None:
