@@ -132,6 +132,35 @@ def test_a_containers_limits_count(tmp_path: Path) -> None:
     assert cores(cgroup=tmp_path) == 1
 
 
+def test_limits_of_older_containers_count_too(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemAvailable:    8000000 kB\n")
+    for name, text in {
+        "memory/memory.limit_in_bytes": "5000\n",
+        "memory/memory.usage_in_bytes": "3000\n",
+        "memory/memory.stat": "active_file 1\ntotal_active_file 300\ntotal_inactive_file 200\n",
+        "cpu/cpu.cfs_quota_us": "100000\n",
+        "cpu/cpu.cfs_period_us": "100000\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert free_memory(cgroup=tmp_path, meminfo=meminfo) == 2500
+    assert cores(cgroup=tmp_path) == 1
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("-1\n")
+    assert cores(cgroup=tmp_path) == cores(cgroup=tmp_path / "none")
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity"), reason="only Linux says which processors we may use"
+)
+def test_two_threads_of_one_core_count_once(tmp_path: Path) -> None:
+    for number in sorted(os.sched_getaffinity(0)):
+        folder = tmp_path / f"cpu{number}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text("0-127\n")
+    assert cores(cgroup=tmp_path, cpus=tmp_path) == 1
+
+
 # ---- children, without a model ---------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,36 @@ async def test_a_paid_provider_is_asked_for_nothing(serving: Any, fake: FakeProv
         call = frames(client, serving.request("", flags={"model": "openai:gpt-4.1"}))
         assert [frame.what async for frame in call] == ["none"]
     assert fake.requests == []
+
+
+async def test_an_ollama_loads_the_window_that_the_run_will_have(serving: Any, fake: FakeProviders) -> None:
+    shell = {"OLLAMA_HOST": fake.ollama_url}
+    asked = {"flags": {"model": "ollama:qwen2.5-coder:7b"}, "shell": shell}
+    async with serving.client() as client, asyncio.timeout(DEADLINE):
+        call = frames(client, serving.request("", **asked))
+        async for frame in call:
+            if frame.what == "ready":
+                break
+        call.cancel()
+    loads = [one.json for one in fake.requests if one.path == "/api/chat"]
+    assert [one["messages"] for one in loads] == [[]]
+    fake.reply("Hi.")
+    await serving.run("Hello", **asked)
+    first = [one.json for one in fake.requests if one.path == "/api/chat"][1]
+    assert first["messages"]
+    assert first["options"]["num_ctx"] == loads[0]["options"]["num_ctx"]
+    assert first["keep_alive"] == loads[0]["keep_alive"]
+
+
+async def test_what_goes_wrong_is_told_by_the_first_run_and_hurts_nothing_before(
+    serving: Any, model: str
+) -> None:
+    os.truncate(model.removeprefix("llamacpp:"), 400_000)
+    async with (
+        serving.client() as client,
+        asyncio.timeout(DEADLINE),
+        client.preloading(request(serving, model)),
+    ):
+        events = [event async for event in client.run(request(serving, model, "hello"))]
+    assert events[-1].finished.outcome == "failed"
+    assert "the file is damaged or incomplete" in events[-1].finished.error.message

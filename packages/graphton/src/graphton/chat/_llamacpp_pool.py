@@ -54,6 +54,8 @@ class Server:
     template: str = ""
     """The chat template in use, known when it is ready."""
     child: Child | None = None
+    note: str = ""
+    """What it has to say of how it runs."""
     why: str = ""
     """Why it ended or could not start."""
     users: int = 0
@@ -194,6 +196,7 @@ class Pool:
         async with contextlib.aclosing(child.lines()) as lines:
             async for said in lines:
                 server.url, server.why = said.get("url", ""), said.get("error", "")
+                server.note = said.get("note", "")
                 break
         if server.url:
             try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from typing import Any
 
 from graphton._child import bind_to_parent, wait_for_parent_to_end
@@ -17,6 +18,8 @@ from graphton._child import bind_to_parent, wait_for_parent_to_end
 __all__: list[str] = []
 
 _LARGEST_LOG = 1 << 20
+_LOG_SECONDS = 2.0
+_ALL_LAYERS = 999
 
 
 def main() -> None:
@@ -71,9 +74,8 @@ def _serve(config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     params.n_parallel = config["slots"]
     params.kv_unified = False
     params.fit_params = False  # the window is what we said, or loading fails
-    params.ctx_shift = (
-        False  # a reply that fills the window ends there; nothing is dropped from its beginning
-    )
+    # A reply that fills the window ends there; nothing is dropped from its beginning.
+    params.ctx_shift = False
     params.cache_prompt = True
     # What loses its slot is kept here, and comes back into whatever slot its conversation gets. Below the similarity,
     # another conversation is assumed: the default of 0.1 takes the common beginning of all runs for the same one.
@@ -84,22 +86,47 @@ def _serve(config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     params.n_batch = params.n_ubatch = config["batch"]
     for threads in (params.cpuparams, params.cpuparams_batch):
         threads.n_threads = config["threads"]
-        threads.poll = (
-            0  # waiting threads sleep: spinning ones starve the machine, and each other when it is busy
-        )
-    server = xllamacpp.Server(params)
-    return server, {"url": server.listening_address}
+        # Waiting threads sleep: spinning ones starve the machine, and each other when it is busy.
+        threads.poll = 0
+    server, note = _started(xllamacpp, params)
+    return server, {"url": server.listening_address, "note": note}
+
+
+def _started(xllamacpp: Any, params: Any) -> tuple[Any, str]:
+    """The server, on a graphics card where this build of llama.cpp finds one that holds the model; and what to say of it.
+
+    The wheels of the package index know processors only (and Metal): the way over a card has not been tried.
+    """
+    cpu = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
+    cards = [device["description"] for device in xllamacpp.get_device_info() if device["type"] != cpu]
+    if not cards:
+        return xllamacpp.Server(params), ""
+    try:
+        params.n_gpu_layers = _ALL_LAYERS
+        return xllamacpp.Server(params), ""
+    except RuntimeError:
+        params.n_gpu_layers = 0
+        return xllamacpp.Server(params), f"{', '.join(cards)} cannot hold the model: it runs on the processor"
 
 
 def _complaint(log: str, begin: int) -> str:
-    """The first error line that llama.cpp wrote, which tells; those after it only say who gives up, too."""
-    with open(log, encoding="utf-8", errors="replace") as file:
-        if begin:
-            file.seek(begin)
-        lines = [line.strip() for line in file if " E " in line]
+    """The first error line that llama.cpp wrote, which tells; those after it only say who gives up, too.
+
+    A thread of its own writes them, so they may come a moment later than the failure.
+    """
+    until = time.monotonic() + _LOG_SECONDS
+    while not (lines := _errors(log, begin)) and time.monotonic() < until:
+        time.sleep(0.05)
     if not lines:
         return ""
     return re.sub(r"^\w+: (error loading model: )?", "", lines[0].split(" E ", 1)[1].strip())
+
+
+def _errors(log: str, begin: int) -> list[str]:
+    with open(log, encoding="utf-8", errors="replace") as file:
+        if begin:
+            file.seek(begin)
+        return [line.strip() for line in file if " E " in line]
 
 
 if __name__ == "__main__":

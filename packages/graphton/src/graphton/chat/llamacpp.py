@@ -148,6 +148,7 @@ class LlamaCppChat(OpenAIChat):
 
     def _take_window(self, server: Server) -> None:
         """The window is what the loaded server gives to each call."""
+        self._say(server.note)
         if server.window < server.room.window:
             self._say(
                 f"llama.cpp gives {self.ref.model} a context window of {server.window} tokens, "
