@@ -12,7 +12,7 @@ from graphton._retry import Retry
 from graphton.agent import Agent, create_deep_agent
 from graphton.budget import Budget
 from graphton.chat.base import Request
-from graphton.conversation import conversation
+from graphton.conversation import conversation, stands_alone
 from graphton.errors import BrokenStream, PromptTooLong, StatusError
 from graphton.history import History
 from graphton.journal import Compacted, MemoryJournal, ModelReplied, ModelRequested
@@ -324,6 +324,31 @@ async def test_a_long_earlier_conversation_is_summarised_before_the_first_reques
         ][1:]
         == ["and now?", "done"]
     )
+
+
+@pytest.mark.parametrize("said", [0, 1, 4])
+async def test_what_a_summary_took_the_place_of_need_not_be_read_again(said: int) -> None:
+    """And where some of it was kept, it must: then nothing stands alone."""
+    earlier = [UserMessage("hi"), AssistantMessage((Text("word " * 40),))] * said
+    reader, journal = Reader(), MemoryJournal()
+    await reader.agent.run("read all pages", journal=journal, earlier=earlier)
+    assert any(done.last for done in journal.compactions(""))
+    assert stands_alone(journal, "read all pages")
+    whole = conversation(journal, "read all pages", earlier=earlier)
+    assert conversation(journal, "read all pages") == whole
+    assert not any(message in whole for message in earlier)
+
+
+async def test_a_run_whose_summary_kept_what_was_said_before_it_does_not_stand_alone() -> None:
+    earlier = [UserMessage("old"), AssistantMessage((Text("word " * 2000),)), UserMessage("x"), says("fresh")]
+    model = ScriptedModel([SUMMARY, "done"], settings=SETTINGS)
+    journal = MemoryJournal()
+    assert (await agent_of(model).run("and now?", journal=journal, earlier=earlier)).text == "done"
+    assert any(done.last for done in journal.compactions(""))
+    assert not stands_alone(journal, "and now?")
+    plain = MemoryJournal()
+    await agent_of(ScriptedModel(["done"])).run("short", journal=plain)
+    assert not stands_alone(plain, "short")
 
 
 async def test_an_interrupted_run_is_mended_by_the_next_one() -> None:

@@ -13,7 +13,7 @@ from graphton.journal import Journal
 from graphton.loop import EMPTY, cut, out_of_room, with_note
 from graphton.messages import AssistantMessage, Message, StopReason, ToolCall, ToolResults, UserMessage
 
-__all__ = ["conversation"]
+__all__ = ["conversation", "stands_alone"]
 
 
 def conversation(
@@ -51,6 +51,14 @@ def conversation(
         elif message.stop in (StopReason.END, StopReason.TOOLS) and not message.text.strip():
             history.add(UserMessage(EMPTY))
     return history.messages
+
+
+def stands_alone(journal: Journal, task: str) -> bool:
+    """Whether a summary in this run took the place of all that was said before it: then `earlier` changes nothing."""
+    if not any(done.last for done in journal.compactions("")):
+        return False
+    before = UserMessage("what was said before")
+    return before not in conversation(journal, task, earlier=[before])
 
 
 def _marked(message: AssistantMessage, mark: str) -> AssistantMessage:

@@ -27,12 +27,15 @@ __all__ = [
     "is_paused",
     "masked",
     "open_questions",
+    "read_back",
     "running_seconds",
 ]
 
 DELTA_SECONDS = 0.05
 """Text is shown in pieces this far apart, the first piece at once: half the work of a piece per token."""
 Kept = TypeVar("Kept", bound=Message)
+Enough = Callable[[Row, Sequence[pb.Event]], bool]
+"""Whether what came before this execution of a session need not be known."""
 APPROVAL_SECONDS = 7 * 24 * 3600.0
 
 
@@ -157,9 +160,11 @@ class StoreJournal(g.Record):
         waiting = pb.Waiting(reason=first.reason, call=first.call, expires_ms=min(expires, default=0))
         return pb.Event(path=first.path, waiting=waiting)
 
-    async def earlier(self) -> list[tuple[Row, list[pb.Event]]]:
-        """The executions of the same session that came before this one, each with its records."""
-        return [(row, await self._store.replay(row.no)) for row in await self._store.earlier(self._no)]
+    async def earlier(
+        self, *, until: Enough = lambda row, records: False
+    ) -> list[tuple[Row, list[pb.Event]]]:
+        """The executions of the same session that came before this one, each with its records; see `read_back`."""
+        return await read_back(self._store, await self._store.earlier(self._no), until=until)
 
     # What the loop writes
 
@@ -252,6 +257,16 @@ class StoreJournal(g.Record):
             self._held.append((self._batch, event))
         else:
             self._store.feed.live(self._no, event)
+
+
+async def read_back(store: Keeps, rows: Sequence[Row], *, until: Enough) -> list[tuple[Row, list[pb.Event]]]:
+    """These executions with their records, read from the last one back to the first that `until` says is enough."""
+    found: list[tuple[Row, list[pb.Event]]] = []
+    for row in reversed(rows):
+        found.append((row, await store.replay(row.no)))
+        if until(*found[-1]):
+            break
+    return found[::-1]
 
 
 def masked(record: Kept) -> Kept:

@@ -42,6 +42,7 @@ __all__ = [
     "Runner",
     "agent_for",
     "complete",
+    "enough",
     "failure",
     "limits_of",
     "needed_models",
@@ -113,7 +114,7 @@ class Runner:
         try:
             spent = running_seconds(records, now_ms=records[-1].time_ms)
             earlier = said_before(
-                await journal.earlier() if request.session else (),
+                await journal.earlier(until=enough(request.retry_of)) if request.session else (),
                 retry_of=request.retry_of,
                 max_tokens=agent.chat.settings.max_tokens,
             )
@@ -223,6 +224,31 @@ def recorded_chat(model: pb.ResolvedModel, key: str | None) -> Chat:
     return create_chat(ModelRef(model.provider, model.model), settings)
 
 
+def enough(retry_of: str = "") -> Callable[[Row, Sequence[pb.Event]], bool]:
+    """Tells of a session's executions, the last one first, with which one its conversation begins anew by a summary.
+
+    Those before it need not be read. What was tried again is no part of the conversation.
+    """
+    from graphton.conversation import stands_alone
+
+    again = {retry_of}
+
+    def begins_anew(row: Row, records: Sequence[pb.Event]) -> bool:
+        request = CreateExecutionRequest.FromString(row.request)
+        again.add(request.retry_of)
+        return row.id not in again and stands_alone(_journal(row, records), request.task)
+
+    return begins_anew
+
+
+def _journal(row: Row, records: Sequence[pb.Event]) -> MemoryJournal:
+    journal = MemoryJournal(row.id)
+    for event in map(from_record, records):
+        if event is not None:
+            journal.append(event)
+    return journal
+
+
 def said_before(
     executions: Sequence[tuple[Row, Sequence[pb.Event]]], *, retry_of: str = "", max_tokens: int | None
 ) -> list[Message]:
@@ -235,10 +261,7 @@ def said_before(
     for row, request, records in asked:
         if row.id in again:
             continue
-        journal = MemoryJournal(row.id)
-        for event in map(from_record, records):
-            if event is not None:
-                journal.append(event)
+        journal = _journal(row, records)
         said = conversation(journal, request.task, earlier=said, max_tokens=max_tokens, mark=f"e{row.no}_")
     return said
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from typing import Any
 
 import pytest
@@ -211,6 +212,38 @@ async def test_a_session_that_was_summarised_goes_on_from_its_summary(
     assert compacted[0].tokens_after < compacted[0].tokens_before
     await serving.run("what was it?", session=session_of(first), flags=small)
     assert "SUMMARY: heron" in json.dumps(messages(fake, 4))
+
+
+async def test_a_run_reads_back_no_further_than_to_the_last_summary(
+    serving: Any, fake: FakeProviders
+) -> None:
+    """What came before it may be as long as it likes: here it cannot even be read any more."""
+    (serving.workspace / "notes.txt").write_text("heron " * 1500)
+    small = {"model": "openai:gpt-4.1", "context_window": "4096", "max_tokens": "512"}
+    script(
+        fake,
+        {"text": "hi there"},
+        READ,
+        READ,
+        {"text": "SUMMARY: heron"},
+        {"text": "done"},
+        {"text": "again"},
+    )
+    session = session_of(await serving.run("hello", session="new", flags=small))
+    second = await serving.run("read it twice", session=session, flags=small)
+    assert any(e.compacted.last for e in second if e.HasField("compacted"))
+    with sqlite3.connect(serving.home.database) as db:
+        first = db.execute("SELECT min(no) FROM executions").fetchone()[0]
+        db.execute("UPDATE events SET body = x'ff' WHERE key >> 24 = ?", (first,))
+    db.close()
+    third = await serving.run("what was it?", session=session, flags=small)
+    assert third[-1].finished.text == "again"
+    sent = json.dumps(messages(fake, 5))
+    assert "SUMMARY: heron" in sent
+    assert "hi there" not in sent
+    async with serving.client() as client:
+        shown = await client.preview(serving.request("and?", session=session, flags=small))
+    assert b"SUMMARY: heron" in shown.body
 
 
 async def test_a_preview_shows_the_whole_conversation_and_stores_nothing(

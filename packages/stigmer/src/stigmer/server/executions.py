@@ -22,9 +22,9 @@ from stigmer.approvals import Answers, agent_name, offered, rules_of
 from stigmer.engines import Engine
 from stigmer.engines.embedded import going_on
 from stigmer.home import Home
-from stigmer.journal import is_paused, masked, open_questions
+from stigmer.journal import is_paused, masked, open_questions, read_back
 from stigmer.redact import MASK
-from stigmer.runner import agent_for, limits_of, needed_models, recorded_chat, said_before
+from stigmer.runner import agent_for, enough, limits_of, needed_models, recorded_chat, said_before
 from stigmer.secrets import Keys
 from stigmer.server._activity import Activity
 from stigmer.server._models_here import check_models
@@ -313,8 +313,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
     async def _said(self, request: api.CreateExecutionRequest, max_tokens: int | None) -> Sequence[Message]:
         """What the executions of the request's session said so far."""
         rows = await self._store.of_session(request.session) if request.session else []
-        before = [(row, await self._store.replay(row.no)) for row in rows]
-        return said_before(before, max_tokens=max_tokens)
+        return said_before(await read_back(self._store, rows, until=enough()), max_tokens=max_tokens)
 
     # Watching
 
