@@ -24,10 +24,13 @@ import grpc.aio
 from stigmer.api import event_pb2, service_pb2_grpc
 from stigmer.api.event_pb2 import Event
 from stigmer.api.service_pb2 import (
+    ApiKey,
     CancelExecutionRequest,
     CancelExecutionResponse,
     CreateExecutionRequest,
     CreateExecutionResponse,
+    CreateKeyRequest,
+    CreateKeyResponse,
     DecideApprovalRequest,
     DecideApprovalResponse,
     DeleteSessionRequest,
@@ -39,6 +42,8 @@ from stigmer.api.service_pb2 import (
     GetStatusRequest,
     ListExecutionsRequest,
     ListExecutionsResponse,
+    ListKeysRequest,
+    ListKeysResponse,
     ListSessionsRequest,
     ListSessionsResponse,
     PauseExecutionRequest,
@@ -49,6 +54,8 @@ from stigmer.api.service_pb2 import (
     ResolveConfigResponse,
     ResumeExecutionRequest,
     ResumeExecutionResponse,
+    RevokeKeyRequest,
+    RevokeKeyResponse,
     Session,
     ShutdownRequest,
     Status,
@@ -159,6 +166,7 @@ class Client:
         self._sessions: Any = _stubs.SessionServiceStub(self._channel)
         self._config: Any = _stubs.ConfigServiceStub(self._channel)
         self._system: Any = _stubs.SystemServiceStub(self._channel)
+        self._keys: Any = _stubs.KeyServiceStub(self._channel)
         self._models: Any = _stubs.ModelServiceStub(self._channel)
 
     async def __aenter__(self) -> Client:
@@ -338,6 +346,21 @@ class Client:
             call.cancel()
             await asyncio.gather(begun, return_exceptions=True)
 
+    async def create_key(
+        self, name: str, *, scopes: Sequence[str], expires_days: int = 0, by: str = ""
+    ) -> CreateKeyResponse:
+        """Makes an API key; the answer is the only place where its text is ever shown."""
+        request = CreateKeyRequest(name=name, scopes=scopes, expires_days=expires_days, by=by)
+        return await self._ask(CreateKeyResponse, "CreateKey", request)
+
+    async def keys(self) -> Sequence[ApiKey]:
+        """The API keys, the oldest first."""
+        return (await self._ask(ListKeysResponse, "ListKeys", ListKeysRequest())).keys
+
+    async def revoke_key(self, id: str) -> bool:
+        """Ends an API key for good; whether it held until now."""
+        return (await self._ask(RevokeKeyResponse, "RevokeKey", RevokeKeyRequest(id=id))).revoked
+
     async def status(self) -> Status:
         return await self._ask(Status, "GetStatus", GetStatusRequest())
 
@@ -358,7 +381,7 @@ class Client:
         return answer
 
     async def _call(self, method: str, request: Any, limit: float) -> Any:
-        services = (self._executions, self._sessions, self._config, self._system)
+        services = (self._executions, self._sessions, self._config, self._system, self._keys)
         stub = next(service for service in services if hasattr(service, method))
         try:
             return await getattr(stub, method)(request, timeout=limit, metadata=credentials(self.address))

@@ -1002,3 +1002,166 @@ class ModelService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class KeyServiceStub:
+    """Keys for callers of a server that others reach, too. Needs the scope admin.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.CreateKey = channel.unary_unary(
+                '/stigmer.v1.KeyService/CreateKey',
+                request_serializer=stigmer_dot_api_dot_service__pb2.CreateKeyRequest.SerializeToString,
+                response_deserializer=stigmer_dot_api_dot_service__pb2.CreateKeyResponse.FromString,
+                _registered_method=True)
+        self.ListKeys = channel.unary_unary(
+                '/stigmer.v1.KeyService/ListKeys',
+                request_serializer=stigmer_dot_api_dot_service__pb2.ListKeysRequest.SerializeToString,
+                response_deserializer=stigmer_dot_api_dot_service__pb2.ListKeysResponse.FromString,
+                _registered_method=True)
+        self.RevokeKey = channel.unary_unary(
+                '/stigmer.v1.KeyService/RevokeKey',
+                request_serializer=stigmer_dot_api_dot_service__pb2.RevokeKeyRequest.SerializeToString,
+                response_deserializer=stigmer_dot_api_dot_service__pb2.RevokeKeyResponse.FromString,
+                _registered_method=True)
+
+
+class KeyServiceServicer:
+    """Keys for callers of a server that others reach, too. Needs the scope admin.
+    """
+
+    def CreateKey(self, request, context):
+        """Makes a key. The answer is the only place where it is ever shown.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListKeys(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeKey(self, request, context):
+        """Ends a key for good; servers know of it within seconds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_KeyServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'CreateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateKey,
+                    request_deserializer=stigmer_dot_api_dot_service__pb2.CreateKeyRequest.FromString,
+                    response_serializer=stigmer_dot_api_dot_service__pb2.CreateKeyResponse.SerializeToString,
+            ),
+            'ListKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListKeys,
+                    request_deserializer=stigmer_dot_api_dot_service__pb2.ListKeysRequest.FromString,
+                    response_serializer=stigmer_dot_api_dot_service__pb2.ListKeysResponse.SerializeToString,
+            ),
+            'RevokeKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeKey,
+                    request_deserializer=stigmer_dot_api_dot_service__pb2.RevokeKeyRequest.FromString,
+                    response_serializer=stigmer_dot_api_dot_service__pb2.RevokeKeyResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'stigmer.v1.KeyService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('stigmer.v1.KeyService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class KeyService:
+    """Keys for callers of a server that others reach, too. Needs the scope admin.
+    """
+
+    @staticmethod
+    def CreateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stigmer.v1.KeyService/CreateKey',
+            stigmer_dot_api_dot_service__pb2.CreateKeyRequest.SerializeToString,
+            stigmer_dot_api_dot_service__pb2.CreateKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stigmer.v1.KeyService/ListKeys',
+            stigmer_dot_api_dot_service__pb2.ListKeysRequest.SerializeToString,
+            stigmer_dot_api_dot_service__pb2.ListKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stigmer.v1.KeyService/RevokeKey',
+            stigmer_dot_api_dot_service__pb2.RevokeKeyRequest.SerializeToString,
+            stigmer_dot_api_dot_service__pb2.RevokeKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

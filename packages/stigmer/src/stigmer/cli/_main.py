@@ -37,6 +37,7 @@ COMMANDS = {
     "reject": ("approvals", "Refuse a tool call that waits for an approval."),
     "config": ("config", "Show which settings apply and where each comes from; change them."),
     "secret": ("secret", "Keep API keys for later runs; list and forget them."),
+    "key": ("key", "Make, list and end the keys that let callers in from elsewhere."),
     "trust": ("trust", "Trust the settings and agents that come with a folder."),
     "validate": ("validate", "Check agent files, every problem at once."),
     "models": ("models", "List models, here and at providers; fetch and remove files."),

@@ -36,10 +36,12 @@ _engine_option = click.option(
     show_default=True,
     help="Where calls are taken, besides the socket in STIGMER_HOME.",
 )
-def serve(engine: str, listen: str, **given: Any) -> int:
+@click.option("--plaintext", is_flag=True, help="No TLS, though others can reach it: the network is private.")
+def serve(engine: str, listen: str, plaintext: bool, **given: Any) -> int:
     """Serve in the foreground, for others, until SIGTERM; the log goes to stderr.
 
-    It does not start with a setting that is wrong, nor without a mode that somebody said.
+    It does not start with a setting that is wrong, nor without a mode that somebody said. STIGMER_TLS_CERT and
+    STIGMER_TLS_KEY name the files for TLS.
     """
     home, flags = Home.find(), _flags(given, command="serve")
     host, _, port = listen.rpartition(":")
@@ -47,6 +49,7 @@ def serve(engine: str, listen: str, **given: Any) -> int:
         raise UsageError(f"--listen {listen!r} is not HOST:PORT", hint=f"--listen {LISTEN}")
     home.create()
     arguments = ["--home", str(home.path), "--stays", "--alone", "--engine", engine, "--listen", listen]
+    arguments += ["--plaintext"] if plaintext else []
     # By name: no command may reach the loop or a provider, not even through this file.
     return int(import_module("stigmer._daemon_process").main([*arguments, "--flags", json.dumps(flags)]))
 
@@ -72,7 +75,8 @@ def serve(engine: str, listen: str, **given: Any) -> int:
 def worker(server: str | None, grace: float, most: int, **given: Any) -> int:
     """Take executions from Temporal's queue and run them, until SIGTERM.
 
-    It speaks to the control plane with STIGMER_API_KEY, or the home's token, and needs no database.
+    It speaks to the control plane with STIGMER_API_KEY (scope worker), or the home's token, and needs no database.
+    ADDRESS is HOST:PORT, with https:// before it for TLS (STIGMER_TLS_CA names the authority's file).
     """
     home, flags = Home.find(), _flags(given, command="worker")
     home.create()

@@ -55,6 +55,7 @@ async def serve(
     findable: Callable[[], bool] = lambda: True,
     engine: str = "embedded",
     listen: Sequence[str] = (),
+    plaintext: bool = False,
 ) -> None:
     """Serves `home` at `address` (`unix:PATH`, or `HOST:PORT`) until it is told to end, or has nothing to do.
 
@@ -87,6 +88,7 @@ async def serve(
                 flags=dict(flags or {}),
                 drives=drives,
                 listen=listen,
+                plaintext=plaintext,
             )
             try:
                 await server.start()
@@ -126,6 +128,7 @@ class _Server:
         flags: dict[str, str],
         drives: Callable[[Store, Runner], EmbeddedEngine],
         listen: Sequence[str] = (),
+        plaintext: bool = False,
     ) -> None:
         from stigmer.runner import Runner
         from stigmer.secrets import Keys
@@ -133,7 +136,8 @@ class _Server:
         from stigmer.server._resolve import Resolver
         from stigmer.server._retention import Pruner
 
-        self._home, self._address, self._stays, self._listen = home, address, stays, tuple(listen)
+        self._home, self._address, self._stays = home, address, stays
+        self._listen, self._plaintext = tuple(listen), plaintext
         self._end = asyncio.Event()
         self._activity = Activity()
         self._store = store
@@ -155,18 +159,22 @@ class _Server:
         import grpc.aio
 
         from stigmer.api import service_pb2_grpc
-        from stigmer.server.auth import TokenCheck, token_of
+        from stigmer.server.auth import Access, token_of
         from stigmer.server.configuration import ConfigService
         from stigmer.server.executions import ExecutionService
+        from stigmer.server.keys import KeyService
         from stigmer.server.models import ModelService
         from stigmer.server.sessions import SessionService
         from stigmer.server.system import SystemService
+        from stigmer.store import KeyTable
 
         if self._listen:
             await self._insist()
         token = token_of(self._home.token)
         redact.remember([token])  # A command may print the file.
-        check = TokenCheck(token)
+        keys = KeyTable(self._store)
+        here = not self._listen and self._address.startswith("unix:")
+        check = Access(token, keys, beyond=not here)
         self._grpc = grpc.aio.server(interceptors=(check,), options=OPTIONS)
         executions = ExecutionService(
             home=self._home,
@@ -197,6 +205,9 @@ class _Server:
         rpc.add_ConfigServiceServicer_to_server(configuration, self._grpc)
         rpc.add_SystemServiceServicer_to_server(system, self._grpc)
         rpc.add_ModelServiceServicer_to_server(models, self._grpc)
+        rpc.add_KeyServiceServicer_to_server(
+            KeyService(home=self._home, keys=keys, activity=self._activity), self._grpc
+        )
         self._add_workers()
         before = os.umask(0o077)  # The socket is its owner's alone from its first moment.
         try:
@@ -219,15 +230,21 @@ class _Server:
             raise ConfigError(problems)
 
     def _open(self, address: str) -> None:
-        """Takes calls at HOST:PORT; every call must show the token."""
+        """Takes calls at HOST:PORT; every call must show the token, or a key."""
+        from stigmer.server.tls import credentials
+
+        secure = credentials(address, plaintext=self._plaintext)
         try:
-            port = self._grpc.add_insecure_port(address)
+            if secure is None:
+                port = self._grpc.add_insecure_port(address)
+            else:
+                port = self._grpc.add_secure_port(address, secure)
         except RuntimeError as error:
             raise StigmerError(
                 f"nobody can listen at {address!r}: {error}",
                 hint="is the port free? STIGMER_LISTEN_GRPC names another",
             ) from error
-        log.info("listening address=%s port=%d", address, port)
+        log.info("listening address=%s port=%d tls=%s", address, port, "on" if secure else "off")
 
     def _add_workers(self) -> None:
         """The door for workers, where the engine has any."""

@@ -30,7 +30,7 @@ from stigmer.server._activity import Activity
 from stigmer.server._models_here import check_models
 from stigmer.server._resolve import Resolved
 from stigmer.server._retry import carried, request_again
-from stigmer.server.auth import by_unix_socket
+from stigmer.server.auth import by_unix_socket, caller
 from stigmer.server.status import Refused, abort
 from stigmer.store import Moved, Row, Store, Watcher, new_id
 
@@ -395,12 +395,12 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
 
     async def _cancel(self, request: api.CancelExecutionRequest) -> api.CancelExecutionResponse:
         row = await self._known(request.execution)
-        stopped = await self._engine.cancel(row.id, by=request.by or "somebody")
+        stopped = await self._engine.cancel(row.id, by=caller(request.by) or "somebody")
         row = await self._known(row.id)
         return api.CancelExecutionResponse(execution=await self._execution(row), already_finished=not stopped)
 
     async def _pause(self, request: api.PauseExecutionRequest) -> api.PauseExecutionResponse:
-        by = request.by or "somebody"
+        by = caller(request.by) or "somebody"
         while True:
             row = await self._known(request.execution)
             records = await self._store.replay(row.no)
@@ -441,7 +441,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
                     code="not_paused",
                     hint="stigmer approvals" if row.state == "waiting" else f"stigmer attach {row.id}",
                 )
-            resumed = pb.Event(resumed=pb.Resumed(by=request.by or "somebody"))
+            resumed = pb.Event(resumed=pb.Resumed(by=caller(request.by) or "somebody"))
             if await self._steered(row, [resumed]):
                 self._engine.wake(row.id)
                 row = await self._known(row.id)
@@ -501,7 +501,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
                 call=question.approval_requested.call,
                 digest=question.approval_requested.digest,
                 decision="approved" if request.approve else "rejected",
-                by=request.by or "somebody",
+                by=caller(request.by) or "somebody",
                 reason=request.reason,
                 rule=str(answer) if answer else "",
             )
@@ -741,7 +741,7 @@ def _for_always(row: Row, question: pb.Event, request: api.DecideApprovalRequest
             code="not_offered",
             hint=f"stigmer approve {row.id} {request.call}",
         )
-    return StoredAnswer(agent_name(made_by), rule.tool, rule.when, request.by or "somebody", 0)
+    return StoredAnswer(agent_name(made_by), rule.tool, rule.when, caller(request.by) or "somebody", 0)
 
 
 def _why_not_always(

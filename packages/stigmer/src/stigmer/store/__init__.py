@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stigmer.store._dialect import StoreError
 from stigmer.store._feed import Feed, Watcher
+from stigmer.store._keys import KeyRow, KeyTable
 from stigmer.store._prune import Expendable
 from stigmer.store._store import Busy, Gone, Moved, Row, SessionRow, Store, new_id
 
@@ -12,6 +13,8 @@ __all__ = [
     "Expendable",
     "Feed",
     "Gone",
+    "KeyRow",
+    "KeyTable",
     "Moved",
     "Row",
     "SessionRow",

@@ -475,6 +475,16 @@ class Store:
             if op.told is not None:
                 op.told(op.future)
 
+    # Other tables
+
+    def change(self, work: Callable[[Session], Answer]) -> asyncio.Future[Answer]:
+        """Does `work` in a transaction; what it changes survives a power cut."""
+        return self._submit(lambda db: _Done(work(db)), durable=True)
+
+    async def rows(self, name: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """What the query of that name finds."""
+        return await self._read(name, values, lambda rows: [tuple(row) for row in rows])
+
     # Reading
 
     async def get(self, id: str) -> Row | None:

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphton.approval import Rule
@@ -50,19 +51,38 @@ OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.default_authority", "localhost"),
 )
 
 
 def plane_at(target: str, token: str) -> tuple[Plane, Any]:
-    """The control plane at an address, and the channel to be closed in the end."""
+    """The control plane at an address, and the channel to be closed in the end.
+
+    The address is `unix:PATH` or HOST:PORT, with `https://` before it for TLS. Raises ConfigError.
+    """
     import grpc.aio
 
     from stigmer.api import worker_pb2_grpc
 
     rpc: Any = worker_pb2_grpc  # The generated stubs carry no types.
-    channel = grpc.aio.insecure_channel(target, options=OPTIONS)
+    plain = target.removeprefix("http://")
+    if target.startswith("https://"):
+        secure = grpc.ssl_channel_credentials(_authority())
+        channel = grpc.aio.secure_channel(target.removeprefix("https://"), secure, options=OPTIONS)
+    else:
+        # A socket's path is no host name.
+        channel = grpc.aio.insecure_channel(
+            plain, options=(*OPTIONS, ("grpc.default_authority", "localhost"))
+        )
     return Plane(rpc.WorkerServiceStub(channel), (("authorization", f"Bearer {token}"),)), channel
+
+
+def _authority() -> bytes | None:
+    """The certificates of STIGMER_TLS_CA; None: gRPC's own list of public authorities."""
+    named = os.environ.get("STIGMER_TLS_CA", "").strip()
+    try:
+        return Path(named).expanduser().read_bytes() if named else None
+    except OSError as error:
+        raise ConfigError([f"STIGMER_TLS_CA {named!r} cannot be read: {error.strerror}"]) from error
 
 
 class Hands:

@@ -1,0 +1,2 @@
+INSERT INTO api_keys (id, name, digest, scopes, created_by, created_ms, expires_ms)
+VALUES (:id, :name, :digest, :scopes, :created_by, :now, :expires_ms)

@@ -1,0 +1,2 @@
+-- A second time changes nothing: when it ended is kept.
+UPDATE api_keys SET revoked_ms = :now WHERE id = :id AND revoked_ms IS NULL RETURNING id
