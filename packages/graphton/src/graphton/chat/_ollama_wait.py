@@ -74,7 +74,7 @@ def loading(model: str, detail: str) -> Callable[[float], WaitChunk]:
     """What there is to say while a model is loaded, which takes as long as it takes."""
 
     def tick(elapsed: float) -> WaitChunk:
-        return WaitChunk("load", elapsed, 0.0, "s", f"{model}{detail}, {elapsed:.0f} s so far")
+        return WaitChunk("load", round(elapsed, 1), 0.0, "s", f"{model}{detail}, {elapsed:.0f} s so far")
 
     return tick
 
@@ -85,8 +85,8 @@ def reading(tokens: float, estimate: float | None) -> Callable[[float], WaitChun
     def tick(elapsed: float) -> WaitChunk:
         said = f"about {tokens:,.0f} tokens"
         if estimate is not None and elapsed < estimate:
-            return WaitChunk("prompt", elapsed, estimate, "s", f"{said}, estimated from the last ones")
+            return WaitChunk("prompt", round(elapsed, 1), estimate, "s", f"{said}, estimated from the last ones")
         late = f", estimated were {estimate:.0f} s" if estimate is not None else ""
-        return WaitChunk("prompt", elapsed, 0.0, "s", f"{said}, {elapsed:.0f} s so far{late}")
+        return WaitChunk("prompt", round(elapsed, 1), 0.0, "s", f"{said}, {elapsed:.0f} s so far{late}")
 
     return tick
