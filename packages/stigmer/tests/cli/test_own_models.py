@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -25,7 +26,20 @@ def site(stigmer) -> Iterator[str]:
     (folder / "tiny.gguf").write_bytes(CONTENT)
     (folder / "page.gguf").write_text("<!doctype html><title>no model</title>")
 
+    gate = threading.Event()
+
     class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path != "/slow.gguf":
+                return super().do_GET()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+            self.wfile.write(CONTENT[:1000])
+            self.wfile.flush()
+            gate.wait(60)
+            return None
+
         def log_message(self, *arguments: object) -> None:
             """Says nothing."""
 
@@ -34,6 +48,7 @@ def site(stigmer) -> Iterator[str]:
     thread.start()
     stigmer.environment["OLLAMA_HOST"] = "http://127.0.0.1:9"
     yield f"http://127.0.0.1:{server.server_port}"
+    gate.set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -91,6 +106,14 @@ def test_what_is_not_the_file_is_never_installed(stigmer, site, folder, file, di
     assert not list(folder.glob("*.gguf"))
 
 
+def test_ctrl_c_ends_a_pull_and_says_that_it_goes_on(stigmer, site, folder, at_a_terminal) -> None:
+    pull = ("models", "pull", f"{site}/slow.gguf", "--sha256", DIGEST)
+    code, shown = at_a_terminal(*pull, does=[("slow: from 127.0.0.1", signal.SIGINT)])
+    assert code == 130, shown
+    assert "stopped; what has come is kept, and the next pull of slow goes on from it" in shown
+    assert not (folder / "slow.gguf").exists()
+
+
 def test_a_file_that_is_here_gets_a_name_and_stays_where_it_is(stigmer, site, folder, at_a_terminal) -> None:
     mine = stigmer.folder / "Mine.gguf"
     mine.write_bytes(CONTENT)
@@ -115,6 +138,11 @@ def test_a_linked_file_that_is_gone_is_told(stigmer, site) -> None:
     assert done.returncode == 2
     assert f"the file of model 'mine' is not where it was: {mine.as_uri()}" in done.stderr
     assert "stigmer models remove mine" in done.stderr
+    again = stigmer("models", "pull", "mine")
+    assert again.returncode == 1
+    assert f"model file '{mine}' cannot be read: No such file or directory" in again.stderr
+    mine.write_bytes(CONTENT)
+    assert stigmer("models", "pull", "mine").returncode == 0
     assert stigmer("models", "remove", "mine", "--yes").returncode == 0
 
 

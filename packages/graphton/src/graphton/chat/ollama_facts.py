@@ -163,6 +163,8 @@ async def measure(
     Raises ConnectError where nothing listens, ProviderTimeout where nothing answers within `seconds`, ProtocolError
     where something else than an Ollama does (its text says what), StatusError where the server refuses (a key).
     """
+    import aiohttp  # noqa: F401  # Before the clock runs: on a busy machine it takes longer than a server may.
+
     base = without_v1(base_url)
     key = check_key(provider, endpoint(base, "/api/version"), api_key)
     version = await _version(base, key, seconds)

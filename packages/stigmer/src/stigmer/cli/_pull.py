@@ -73,8 +73,16 @@ def fetch(name: str, talk: Terminal) -> str:
 
     entry = catalog.find(name)
     own = not entry.licence
+    if own and str(entry.sources[0]).startswith("file:"):
+        return keep_own(_path_in(str(entry.sources[0])), entry.name, entry.sha256, talk)
     with _interruptible(talk, name), progress(talk, entry.name, entry.size) as show:
         return str(pull(entry, show, mirror="" if own else _mirror(), begins=GGUF if own else b""))
+
+
+def _path_in(url: str) -> Path:
+    from urllib.parse import unquote, urlsplit
+
+    return Path(unquote(urlsplit(url).path))
 
 
 def fetch_own(url: str, sha256: str, name: str, talk: Terminal) -> str:
