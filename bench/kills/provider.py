@@ -1,6 +1,7 @@
 """The agents' model server, as a process that can be killed: FakeProviders, with every request noted before it is answered.
 
-python -m kills.provider --port N --seed N --witness PORT --log FILE
+python -m kills.provider --seed N --witness PORT --log FILE
+It listens when it has read the port from its standard input, 0 for any, and then says its address.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from kills.scenario import Script
 
 async def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--witness", type=int, required=True)
     parser.add_argument("--log", required=True)
@@ -35,7 +35,7 @@ async def main() -> None:
 
     fake = FakeProviders()
     fake.rule(answer)
-    await fake.start(given.port)
+    await fake.start(int(await asyncio.to_thread(sys.stdin.readline)))
     print(fake.url, flush=True)
     await asyncio.Event().wait()
 

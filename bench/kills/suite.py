@@ -149,6 +149,7 @@ class House:
         shutil.copy(HERE / "witness.py", self.work)
         self._log.touch()
         self._server = await asyncio.start_server(self._posted, "127.0.0.1", 0)
+        self._spare = self._provider_process()
         self._start_provider()
         self.environment |= {
             "STIGMER_LLM_MODEL": "openai:test-model",
@@ -160,8 +161,9 @@ class House:
 
     async def close(self) -> None:
         await asyncio.to_thread(stop, self.home)
-        self._provider.kill()
-        self._provider.wait()
+        for process in (self._provider, self._spare):
+            process.kill()
+            process.wait()
         self._server.close()
         await self._server.wait_closed()
 
@@ -178,21 +180,31 @@ class House:
         writer.close()
 
     def _start_provider(self) -> None:
-        """Returns when it listens; the second time at the same port as before."""
+        """Returns when it listens; the second time at the same port as before.
+
+        Its process has been ready for long: on a busy machine a new one would take longer than runs ask for it.
+        """
+        self._provider, self._spare = self._spare, self._provider_process()
+        assert self._provider.stdin is not None
+        assert self._provider.stdout is not None
+        with self._provider.stdin as told, self._provider.stdout as said:
+            told.write(f"{self._port}\n")
+            told.flush()
+            url = said.readline().strip()
+        self._port = int(url.rpartition(":")[2])
+
+    def _provider_process(self) -> subprocess.Popen[str]:
         witness = self._server.sockets[0].getsockname()[1]
-        given = {"port": self._port, "seed": self.seed, "witness": witness, "log": self._log}
+        given = {"seed": self.seed, "witness": witness, "log": self._log}
         path = str(HERE.parent), os.environ.get("PYTHONPATH")
         words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-        self._provider = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "kills.provider", *words],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert self._provider.stdout is not None
-        with self._provider.stdout as said:
-            url = said.readline().strip()
-        self._port = int(url.rpartition(":")[2])
 
     def _asked(self, run: int) -> Iterator[tuple[str, int, int]]:
         for line in self._log.read_text().splitlines():

@@ -101,19 +101,15 @@ async def test_runs_of_a_session_wait_in_line_and_run_in_order(serving: Any, fak
 
 async def test_a_line_survives_a_restart_of_the_server(serving: Any, fake: FakeProviders) -> None:
     script(fake, COMMAND, {"text": "one"}, {"text": "two"})
-    flags = {"model": "ollama:any", "base_url": fake.url}  # It needs no key.
+    shell = dict(serving.request("").shell)
     async with serving.client() as client:
-        first = (
-            await client.create(serving.request("first", session="new", shell={}, flags=flags))
-        ).execution
+        first = (await client.create(serving.request("first", session="new"))).execution
         await serving.until(client, first.id, lambda e: e.HasField("waiting"))
-        second = (
-            await client.create(serving.request("second", session=first.session, shell={}, flags=flags))
-        ).execution
+        second = (await client.create(serving.request("second", session=first.session))).execution
     await serving.restart()
     async with serving.client() as client:
         assert (await client.get(second.id)).state == "queued"
-        await client.decide(first.id, "1.0", approve=True, by="ann")
+        await client.decide(first.id, "1.0", approve=True, by="ann", shell=shell)
         assert await ended(client, first.id) == "completed"
         assert await ended(client, second.id) == "completed"
 
