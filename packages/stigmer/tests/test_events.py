@@ -12,12 +12,15 @@ from stigmer.events import time_text, to_json
 EXAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
     "created": (
         pb.Created(
-            task="t", agent="a", agent_revision="1f2e", workspace="/w", budget=pb.Budget(steps=5), approve_all=True,
+            task="t", agent="a", agent_revision="1f2e", workspace="/w", budget=pb.Budget(steps=5, children=3), approve_all=True,
             rules=["deny run_command"], on_unknown="ask",
         ),
         {
             "task": "t", "agent": "a", "agent_revision": "1f2e", "session": "", "workspace": "/w", "parent": "",
-            "budget": {"steps": 5, "tokens": None, "usd": None, "seconds": None}, "approve_all": True,
+            "budget": {
+                "steps": 5, "tokens": None, "usd": None, "seconds": None, "children": 3, "depth": None,
+            },
+            "approve_all": True,
             "retry_of": None, "rules": ["deny run_command"], "on_unknown": "ask",
         },
     ),
@@ -97,7 +100,9 @@ EXAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
         pb.SubagentStarted(call="1.0", name="r", budget=pb.Budget(steps=33)),
         {
             "call": "1.0", "name": "r",
-            "budget": {"steps": 33, "tokens": None, "usd": None, "seconds": None},
+            "budget": {
+                "steps": 33, "tokens": None, "usd": None, "seconds": None, "children": None, "depth": None,
+            },
         },
     ),
     "subagent_finished": (pb.SubagentFinished(call="1.0"), {"call": "1.0"}),

@@ -77,7 +77,7 @@ def budget_json(budget: pb.Budget) -> dict[str, Any]:
     """Limits by name; null is none, or not said."""
     return {
         name: getattr(budget, name) if budget.HasField(name) else None
-        for name in ("steps", "tokens", "usd", "seconds")
+        for name in ("steps", "tokens", "usd", "seconds", "children", "depth")
     }
 
 

@@ -27,6 +27,8 @@ from stigmer import __version__
 from stigmer.api import event_pb2 as pb
 from stigmer.api import service_pb2 as api
 from stigmer.events import to_json
+from stigmer.journal import open_questions
+from stigmer.server._retry import carried
 from stigmer.store import Row, new_id
 
 HERE = Path(__file__).parent
@@ -198,6 +200,58 @@ async def paused(house: Any, fake: FakeProviders) -> Row:
     return row
 
 
+async def paused_with_a_question(house: Any, fake: FakeProviders) -> Row:
+    """Somebody lets it rest while it waits for an answer, the answer comes meanwhile, and it goes on later."""
+    fake.call("run_command", {"command": "echo done"})
+    fake.reply("It is done.")
+    row: Row = await house.accept("Do it.")
+    await house.waiting(row)
+    asked = open_questions(await house.records(row))
+    expires = asked[0].approval_requested.expires_ms
+    rests = pb.Event(waiting=pb.Waiting(reason="pause", expires_ms=expires))
+    await house.store.control(row.no, [pb.Event(pause_requested=pb.PauseRequested(by="ann")), rests])
+    answer = pb.ApprovalDecided(
+        call=asked[0].approval_requested.call,
+        digest=asked[0].approval_requested.digest,
+        decision="approved",
+        by="ann",
+    )
+    decided_ = pb.Event(approval_decided=answer)
+    await house.store.control(row.no, [decided_, pb.Event(waiting=pb.Waiting(reason="pause"))])
+    await house.store.control(row.no, [pb.Event(resumed=pb.Resumed(by="bob"))])
+    house.engine.wake(row.id)
+    await house.finished(row)
+    return row
+
+
+async def retried(house: Any, fake: FakeProviders) -> Row:
+    """What a retry begins with: the calls of a run that failed, with their keys written out, then its own."""
+    fake.calls(read("a"), input_tokens=100, output_tokens=9)
+    fake.fail(400, "no")
+    first = await ended(house, "Which bird?")
+    fake.reply("It is a heron.", input_tokens=200, output_tokens=5)
+    before = carried(await house.records(first), execution=first.id)
+    request = api.CreateExecutionRequest(
+        task="Which bird?", workspace=str(house.workspace), retry_of=first.id
+    )
+    created = pb.Created(task="Which bird?", retry_of=first.id, parent=first.id)
+    notice = pb.Notice(code="retry", text=f"goes on from {first.id}")
+    house.keys.put("any", "sk-golden-0000000000", provider="openai", base_url=house.fake.openai_url)
+    row, _ = await house.store.accept(
+        new_id(),
+        request.SerializeToString(),
+        events=[
+            pb.Event(created=created),
+            pb.Event(config_resolved=house.config()),
+            *before,
+            pb.Event(notice=notice),
+        ],
+    )
+    house.engine.submit(row.id)
+    await house.finished(row)
+    return row  # type: ignore[no-any-return]  # a Row
+
+
 async def going_in_circles(house: Any, fake: FakeProviders) -> Row:
     for _ in range(3):
         fake.calls(read("a"))
@@ -207,7 +261,7 @@ async def going_in_circles(house: Any, fake: FakeProviders) -> Row:
 
 SCENARIOS: list[Callable[[Any, FakeProviders], Awaitable[Row]]] = [
     plain, parallel_tools, tool_error, approved, rejected, waiting, rules, lost_write, subagents, fallback, retries,
-    compaction, cancelled, budget_exceeded, paused, going_in_circles,
+    compaction, cancelled, budget_exceeded, paused, paused_with_a_question, retried, going_in_circles,
 ]  # fmt: skip
 
 
