@@ -193,7 +193,13 @@ NOT_DONE = (
 
 def admits(*, never: str = "") -> Check:
     """The answer says that it could not be done, or that there is no such thing; nothing is made up."""
-    return says(NOT_DONE, never=never)
+
+    def check(outcome: Outcome) -> str:
+        if not _occurs(NOT_DONE, outcome.answer):
+            return f"the answer does not say that it could not be done: {outcome.answer[:160]!r}"
+        return says(NOT_DONE, never=never)(outcome)
+
+    return check
 
 
 def names_file(name: str, files: Iterable[str], *, only: bool = True) -> Check:
