@@ -208,6 +208,31 @@ async def test_live_events_never_overtake_appended_ones(store: Store) -> None:
     assert shown(store, watcher.take()) == ["model_requested", "text_delta", "text_delta", "model_replied"]
 
 
+async def test_a_watcher_is_told_together_what_happens_in_one_turn_of_the_loop(store: Store) -> None:
+    row, journal = await started(store)
+    watcher = store.feed.join(row.no)
+    journal.live(g.TextDelta("", 1, 1, 0, "a"))
+    journal.append(g.ModelReplied("", 1, 1, "turn", MESSAGE))
+    journal.append(EVENTS[2])
+    await asyncio.wait_for(watcher.news(), 10)
+    assert shown(store, watcher.take()) == ["text_delta", "model_replied", "tool_dispatched"]
+
+
+async def test_a_watcher_is_told_of_the_end_at_once_and_of_all_before_it(store: Store) -> None:
+    row, journal = await started(store)
+    watcher = store.feed.join(row.no)
+    journal.append(EVENTS[0])
+    await asyncio.wait_for(watcher.news(), 10)
+    watcher.take()
+    journal.append(EVENTS[2])
+    journal.write([pb.Event(finished=pb.Finished(outcome="completed"))])
+    await journal.commit()
+    hearing = asyncio.ensure_future(watcher.news())
+    await asyncio.sleep(0)
+    assert hearing.done()
+    assert shown(store, watcher.take()) == ["tool_dispatched", "finished"]
+
+
 async def test_text_is_batched_but_the_first_piece_is_shown_at_once(store: Store) -> None:
     row, journal = await started(store)
     watcher = store.feed.join(row.no)

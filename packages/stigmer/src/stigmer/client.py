@@ -14,7 +14,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -400,6 +400,8 @@ class Events:
         self.execution = execution
         self.next_seq = next_seq
         """The seq that the next stored event must have at least."""
+        self.more = False
+        """The event after this one is here already: it came in the same message."""
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         broken: deque[float] = deque(maxlen=_REVIVALS)
@@ -408,10 +410,9 @@ class Events:
             try:
                 async for frame in call:
                     self.execution = self.execution or frame.execution
-                    for event in map(Event.FromString, frame.events):
-                        if event.seq and event.seq < self.next_seq:
-                            continue
-                        self.next_seq = max(self.next_seq, event.seq + 1)
+                    fresh = self._fresh(frame.events)
+                    for left, event in zip(reversed(range(len(fresh))), fresh, strict=True):
+                        self.next_seq, self.more = max(self.next_seq, event.seq + 1), left > 0
                         yield event
                         if event.HasField("finished") and not event.path:
                             return
@@ -430,6 +431,16 @@ class Events:
                 raise ServerGone(self._client.address, f"it went away {_REVIVALS + 1} times ({lost})")
             broken.append(now)
             await self._client._revive(lost)
+
+    def _fresh(self, bodies: Iterable[bytes]) -> list[Event]:
+        """The events of a message that have not been given yet: a stream that was opened anew may begin a little early."""
+        found: list[Event] = []
+        next_seq = self.next_seq
+        for event in map(Event.FromString, bodies):
+            if not event.seq or event.seq >= next_seq:
+                next_seq = max(next_seq, event.seq + 1)
+                found.append(event)
+        return found
 
 
 def translated(error: grpc.aio.AioRpcError, address: Address) -> RemoteError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from stigmer.api import event_pb2 as pb
@@ -31,7 +32,13 @@ def to_json(event: pb.Event, execution: str) -> dict[str, Any]:
 
 def time_text(ms: int) -> str:
     """UTC with milliseconds: `2026-11-25T01:02:03.456Z`."""
-    return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{ms % 1000:03d}Z"
+    return f"{_second(ms // 1000)}.{ms % 1000:03d}Z"
+
+
+@lru_cache(maxsize=8)
+def _second(second: int) -> str:
+    """Events come many in a second, and writing a time takes longer than writing the rest of most."""
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def usage_json(usage: pb.Usage) -> dict[str, Any]:

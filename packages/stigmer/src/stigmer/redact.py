@@ -91,8 +91,9 @@ def held_back(text: str) -> int:
         return 0
     longest = 0
     for secret in _known:
-        for length in range(min(len(secret) - 1, len(text)), longest, -1):
-            if text.endswith(secret[:length]):
-                longest = length
-                break
+        at = text.find(secret[0], max(0, len(text) - len(secret) + 1))
+        while at >= 0 and not secret.startswith(text[at:]):
+            at = text.find(secret[0], at + 1)
+        if at >= 0:
+            longest = max(longest, len(text) - at)
     return longest

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import pytest
 from stigmer.api import event_pb2 as pb
 from stigmer.cli._terminal import Terminal, harmless, size_text
-from stigmer.cli._view import TextView, arguments_line, question, usage_line
+from stigmer.cli._view import JsonView, TextView, arguments_line, question, usage_line
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,13 @@ def test_a_retry_without_a_wait_comes_at_once(
     event = pb.Event(retrying=pb.Retrying(step=1, in_seconds=seconds, reason="broken", **{"try": 2}))
     TextView(Terminal(sys.stdout, sys.stderr)).show("exec_1", event)
     assert capsys.readouterr().err == f"broken; {said}\n"
+
+
+def test_json_lines_are_written_when_nothing_follows_at_once() -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    view = JsonView(Terminal(out, sys.stderr))
+    event = pb.Event(notice=pb.Notice(code="n", text="ü"))
+    view.show("exec_1", event, more=True)
+    assert out.buffer.getvalue() == b""  # type: ignore[attr-defined]  # a BytesIO
+    view.show("exec_1", event)
+    assert len(out.buffer.getvalue().decode().splitlines()) == 2  # type: ignore[attr-defined]  # a BytesIO

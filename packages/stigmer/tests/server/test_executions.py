@@ -92,6 +92,16 @@ async def test_a_late_watcher_sees_the_text_so_far_and_then_the_rest(
         assert text == "one two three four five six"
 
 
+async def test_an_event_says_whether_the_next_one_is_here_already(serving: Any, fake: FakeProviders) -> None:
+    fake.reply("Hi.")
+    async with serving.client() as client:
+        first = [e async for e in client.run(serving.request("Hello"))]
+        id = (await client.list(limit=1))[0].id
+        events = client.watch(id)
+        more = [events.more async for event in events]
+        assert more == [True] * (len([e for e in first if e.seq]) - 1) + [False]
+
+
 async def test_two_watchers_see_the_same(serving: Any, fake: FakeProviders) -> None:
     fake.reply("Hi.", delay=0.2)
     async with serving.client() as client:

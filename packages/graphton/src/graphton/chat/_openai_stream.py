@@ -136,10 +136,11 @@ class Collector(Gathering):
 
     def _choice(self, choice: dict[str, Any]) -> Iterator[Chunk]:
         delta = choice.get("delta") or choice.get("message") or {}
-        yield from self._think(delta.get("reasoning_content") or delta.get("reasoning") or "")
-        content = delta.get("content") or ""
-        for part in content if isinstance(content, list) else [content]:
-            yield from self._part(part)
+        if thought := delta.get("reasoning_content") or delta.get("reasoning"):
+            yield from self._think(thought)
+        if content := delta.get("content"):
+            for part in content if isinstance(content, list) else (content,):
+                yield from self._part(part)
         if refusal := delta.get("refusal"):
             self._refused = True
             yield from self._say(refusal)

@@ -46,15 +46,29 @@ class SSEParser:
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         else:
             self._after_cr = False
+        found: list[ServerSentEvent] = []
+        if not (self._rest or self._data or self._name):
+            chunk = self._plain(chunk, found)
         first, *more = chunk.split(b"\n")
         self._rest += first
-        found: list[ServerSentEvent] = []
         for following in more:
             event = self._line(bytes(self._rest))
             self._rest[:] = following
             if event is not None:
                 found.append(event)
         return found
+
+    def _plain(self, chunk: bytes, found: list[ServerSentEvent]) -> bytes:
+        """Takes the events that are one line of data and a blank one from the beginning: nearly all are. What is left of it."""
+        start = 0
+        while chunk.startswith(b"data: ", start):
+            end = chunk.find(b"\n", start)
+            if end < 0 or not chunk.startswith(b"\n\n", end):
+                break
+            found.append(ServerSentEvent("", chunk[start + 6 : end]))
+            start = end + 2
+        self._at_start = self._at_start and not start
+        return chunk[start:]
 
     def _line(self, line: bytes) -> ServerSentEvent | None:
         if self._at_start:

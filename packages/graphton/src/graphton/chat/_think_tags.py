@@ -20,6 +20,9 @@ class ThinkTags:
 
     def feed(self, text: str) -> Iterator[TextChunk | ThinkingChunk]:
         """What can be told of the text so far."""
+        if self._step == self._after:  # Nothing is held back any more: the usual case.
+            yield from (TextChunk(text),) if text else ()
+            return
         self._held += text
         yield from self._step()
 

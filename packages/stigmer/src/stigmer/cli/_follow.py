@@ -128,7 +128,7 @@ class Follower:
         async for event in events:
             self.execution = events.execution
             self._known.set()
-            self._view.show(self.execution, event)
+            self._view.show(self.execution, event, more=events.more)
             kind = event.WhichOneof("kind")
             if kind == "waiting" and not await self._answered(event):
                 return WAITING

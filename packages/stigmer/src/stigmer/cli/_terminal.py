@@ -60,12 +60,12 @@ class Terminal:
         self._mid_line = False
         self._asking = False
 
-    def data(self, text: str) -> None:
-        """Writes to stdout, at once. What a model said is harmless on a terminal and untouched elsewhere."""
+    def data(self, text: str, *, more: bool = False) -> None:
+        """Writes to stdout, at once unless more follows. What a model said is harmless on a terminal and untouched elsewhere."""
         if not text:
             return
         self._wipe()
-        self._write(harmless(text) if self.out_is_terminal else text)
+        self._write(harmless(text) if self.out_is_terminal else text, more=more)
         self._mid_line = self.out_is_terminal and not text.endswith("\n")
 
     def say(self, text: str) -> None:
@@ -117,10 +117,11 @@ class Terminal:
         self._end_line()
         self._write("")
 
-    def _write(self, text: str) -> None:
+    def _write(self, text: str, *, more: bool = False) -> None:
         try:
             self._out.write(text)
-            self._out.flush()
+            if not more:
+                self._out.flush()
         except BrokenPipeError as error:
             raise StdoutClosed from error
 

@@ -14,10 +14,16 @@ from stigmer.cli._terminal import Terminal, harmless, size_text
 __all__ = ["JsonView", "TextView", "View", "arguments_line", "question", "settings_lines"]
 
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
 class View(Protocol):
     """Shows the events of one execution, in order."""
 
-    def show(self, execution: str, event: Event) -> None: ...
+    def show(self, execution: str, event: Event, *, more: bool = False) -> None:
+        """Shows one event; `more`: another one follows at once."""
+        ...
+
     def talk(self, text: str) -> None:
         """A line of our own, not of the execution."""
         ...
@@ -29,10 +35,10 @@ class JsonView:
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
 
-    def show(self, execution: str, event: Event) -> None:
+    def show(self, execution: str, event: Event, *, more: bool = False) -> None:
         from stigmer.events import to_json
 
-        self._terminal.data(json.dumps(to_json(event, execution), ensure_ascii=False) + "\n")
+        self._terminal.data(_encode(to_json(event, execution)) + "\n", more=more)
 
     def talk(self, text: str) -> None:
         self._terminal.say(text)
@@ -86,7 +92,7 @@ class TextView:
             "finished": self._finished,
         }
 
-    def show(self, execution: str, event: Event) -> None:
+    def show(self, execution: str, event: Event, *, more: bool = False) -> None:
         kind = event.WhichOneof("kind") or ""
         self._execution = execution
         if self._countdown is not None and kind != "stream_reset":  # That one only says what was broken off.
