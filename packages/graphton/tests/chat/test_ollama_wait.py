@@ -226,7 +226,7 @@ async def test_a_template_that_hides_everything_is_said(fake: FakeProviders) -> 
     one = chat(fake)
     assert [c async for c in one.stream(HELLO)]
     (said,) = one.notices
-    assert said.startswith("the template of qwen2.5-coder:7b is a bare {{ .Prompt }}: it sees neither")
+    assert said.startswith("the template of qwen2.5-coder:7b is a bare {{ .Prompt }}, which hides")
     assert "`ollama create`" in said
 
 
@@ -248,6 +248,18 @@ async def test_what_an_old_version_does_not_take_is_left_out_and_said(
     assert [c async for c in one.stream(Request("", [UserMessage("x")], schema=schema))]
     assert {name: fake.chats[0].json.get(name) for name in sent} == sent
     assert any(said in notice for notice in one.notices)
+
+
+async def test_a_model_is_made_ready_before_anybody_asks_it_and_then_found_loaded(
+    fake: FakeProviders,
+) -> None:
+    said = [wait async for wait in chat(fake).preload()]
+    assert said == [WaitChunk("load", text="qwen2.5-coder:7b (1.1 GB), window 16,384")]
+    assert fake.chats == []
+    fake.reply("Hi.")
+    chunks = [c async for c in chat(fake).stream(HELLO)]
+    assert not any(isinstance(c, WaitChunk) for c in chunks)
+    assert fake.library.loads == [("qwen2.5-coder:7b", 16_384)]
 
 
 async def test_a_first_token_that_never_comes_is_given_up(fake: FakeProviders) -> None:

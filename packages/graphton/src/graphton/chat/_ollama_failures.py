@@ -88,7 +88,7 @@ def explained(
     error: ProviderError, *, model: str, window: int | None, server: Server | None
 ) -> ProviderError:
     """The same error with a hint that works for Ollama."""
-    if isinstance(error, ConnectError) and error.message.startswith("nothing listens"):
+    if isinstance(error, ConnectError) and error.trouble == "refused":
         error.hint = START
     if not isinstance(error, StatusError):
         return error

@@ -215,7 +215,7 @@ async def _version(base: str, key: Key, seconds: float) -> str:
             url=endpoint(base, "/api/version"),
         ) from error
     except ConnectError as error:
-        if error.message.startswith("nothing listens"):
+        if error.trouble == "refused":
             error.hint = START
         raise
     except StatusError as error:
