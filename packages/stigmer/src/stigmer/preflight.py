@@ -72,7 +72,8 @@ async def installed(url: str, *, api_key: str | None = None) -> tuple[Installed,
     Each model is described only where the default is not among them: that takes up to half a second for the first
     time, and is remembered by digest.
     """
-    from graphton.chat.ollama_facts import measure  # Imported before the clock runs.
+    import aiohttp  # noqa: F401  # Before the clock runs: on a busy machine it takes seconds.
+    from graphton.chat.ollama_facts import measure
     from graphton.errors import GraphtonError
     from graphton.models import PROVIDERS
 

@@ -79,7 +79,8 @@ def _used(resolved: Resolved) -> Iterator[_Used]:
 
 
 async def _check_ollama(used: _Used) -> None:
-    from graphton.chat.ollama_facts import measure  # Not before a local model is wanted.
+    import aiohttp  # noqa: F401  # Not before a local model is wanted, and before the clock runs.
+    from graphton.chat.ollama_facts import measure
     from graphton.chat.ollama_models import knows
 
     try:
