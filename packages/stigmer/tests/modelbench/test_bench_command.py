@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 from graphton import catalog
 from stigmer.modelbench.bench import BenchError, Setup, tried
@@ -70,6 +71,21 @@ def test_a_killed_bench_goes_on_where_it_was(stigmer, ollama, fake) -> None:
     assert f"{NAME}: goes on after {kept} of 32 tries (--again begins anew)" in done.stderr
     assert "short bench of 32 tries" in done.stdout
     assert len(fake.requests) - asked_before == 32 - kept
+
+
+def test_ctrl_c_ends_it_says_that_it_can_go_on_and_leaves_no_process(stigmer, ollama) -> None:
+    running = stigmer.start("models", "bench", NAME, **ollama)
+    deadline = time.monotonic() + 60
+    while not (results(stigmer) and len(results(stigmer)[0].read_text().splitlines()) > 2):
+        assert time.monotonic() < deadline, "no try was kept"
+        assert running.poll() is None
+    children = psutil.Process(running.pid).children(recursive=True)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "broken off; the same command goes on where it was" in said
+    assert children
+    assert not psutil.wait_procs(children, timeout=30)[1]
 
 
 def test_what_cannot_be_tried_is_said_with_a_way_out(stigmer, ollama) -> None:

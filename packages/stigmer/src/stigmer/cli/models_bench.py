@@ -52,7 +52,11 @@ def bench(
     setups = [_setup(name, base_url, tool_mode) for name in names or ("",)]
     talk, form = terminal(), "full" if full else "short"
     for setup in setups:
-        results, server = asyncio.run(_try_all(setup, form, again=again, talk=talk))
+        try:
+            results, server = asyncio.run(_try_all(setup, form, again=again, talk=talk))
+        except KeyboardInterrupt:
+            talk.say(f"{harmless(setup.name)}: broken off; the same command goes on where it was")
+            raise
         talk.status("")
         (_as_json if asked().json else _as_table)(setup, form, results, server, talk)
     if not asked().json:
