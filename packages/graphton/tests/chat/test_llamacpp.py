@@ -23,7 +23,7 @@ from graphton.chat._machine import cores, free_memory
 from graphton.chat.base import Chat, Chunk, Done, Request, TextChunk, WaitChunk
 from graphton.chat.llamacpp import LlamaCppChat, close_all, locate, served, set_idle_seconds
 from graphton.errors import BrokenStream, ModelMissing, ProviderError, StatusError
-from graphton.messages import StopReason, UserMessage
+from graphton.messages import AssistantMessage, Message, StopReason, UserMessage
 from graphton.models import ModelRef, ModelSettings
 
 SMALL = "qwen2.5-coder:0.5b"
@@ -430,6 +430,28 @@ async def test_two_first_calls_at_once_start_one_child_and_both_are_answered(mod
     replies = await asyncio.gather(gather(first.stream(ask("Hi"))), gather(second.stream(ask("Hi"))))
     assert all(reply_of(chunks).message.text for chunks in replies)
     assert len(served()) == 1
+
+
+@pytest.mark.model
+@pytest.mark.timeout(1800)
+async def test_two_long_prompts_at_once_are_both_read_whole_and_found_again(model: str) -> None:
+    """Together they are longer than the window: in a cache that they shared, both would fail."""
+    chats = {name: chat_with(model, max_tokens=3) for name in ("alpha", "beta")}
+    texts = {name: " ".join(f"{name} {n}" for n in range(1250)) for name in chats}
+    first = await asyncio.gather(*(_reply(chat, ask(texts[name])) for name, chat in chats.items()))
+    for message in first:
+        assert 4200 < message.usage.input_tokens < 8192
+        assert message.text
+    assert {chat.window for chat in chats.values()} == {8192}
+    assert len(served()) == 1
+    for name, before in zip(reversed(chats), reversed(first), strict=True):
+        more: list[Message] = [UserMessage(texts[name]), before, UserMessage("Go on.")]
+        again = await _reply(chats[name], Request("Be brief.", more))
+        assert again.usage.cached_tokens >= before.usage.input_tokens - 1
+
+
+async def _reply(chat: Chat, request: Request) -> AssistantMessage:
+    return reply_of(await gather(chat.stream(request))).message
 
 
 @pytest.mark.model

@@ -20,8 +20,11 @@ def at_a_terminal(stigmer) -> Callable[..., tuple[int, str]]:
     return partial(_run, stigmer)
 
 
-def _run(stigmer, *arguments: str, does: Sequence[tuple[str, str | int]] = ()) -> tuple[int, str]:
-    """Runs a command on a terminal of its own. `does`: after this text, type that line or send that signal."""
+def _run(
+    stigmer, *arguments: str, does: Sequence[tuple[str, str | int | Callable[[], str]]] = ()
+) -> tuple[int, str]:
+    """Runs a command on a terminal of its own. `does`: after this text, type that line, what that function gives (it
+    may wait for something), or send that signal."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(stigmer.folder)
@@ -41,6 +44,7 @@ def _run(stigmer, *arguments: str, does: Sequence[tuple[str, str | int]] = ()) -
         if todo and todo[0][0] in shown[read:]:
             _, act = todo.pop(0)
             read = len(shown)
+            act = act() if callable(act) else act
             if isinstance(act, int):
                 os.kill(pid, act)
             else:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
+
+import pytest
+from graphton.testing import tiny_gguf
 
 COMMAND = {"calls": [{"name": "run_command", "arguments": {"command": "echo heron > made.txt"}}]}
 READ = {"calls": [{"name": "read_file", "arguments": {"path": "notes.txt"}}]}
@@ -144,3 +148,20 @@ def test_ctrl_c_at_the_prompt_drops_the_line_and_stays(at_a_terminal, stigmer, f
     assert code == 0, shown
     assert "still here" in shown
     assert said(fake.requests[0]) == ["hello"]
+
+
+def test_the_local_model_is_loaded_while_somebody_types(at_a_terminal, stigmer, tmp_path) -> None:
+    pytest.importorskip("xllamacpp")
+    model = tiny_gguf(tmp_path / "small.gguf", {">": "fine", "fine": "</s>"})
+
+    def once_it_is_loaded() -> str:
+        deadline = time.monotonic() + 45
+        while "small.gguf" not in stigmer("status").stdout:
+            assert time.monotonic() < deadline
+        return "hello"
+
+    does = [("> ", once_it_is_loaded), ("> ", "/exit")]
+    code, shown = at_a_terminal("chat", "--model", f"llamacpp:{model}", does=does)
+    assert code == 0, shown
+    assert "fine" in shown
+    assert "loading" not in shown

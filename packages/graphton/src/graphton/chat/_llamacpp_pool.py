@@ -110,14 +110,19 @@ class Pool:
         self._opening = asyncio.Lock()
 
     def serving(self, path: Path, window: int) -> Server | None:
-        """The server of this file whose window is the smallest that holds `window`; None where there is none."""
-        fit = [s for s in self._servers if s.file.path == path and s.window >= window and not s.over.is_set()]
+        """The server of this file whose window is the smallest that holds `window`; None where there is none.
+
+        One that llama.cpp gave less than it was started for counts as what it was started for: another would get no more.
+        """
+        fit = [s for s in self._alive(path) if max(s.window, s.room.window) >= window]
         return min(fit, key=lambda server: server.window, default=None)
 
     def latest(self, path: Path) -> Server | None:
         """The server of this file that was used last."""
-        alive = [s for s in self._servers if s.file.path == path and not s.over.is_set()]
-        return max(alive, key=lambda server: server.used, default=None)
+        return max(self._alive(path), key=lambda server: server.used, default=None)
+
+    def _alive(self, path: Path) -> list[Server]:
+        return [s for s in self._servers if s.file.path == path and not s.over.is_set()]
 
     async def server(self, file: ModelFile, window: int, choose: Callable[[int], Room]) -> Server:
         """A server of this file for prompts of up to `window` tokens, started if there is none.

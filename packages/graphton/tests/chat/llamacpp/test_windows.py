@@ -232,3 +232,6 @@ async def test_less_than_was_promised_is_told_and_believed(tiny: Callable[..., s
     assert chat.notices == (
         f"llama.cpp gives {path} a context window of 4096 tokens, not the 16384 that it was started for",
     )
+    again = chat_with(path, context_window=4096)
+    await reply(again, "x")
+    assert (again.window, len(served())) == (4096, 1), "another server would get no more"
