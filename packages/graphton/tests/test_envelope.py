@@ -15,7 +15,7 @@ from graphton.agent import create_deep_agent
 from graphton.catalog import path_of
 from graphton.chat import Chunk, Done, Request, TextChunk, ToolSpec
 from graphton.chat.base import Preview, ThinkingChunk
-from graphton.envelope import EnvelopeChat, ReplyText, enveloped, opened
+from graphton.envelope import EnvelopeChat, enveloped, opened
 from graphton.history import SUMMARY
 from graphton.messages import (
     AssistantMessage,
@@ -351,7 +351,7 @@ def test_after_an_error_the_model_is_told_to_try_differently() -> None:
     assert isinstance(last, UserMessage)
     assert last.text == (
         "Result of list_files:\nError: no folder 'é'\n\nThe user asked: Which file is the largest?\n"
-        'That did not work. Try it differently, or tell the user with "reply".'
+        'That call did not work. Correct it as the error says. If it cannot be done, say so with "reply".'
     )
 
 
@@ -366,32 +366,59 @@ def test_what_is_repeated_behind_a_result_is_the_question_and_never_a_summary() 
     assert f"The user asked: {'a' * 500} […] {'b' * 500}\n" in last.text
 
 
-def looked(number: int, text: str, path: str = "") -> list[Message]:
+def looked(number: int, text: str, path: str = "", *, failed: bool = False) -> list[Message]:
     """A step that listed a folder, and what it saw."""
     call = ToolCall("list_files", {"path": path}, f"{number}.0")
-    return [AssistantMessage((call,)), ToolResults((ToolResult(call.id, "", call.name, text),))]
+    return [AssistantMessage((call,)), ToolResults((ToolResult(call.id, "", call.name, text, failed),))]
+
+
+READ = ToolSpec("read_file", "Read a file.", {"type": "object", "properties": {"path": {"type": "string"}}})
 
 
 ASKED = UserMessage("Which file is the largest?")
 
 
+A, B = "a.txt", "a.txt, b.txt"
+
+
 @pytest.mark.parametrize(
-    ("history", "round_"),
+    ("history", "offered", "told"),
     [
-        ([ASKED, *looked(1, "a.txt"), *looked(2, "a.txt")], True),
-        ([ASKED, *looked(1, "a.txt"), *looked(2, "b.txt", "src"), *looked(3, "a.txt")], True),
-        ([ASKED, *looked(1, "a.txt"), *looked(2, "a.txt, b.txt")], False),
-        ([ASKED, *looked(1, "a.txt"), *looked(2, "a.txt", "src")], False),
-        ([ASKED, *looked(1, "a.txt"), UserMessage("And now?"), *looked(2, "a.txt")], False),
-        ([ASKED], False),
+        ([ASKED], ["list_files", "read_file", "reply"], "largest?"),
+        ([ASKED, *looked(1, A), *looked(2, B)], ["list_files", "read_file", "reply"], "use the next tool."),
+        (
+            [ASKED, *looked(1, A), *looked(2, A, "src")],
+            ["list_files", "read_file", "reply"],
+            "the next tool.",
+        ),
+        (
+            [ASKED, *looked(1, A), UserMessage("And now?"), *looked(2, A)],
+            ["list_files", "read_file", "reply"],
+            "use the next tool.",
+        ),
+        ([ASKED, *looked(1, A), *looked(2, A)], ["read_file", "reply"], "Else use another tool."),
+        (
+            [ASKED, *looked(1, A), *looked(2, B, "src"), *looked(3, A)],
+            ["read_file", "reply"],
+            "Else use another tool.",
+        ),
+        ([ASKED, *looked(1, A), *looked(2, A), *looked(3, A)], ["reply"], 'Answer that now with "reply".'),
+        (
+            [ASKED, *looked(1, A, failed=True), *looked(2, A, failed=True)],
+            ["list_files", "read_file", "reply"],
+            'or say with "reply" what is wrong.',
+        ),
     ],
 )
-def test_a_model_that_goes_round_in_circles_can_only_answer(history: list[Message], round_: bool) -> None:
-    sent = enveloped(Request("", history, (LIST,)))
-    assert ("anyOf" not in (sent.schema or {})) is round_
+def test_a_model_that_goes_round_in_circles_is_led_out_of_them(
+    history: list[Message], offered: list[str], told: str
+) -> None:
+    sent = enveloped(Request("", history, (LIST, READ)))
+    ways = (sent.schema or {}).get("anyOf", [sent.schema])
+    assert [way["properties"]["tool"]["const"] for way in ways] == offered
     last = sent.messages[-1]
     assert isinstance(last, UserMessage)
-    assert last.text.endswith('You have this result already. Use "reply" now.') is round_
+    assert last.text.endswith(told)
 
 
 def test_a_longer_history_begins_with_the_shorter_one() -> None:
@@ -407,7 +434,7 @@ def test_at_most_three_calls_are_shown_each_of_an_offered_tool_and_with_argument
     for offered in (tools, WEATHER, [*WEATHER, *tools], [LIST], [ToolSpec("stop", "Stops.", {})]):
         system = enveloped(Request("", HISTORY, offered)).system
         shown = [json.loads(line[5:]) for line in system.splitlines() if line.startswith("You: ")]
-        assert shown[-1] == {"tool": "reply", "arguments": {"text": "Rome."}}
+        assert shown[-1] == {"tool": "reply", "arguments": {"text": "Gato."}}
         assert len(shown) <= 4
         by_name = {tool.name: tool.parameters for tool in offered}
         for call in shown[:-1]:

@@ -20,15 +20,24 @@ SEVERAL = 'To use several tools at once: {"calls": [{"tool": NAME, "arguments": 
 MOST_EXAMPLES = 3
 """Of calls; one of a reply comes after them."""
 
-EXAMPLES: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("read_file", "What is the name in web/package.json?", {"path": "web/package.json"}),
-    ("search_files", "Which file contains the word invoice?", {"text": "invoice"}),
-    ("write_file", 'Put "Bye, 2 cats" into old.md', {"path": "old.md", "content": "Bye, 2 cats"}),
-)
-"""One is shown for each tool of that name which takes these arguments. The folder, the comma and the verb are there
-because without them the small models searched for paths, split texts into lines and edited files that did not exist."""
+Step = tuple[str, dict[str, Any], str]
+"""A call in an example: the tool, its arguments, and what it answers ("" where nothing follows)."""
 
-PLAIN_EXAMPLE = ("What is the capital of Italy?", "Rome.")
+EXAMPLES: tuple[tuple[str, tuple[Step, ...], str], ...] = (
+    ("What is the name in web/package.json?", (("read_file", {"path": "web/package.json"}, ""),), ""),
+    ("Which file contains the word invoice?", (("search_files", {"text": "invoice"}, ""),), ""),
+    (
+        'Put "Bye, 2 cats" into old.md',
+        (("write_file", {"path": "old.md", "content": "Bye, 2 cats"}, ""),),
+        "",
+    ),
+)
+"""One is shown where its tools are offered and take these arguments. The folder, the comma and the second step are there
+because without them the small models searched for paths, split texts into lines, and told a file's text instead of
+writing it where it was wanted."""
+
+PLAIN_EXAMPLE = ("How do you say cat in Spanish?", "Gato.")
+"""Words that are the answer to hardly anything else: small models repeat them."""
 
 WORDS = ("amber", "birch", "cedar")
 """Texts in examples of tools that we know nothing of: words that nobody takes for an answer."""
@@ -43,9 +52,7 @@ def addendum(tools: Sequence[ToolSpec], *, several: bool = False) -> str:
     """What the model must know about envelopes and tools."""
     how = HOW.replace("REPLY", reply_name(tools))
     lines = [f"{how}\n{SEVERAL}" if several else how, "", "Tools:", *map(_signature, tools), "", "Examples:"]
-    for user, envelope in _examples(tools):
-        lines += [f"User: {user}", f"You: {envelope}"]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"{who}: {said}" for who, said in _examples(tools))])
 
 
 def dump(value: Any) -> str:
@@ -57,24 +64,37 @@ def dump(value: Any) -> str:
 
 
 def _examples(tools: Sequence[ToolSpec]) -> Iterator[tuple[str, str]]:
-    made = [*_known_examples(tools), *_made_examples(tools)]
-    for user, name, arguments in made[:MOST_EXAMPLES]:
-        yield user, dump({TOOL: name, ARGUMENTS: arguments})
+    """Lines of short conversations: who speaks, and what."""
+    left = MOST_EXAMPLES
+    for user, steps, answer in (*EXAMPLES, *_made_examples(tools)):
+        if len(steps) > left or not all(_fits(step, tools) for step in steps):
+            continue
+        left -= len(steps)
+        yield "User", user
+        for name, arguments, result in steps:
+            yield "You", dump({TOOL: name, ARGUMENTS: arguments})
+            if result:
+                yield "User", f"Result of {name}:\n{result}"
+        if answer:
+            yield "You", _reply(tools, answer)
     user, answer = PLAIN_EXAMPLE
-    yield user, dump({TOOL: reply_name(tools), ARGUMENTS: {TEXT: answer}})
+    yield "User", user
+    yield "You", _reply(tools, answer)
 
 
-def _known_examples(tools: Sequence[ToolSpec]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    offered = {tool.name: tool.parameters for tool in tools}
-    for name, user, arguments in EXAMPLES:
-        schema = offered.get(name, {})
-        if set(schema.get("required", ())) <= set(arguments) <= set(schema.get("properties", ())):
-            yield user, name, arguments
+def _reply(tools: Sequence[ToolSpec], text: str) -> str:
+    return dump({TOOL: reply_name(tools), ARGUMENTS: {TEXT: text}})
 
 
-def _made_examples(tools: Sequence[ToolSpec]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _fits(step: Step, tools: Sequence[ToolSpec]) -> bool:
+    name, arguments, _ = step
+    schema = next((tool.parameters for tool in tools if tool.name == name), {})
+    return set(schema.get("required", ())) <= set(arguments) <= set(schema.get("properties", ()))
+
+
+def _made_examples(tools: Sequence[ToolSpec]) -> Iterator[tuple[str, tuple[Step, ...], str]]:
     """A request for each tool that we have no example for, made of its own description and schema."""
-    known = {name for name, _, _ in EXAMPLES}
+    known = {name for _, steps, _ in EXAMPLES for name, _, _ in steps}
     for tool in tools:
         schema = plain_schema(tool.parameters)
         required = schema.get("required", ())
@@ -88,7 +108,7 @@ def _made_examples(tools: Sequence[ToolSpec]) -> Iterator[tuple[str, str, dict[s
             str(value) if isinstance(value, str) else dump(value) for value in arguments.values()
         )
         what = tool.description.strip().splitlines()[0].split(". ")[0].rstrip(".:")
-        yield f"{what}: {said}", tool.name, arguments
+        yield f"{what}: {said}", ((tool.name, arguments, ""),), ""
 
 
 def _value(schema: Mapping[str, Any], words: Iterator[str]) -> Any:

@@ -48,16 +48,20 @@ def reply_name(tools: Sequence[ToolSpec]) -> str:
     )
 
 
-def reply_schema(tools: Sequence[ToolSpec], *, several: bool = False) -> dict[str, Any]:
-    """The schema of an envelope: a call of one of the tools with its own arguments, several where allowed, or a reply."""
+def reply_schema(tools: Sequence[ToolSpec], *, several: bool = False, reply: str = "") -> dict[str, Any]:
+    """The schema of an envelope: a call of one of the tools with its own arguments, several where allowed, or a reply.
+
+    `reply` is what the reply is called, where it is told beside more tools than these.
+    """
     definitions: dict[str, Any] = {}
     calls = []
     for number, tool in enumerate(tools):
         reduced = _Reducer(tool.parameters, f"t{number}_", definitions)
         calls.append(_call(tool.name, reduced.arguments()))
     listed = {"type": "array", "items": {"anyOf": calls}, "minItems": 2, "maxItems": MOST_CALLS}
-    together = [closed({CALLS: listed})] if several else []
-    schema: dict[str, Any] = {"anyOf": [*calls, *together, reply_only(tools)]}
+    together = [closed({CALLS: listed})] if several and calls else []
+    answer = _call(reply or reply_name(tools), closed({TEXT: {"type": "string"}}))
+    schema: dict[str, Any] = {"anyOf": [*calls, *together, answer]}
     return schema | ({"$defs": definitions} if definitions else {})
 
 

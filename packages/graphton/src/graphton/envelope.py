@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from graphton._envelope_prompt import addendum, dump
@@ -34,7 +34,7 @@ from graphton.messages import (
 from graphton.models import ModelSettings
 from graphton.recovery import calls_in, streaming
 
-__all__ = ["EnvelopeChat", "ReplyText", "enveloped", "goes_round", "opened", "reply_schema"]
+__all__ = ["EnvelopeChat", "Repeated", "enveloped", "opened"]
 
 MAX_RESULT = 4_000
 """Characters of one tool result that the model is shown: up to 2,500 tokens, which is 6 seconds of reading for a model
@@ -43,10 +43,15 @@ CLIPPED_END = 500
 LONG_QUESTION = 1_000
 """Characters of a question that is not repeated behind each result."""
 
-NEXT = 'The user asked: {asked}\nIf the task is done, use "{reply}". Else use the next tool.'
-FAILED = 'The user asked: {asked}\nThat did not work. Try it differently, or tell the user with "{reply}".'
-ENOUGH = 'The user asked: {asked}\nYou have this result already. Use "{reply}" now.'
-"""Behind a result the small models forget what it was for, and make the same call again."""
+NEXT = 'If the task is done, use "{reply}". Else use the next tool.'
+FAILED = 'That call did not work. Correct it as the error says. If it cannot be done, say so with "{reply}".'
+AGAIN = 'You made this call before. If the task is done, use "{reply}". Else use another tool.'
+FAILED_AGAIN = (
+    'The same call fails again. Change its arguments as the error says, or say with "{reply}" what is wrong.'
+)
+ENOUGH = 'Answer that now with "{reply}".'
+ASKED = "The user asked: {asked}\n"
+"""What stands behind a result: there the small models forget what it was for, and make the same call again."""
 
 
 class EnvelopeChat:
@@ -111,44 +116,58 @@ def enveloped(request: Request, *, several: bool = False) -> Request:
     system = "\n\n".join(
         part for part in (request.system.strip(), addendum(request.tools, several=several)) if part
     )
-    round_ = goes_round(request.messages)
-    turns = _turns(request.messages, reply_name(request.tools), enough=round_)
-    schema = reply_only(request.tools) if round_ else reply_schema(request.tools, several=several)
-    return Request(system, turns, schema=schema)
+    repeats, name = Repeated.of(request.messages), reply_name(request.tools)
+    turns = _turns(request.messages, name, repeats)
+    if repeats.enough:
+        return Request(system, turns, schema=reply_only(request.tools))
+    left = [tool for tool in request.tools if tool.name not in repeats.known]
+    return Request(system, turns, schema=reply_schema(left, several=several, reply=name))
 
 
-def goes_round(messages: Sequence[Message]) -> bool:
-    """Whether the last calls were made before, for this question, and had the same answers.
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """The calls since the question that were made before and had the same answers: small models make them for ever."""
 
-    A small model that does so does it for ever: the next thing it can write is its answer.
-    """
-    seen: set[tuple[str, str, str]] = set()
-    calls: dict[str, ToolCall] = {}
-    repeated = False
-    for message in messages:
-        match message:
-            case UserMessage():
-                seen.clear()
-                repeated = False
-            case AssistantMessage():
-                calls = {call.id: call for call in message.calls}
-            case ToolResults():
-                made = {
-                    (r.name, dump(calls[r.call].arguments) if r.call in calls else "", r.text)
-                    for r in message.results
-                }
-                repeated = made <= seen
-                seen |= made
-    return repeated
+    times: int = 0
+    """How many turns did nothing else."""
+    now: bool = False
+    """Whether the last turn is one of them."""
+    known: frozenset[str] = frozenset()
+    """The tools that answered the last turn, well, with what was known: the next turn may use others."""
+
+    @property
+    def enough(self) -> bool:
+        """Whether the next thing that the model may write is its reply."""
+        return self.now and self.times > 1
+
+    @classmethod
+    def of(cls, messages: Sequence[Message]) -> Repeated:
+        seen: set[tuple[str, str, str]] = set()
+        calls: dict[str, ToolCall] = {}
+        found = cls()
+        for message in messages:
+            match message:
+                case UserMessage():
+                    seen.clear()
+                    found = cls()
+                case AssistantMessage():
+                    calls = {call.id: call for call in message.calls}
+                case ToolResults(results):
+                    made = {
+                        (r.name, dump(calls[r.call].arguments) if r.call in calls else "", r.text)
+                        for r in results
+                    }
+                    again = made <= seen
+                    known = frozenset(r.name for r in results if again and not r.is_error)
+                    found = cls(found.times + again, again, known)
+                    seen |= made
+        return found
 
 
-def _turns(messages: Sequence[Message], reply: str, *, enough: bool) -> list[Message]:
-    """The history as turns of user and model, strictly by turns: some chat templates take nothing else.
-
-    `enough`: after the last results the model is told to answer.
-    """
+def _turns(messages: Sequence[Message], reply: str, repeats: Repeated) -> list[Message]:
+    """The history as turns of user and model, strictly by turns: some chat templates take nothing else."""
     turns: list[Message] = []
-    for turn in _rendered(messages, reply, enough=enough):
+    for turn in _rendered(messages, reply, repeats):
         last = turns[-1] if turns else None
         if isinstance(last, UserMessage) and isinstance(turn, UserMessage):
             turns[-1] = UserMessage(f"{last.text}\n\n{turn.text}")
@@ -157,7 +176,7 @@ def _turns(messages: Sequence[Message], reply: str, *, enough: bool) -> list[Mes
     return turns
 
 
-def _rendered(messages: Sequence[Message], reply: str, *, enough: bool) -> Iterator[Message]:
+def _rendered(messages: Sequence[Message], reply: str, repeats: Repeated) -> Iterator[Message]:
     """Each message as the model wrote it, or would have: one envelope a turn, each call before its result."""
     calls: dict[str, ToolCall] = {}
     asked = ""
@@ -176,9 +195,18 @@ def _rendered(messages: Sequence[Message], reply: str, *, enough: bool) -> Itera
                 for result in message.results:
                     call = calls.get(result.call, ToolCall(result.name, {}))
                     yield _said(call.name, call.arguments)
-                    told = "" if result is not last else FAILED if result.is_error else NEXT
-                    told = ENOUGH if enough and message is messages[-1] and told else told
-                    yield UserMessage(_result(result, told.format(asked=_short(asked), reply=reply)))
+                    told = _told(result, repeats if message is messages[-1] else Repeated())
+                    behind = f"{ASKED.format(asked=_short(asked))}{told.format(reply=reply)}"
+                    yield UserMessage(_result(result, behind if result is last else ""))
+
+
+def _told(result: ToolResult, repeats: Repeated) -> str:
+    """How to go on from a result."""
+    if repeats.enough:
+        return ENOUGH
+    if repeats.now:
+        return FAILED_AGAIN if result.is_error else AGAIN
+    return FAILED if result.is_error else NEXT
 
 
 _SUMMARISED = SUMMARY.partition("{")[0]
