@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from typing import Any
 
+from graphton.chat._bare_template import flattened
 from graphton.chat._http import HEADERS, Limits, Reply, endpoint, fetch, limits_for, post
 from graphton.chat._keys import check_key
 from graphton.chat._ollama_failures import explained, no_memory, no_tools, says_too_long
@@ -122,8 +123,9 @@ class OllamaChat:
             self._notice(f"what this Ollama is and has could not be measured: {why}")
         if self._known.facts and self._known.facts.bare_template:
             self._notice(
-                f"the template of {self.ref.model} is a bare {{{{ .Prompt }}}}: it sees neither the instructions nor "
-                f"the tools; `ollama create` it with its chat template, or `ollama pull` it"
+                f"the template of {self.ref.model} is a bare {{{{ .Prompt }}}}, which hides the instructions from it: "
+                "all that is said goes into one message; better `ollama create` it with its chat template, or "
+                "`ollama pull` it"
             )
         if not self._known.takes("truncate"):
             self._notice(
@@ -263,6 +265,8 @@ class OllamaChat:
         return {**HEADERS, "authorization": f"Bearer {key}"} if key else dict(HEADERS)
 
     def _outgoing(self, request: Request) -> Outgoing:
+        if self._known.facts and self._known.facts.bare_template:
+            request = flattened(request, self._known.facts.family)
         return outgoing(request, reply=self._window.reply, bytes_per_token=self._window.bytes_per_token)
 
     def _body(self, out: Outgoing, *, num_ctx: int | None = None, reply: int | None = None) -> bytes:
