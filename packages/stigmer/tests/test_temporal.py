@@ -101,7 +101,7 @@ class Parts:
 
     def start(self, name: str) -> None:
         arguments = {
-            "serve": ("--engine", "temporal", "--listen", f"127.0.0.1:{self.port}"),
+            "serve": ("--engine", "temporal", "--listen", f"127.0.0.1:{self.port}", "--http", ""),
             "worker": ("--server", f"127.0.0.1:{self.port}", "--grace", "2"),
         }[name]
         self.running[name] = self.stigmer.start(name, "--mode", "local", *arguments)

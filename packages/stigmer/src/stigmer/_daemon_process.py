@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--engine", choices=("embedded", "temporal"), default="embedded")
     parser.add_argument("--alone", action="store_true", help="start no Temporal server and no worker beside")
     parser.add_argument("--plaintext", action="store_true", help="no TLS, wherever it listens")
+    parser.add_argument("--http", default="", help="HOST:PORT of liveness and readiness")
     parser.add_argument("--listen", action="append", default=[], help="HOST:PORT, besides the home's socket")
     given = parser.parse_args(arguments)
     # What is imported never dies; looking at it again and again costs 20 ms of the start.
@@ -112,6 +113,7 @@ def _serve(home: Home, given: Any) -> None:
                 engine=given.engine,
                 listen=given.listen,
                 plaintext=given.plaintext,
+                http=given.http,
             )
 
     async def run() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -15,6 +16,20 @@ from stigmer.home import Home
 __all__ = ["serve", "worker"]
 
 LISTEN = "127.0.0.1:7244"
+HTTP = "127.0.0.1:7245"
+
+
+def _http_option(default: str) -> Callable[..., Any]:
+    return click.option(
+        "--http",
+        metavar="HOST:PORT",
+        envvar="STIGMER_LISTEN_HTTP",
+        default=default,
+        show_default=bool(default),
+        help="Where /livez and /readyz are answered; empty: nowhere.",
+    )
+
+
 _engine_option = click.option(
     "--engine",
     type=click.Choice(["embedded", "temporal"]),
@@ -36,19 +51,19 @@ _engine_option = click.option(
     show_default=True,
     help="Where calls are taken, besides the socket in STIGMER_HOME.",
 )
+@_http_option(HTTP)
 @click.option("--plaintext", is_flag=True, help="No TLS, though others can reach it: the network is private.")
-def serve(engine: str, listen: str, plaintext: bool, **given: Any) -> int:
+def serve(engine: str, listen: str, http: str, plaintext: bool, **given: Any) -> int:
     """Serve in the foreground, for others, until SIGTERM; the log goes to stderr.
 
     It does not start with a setting that is wrong, nor without a mode that somebody said. STIGMER_TLS_CERT and
     STIGMER_TLS_KEY name the files for TLS.
     """
     home, flags = Home.find(), _flags(given, command="serve")
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit():
-        raise UsageError(f"--listen {listen!r} is not HOST:PORT", hint=f"--listen {LISTEN}")
+    _address(listen, "--listen")
     home.create()
     arguments = ["--home", str(home.path), "--stays", "--alone", "--engine", engine, "--listen", listen]
+    arguments += ["--http", _address(http, "--http") if http else ""]
     arguments += ["--plaintext"] if plaintext else []
     # By name: no command may reach the loop or a provider, not even through this file.
     return int(import_module("stigmer._daemon_process").main([*arguments, "--flags", json.dumps(flags)]))
@@ -72,7 +87,8 @@ def serve(engine: str, listen: str, plaintext: bool, **given: Any) -> int:
 @click.option(
     "--max-executions", "most", type=click.IntRange(1), default=200, show_default=True, help="At once."
 )
-def worker(server: str | None, grace: float, most: int, **given: Any) -> int:
+@_http_option("")
+def worker(server: str | None, grace: float, most: int, http: str, **given: Any) -> int:
     """Take executions from Temporal's queue and run them, until SIGTERM.
 
     It speaks to the control plane with STIGMER_API_KEY (scope worker), or the home's token, and needs no database.
@@ -82,7 +98,15 @@ def worker(server: str | None, grace: float, most: int, **given: Any) -> int:
     home.create()
     target = server or f"unix:{home.socket}"
     arguments = ["--home", str(home.path), "--server", target, "--grace", str(grace), "--most", str(most)]
+    arguments += ["--http", _address(http, "--http") if http else ""]
     return int(import_module("stigmer.worker.__main__").main([*arguments, "--flags", json.dumps(flags)]))
+
+
+def _address(text: str, option: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(f"{option} {text!r} is not HOST:PORT", hint=f"{option} {LISTEN}")
+    return text
 
 
 def _flags(given: dict[str, Any], *, command: str) -> dict[str, str]:

@@ -116,6 +116,9 @@ class EmbeddedEngine:
         """How many executions have a task just now."""
         return len(self._running)
 
+    async def reachable(self) -> None:
+        """Raises when what it needs beside the store does not answer; it needs nothing."""
+
     async def start(self) -> None:
         self._store.listen(self._heard)
         rows = await self._store.unfinished()

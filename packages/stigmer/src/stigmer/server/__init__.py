@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,7 @@ async def serve(
     engine: str = "embedded",
     listen: Sequence[str] = (),
     plaintext: bool = False,
+    http: str = "",
 ) -> None:
     """Serves `home` at `address` (`unix:PATH`, or `HOST:PORT`) until it is told to end, or has nothing to do.
 
@@ -91,15 +92,27 @@ async def serve(
                 plaintext=plaintext,
             )
             try:
-                await server.start()
-                on_ready()
-                log.info("ready address=%s pid=%d database=%s", address, os.getpid(), store.name)
-                await server.until_the_end(idle_seconds=None if stays else idle_seconds, findable=findable)
+                async with _health(http, server):
+                    await server.start()
+                    on_ready()
+                    log.info("ready address=%s pid=%d database=%s", address, os.getpid(), store.name)
+                    await server.until_the_end(
+                        idle_seconds=None if stays else idle_seconds, findable=findable
+                    )
             finally:
                 await server.stop()
         finally:
             await store.close()
             log.info("ended pid=%d", os.getpid())
+
+
+def _health(address: str, server: _Server) -> AbstractAsyncContextManager[None]:
+    """Liveness and readiness at this address, for servers that have one."""
+    if not address:
+        return nullcontext()
+    from stigmer.health import health_at
+
+    return health_at(address, {"started": server.has_started, "store": server.reads, "engine": server.drives})
 
 
 async def _engine_of(name: str) -> Callable[[Store, Runner], EmbeddedEngine]:
@@ -148,6 +161,7 @@ class _Server:
             store, retention=self._resolver.retention, busy=lambda: self._engine.running > 0
         )
         self._grpc: Any = None
+        self._ready = False
         self._beside: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -219,6 +233,7 @@ class _Server:
         await self._grpc.start()
         if not here:
             await self._engine.start()
+        self._ready = True
         self._beside = [
             asyncio.create_task(self._warm_up(), name="warm up"),
             asyncio.create_task(self._pruner.keep(), name="pruner"),
@@ -267,6 +282,21 @@ class _Server:
         )
         rpc.add_WorkerServiceServicer_to_server(workers, self._grpc)
 
+    # What readiness means
+
+    async def has_started(self) -> None:
+        """Raises before calls are taken, and when it ends."""
+        if not self._ready or self._end.is_set():
+            raise StigmerError("it starts" if not self._ready else "it ends")
+
+    async def reads(self) -> None:
+        """Raises when the database does not answer."""
+        await self._store.count("running")
+
+    async def drives(self) -> None:
+        """Raises when what drives the executions cannot be reached."""
+        await self._engine.reachable()
+
     async def until_the_end(self, *, idle_seconds: float | None, findable: Callable[[], bool]) -> None:
         """Returns when Shutdown was called, no command finds us any more, or `idle_seconds` passed with no work."""
         every = HOME_CHECK_SECONDS if idle_seconds is None else min(HOME_CHECK_SECONDS, idle_seconds / 2)
@@ -289,6 +319,7 @@ class _Server:
 
     async def stop(self) -> None:
         """Runs are handed back first, so that watchers see it; then calls end, and children."""
+        self._ready = False
         for task in self._beside:
             task.cancel()
         await asyncio.gather(*self._beside, return_exceptions=True)

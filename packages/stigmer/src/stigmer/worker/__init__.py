@@ -33,6 +33,8 @@ from stigmer.worker._line import Line, Plane
 if TYPE_CHECKING:
     from temporalio.client import Client
 
+    from stigmer.health import Check
+
 __all__ = ["GRACE_SECONDS", "Hands", "plane_at", "work"]
 
 log = logging.getLogger("stigmer.worker")
@@ -161,6 +163,7 @@ async def work(
     most: int = MOST,
     flags: Mapping[str, str] | None = None,
     beside: bool = False,
+    http: str = "",
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Works until this task is cancelled, then ends in good order.
@@ -172,6 +175,7 @@ async def work(
 
     from stigmer.engines.temporal.connection import task_queue
     from stigmer.engines.temporal.polling import poll
+    from stigmer.health import health_at
     from stigmer.server._logs import scrubbed_logs
     from stigmer.server._resolve import Resolver
 
@@ -185,15 +189,44 @@ async def work(
             raise ConfigError(problems)
         plane, channel = plane_at(target, token)
         try:
-            client = await _temporal()
-            hands = Hands(home, plane, key_for=resolver.key_for)
-            queue = task_queue()
-            log.info("ready queue=%s server=%s pid=%d", queue, target, os.getpid())
-            await poll(client, hands, queue=queue, grace=grace, most=most, on_ready=on_ready)
+            polls = asyncio.Event()
+            async with health_at(http, {"polls": _set(polls), "server": _answers(channel)}):
+                client = await _temporal()
+                hands = Hands(home, plane, key_for=resolver.key_for)
+                queue = task_queue()
+
+                def ready() -> None:
+                    polls.set()
+                    log.info("ready queue=%s server=%s pid=%d", queue, target, os.getpid())
+                    on_ready()
+
+                await poll(client, hands, queue=queue, grace=grace, most=most, on_ready=ready)
         finally:
             await channel.close(None)
             await _close_models()
             log.info("ended pid=%d", os.getpid())
+
+
+def _set(event: asyncio.Event) -> Check:
+    async def check() -> None:
+        if not event.is_set():
+            raise StigmerError("it starts")
+
+    return check
+
+
+def _answers(channel: Any) -> Check:
+    """Whether the control plane can be reached. A worker that cannot reach it still drives what it has."""
+
+    async def check() -> None:
+        import grpc
+
+        state = channel.get_state(try_to_connect=True)
+        while state is not grpc.ChannelConnectivity.READY:
+            await channel.wait_for_state_change(state)
+            state = channel.get_state(try_to_connect=True)
+
+    return check
 
 
 async def _temporal() -> Client:

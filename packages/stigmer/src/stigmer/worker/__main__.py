@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--grace", type=float, default=GRACE_SECONDS)
     parser.add_argument("--most", type=int, default=MOST)
     parser.add_argument("--flags", type=json.loads, default={}, help="JSON: LLM flags")
+    parser.add_argument("--http", default="", help="HOST:PORT of liveness and readiness")
     parser.add_argument("--beside", action="store_true", help="beside a developer's daemon")
     given = parser.parse_args(arguments)
     home = Home(given.home)
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
                 most=given.most,
                 flags=given.flags,
                 beside=given.beside,
+                http=given.http,
             )
         )
         for sign in (signal.SIGTERM, signal.SIGINT):

@@ -64,6 +64,17 @@ class TemporalWorkflows:
         """Wakes the execution's workflow, or starts it."""
         await self._start(execution, start_signal=WAKE)
 
+    async def reachable(self) -> None:
+        """Raises TemporalAway when Temporal does not answer."""
+        from temporalio.service import RPCError
+
+        try:
+            well = await self._client.service_client.check_health()
+        except (RPCError, RuntimeError) as error:
+            raise TemporalAway(f"Temporal does not answer: {error}") from error
+        if not well:
+            raise TemporalAway("Temporal says that it is not well")
+
     async def _start(self, execution: str, **more: Any) -> None:
         from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
         from temporalio.service import RPCError

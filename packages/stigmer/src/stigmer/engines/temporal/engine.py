@@ -27,7 +27,7 @@ PAUSES = (0.1, 0.3, 1.0, 2.0)
 
 
 class Workflows(Protocol):
-    """What the engine asks of Temporal; both raise OSError or a subclass of it while Temporal is away."""
+    """What the engine asks of Temporal; all raise OSError or a subclass of it while Temporal is away."""
 
     async def start(self, execution: str) -> None:
         """Starts the execution's workflow, where none is running."""
@@ -35,6 +35,10 @@ class Workflows(Protocol):
 
     async def wake(self, execution: str) -> None:
         """Wakes the execution's workflow, or starts it."""
+        ...
+
+    async def reachable(self) -> None:
+        """Raises OSError when Temporal does not answer."""
         ...
 
 
@@ -78,6 +82,10 @@ class TemporalEngine(EmbeddedEngine):
     def running(self) -> int:
         """How many attempts workers drive over this server, and how many workflows wait to be started."""
         return len(self._attended) + len(self._asking)
+
+    async def reachable(self) -> None:
+        """Raises OSError when Temporal does not answer."""
+        await self._workflows.reachable()
 
     async def start(self) -> None:
         """Looks after every execution that has not finished; attempts go on with their workers, or with new ones."""
