@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from graphton._arguments import fit
 from graphton._reply_schema import reply_schema
+from graphton._reply_text import ReplyText
 from graphton.agent import create_deep_agent
 from graphton.catalog import path_of
 from graphton.chat import Chunk, Done, Request, TextChunk, ToolSpec
