@@ -83,7 +83,7 @@ class Bench:
         made = self._requests()[seen:]
         if not made:
             raise SystemExit("the run made no model request; try it by hand: stigmer run --provider openai …")
-        return (float(made[0]["time"]) - begun) * 1000
+        return (float(str(made[0]["time"])) - begun) * 1000
 
     def cold(self) -> float:
         self.stigmer("down")

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -83,6 +83,14 @@ class Stigmer:
     def events(self, *arguments: str, **environment: str) -> list[dict[str, Any]]:
         """The events that a command with --json prints."""
         return [json.loads(line) for line in self(*arguments, "--json", **environment).stdout.splitlines()]
+
+    @staticmethod
+    def wait_for(wanted: Callable[[], bool], what: str) -> None:
+        """Until it is so; `what` says what did not come, should it not."""
+        deadline = time.monotonic() + LIMIT
+        while not wanted():
+            assert time.monotonic() < deadline, f"waited in vain for {what}"
+            time.sleep(0.01)
 
     @staticmethod
     def _command(arguments: Sequence[str]) -> list[str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +23,6 @@ HOLDS = "touch began; until [ -e go ]; do sleep 0.02; done; echo line >> out.txt
 """Runs until somebody makes the file `go`."""
 
 
-def wait_for(wanted: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not wanted():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.01)
-
-
 def of(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [event for event in events if event["type"] == kind]
 
@@ -39,7 +30,7 @@ def of(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 def began(stigmer, *more: str) -> str:
     """A run whose first command holds it."""
     id = stigmer("run", "--yes", "--detach", "go", *more).stdout.strip()
-    wait_for((stigmer.folder / "began").exists, "the command")
+    stigmer.wait_for((stigmer.folder / "began").exists, "the command")
     return id
 
 
@@ -66,7 +57,7 @@ def test_a_paused_run_lets_its_tools_end_starts_nothing_and_goes_on_after_a_rest
     fake.script(command(HOLDS), {"text": "done"})
     id = began(stigmer)
     pausing = stigmer.start("pause", id)
-    wait_for(lambda: state(stigmer, id)["last_seq"] > 8, "the request to pause")
+    stigmer.wait_for(lambda: state(stigmer, id)["last_seq"] > 8, "the request to pause")
     assert pausing.poll() is None
     (stigmer.folder / "go").touch()
     _, told = pausing.communicate(timeout=LIMIT)
@@ -101,11 +92,11 @@ def test_resume_and_approve_give_the_key_of_their_shell_to_a_run_that_lost_it(st
     """It was in the memory of a daemon that is gone; another shell has none."""
     fake.script(command("echo line >> out.txt"), command("echo line >> out.txt"), {"text": "done"})
     id = stigmer("run", "--detach", "go").stdout.strip()
-    wait_for(lambda: state(stigmer, id)["waits_for"] == "approval", "the first question")
+    stigmer.wait_for(lambda: state(stigmer, id)["waits_for"] == "approval", "the first question")
     kill_the_daemon(stigmer)
     bare = {"OPENAI_API_KEY": "", "ANTHROPIC_API_KEY": "sk-ant-sentinel-0123456789"}
     assert stigmer("approve", id, "1.0", **bare).returncode == 0
-    wait_for(lambda: state(stigmer, id)["waits_for"] == "key", "the missing key")
+    stigmer.wait_for(lambda: state(stigmer, id)["waits_for"] == "key", "the missing key")
     attached = stigmer("attach", id, **bare)
     assert attached.returncode == 4
     assert f"the run waits for its API key; from a shell that has it: stigmer resume {id}" in attached.stderr
@@ -117,7 +108,7 @@ def test_resume_and_approve_give_the_key_of_their_shell_to_a_run_that_lost_it(st
     )
     assert f"hint: stigmer resume {id} from a shell that has it; or stigmer secret set NAME" in refused.stderr
     assert stigmer("resume", id).returncode == 0
-    wait_for(lambda: state(stigmer, id)["waits_for"] == "approval", "the second question")
+    stigmer.wait_for(lambda: state(stigmer, id)["waits_for"] == "approval", "the second question")
     kill_the_daemon(stigmer)
     assert stigmer("approve", id, "2.0").returncode == 0
     events = stigmer.events("attach", id)
@@ -131,7 +122,7 @@ def test_a_daemon_killed_in_the_middle_of_a_pause_leaves_the_run_paused(stigmer,
     fake.script(command("touch began; sleep 600"), {"text": "done"})
     id = began(stigmer)
     pausing = stigmer.start("pause", id)
-    wait_for(lambda: state(stigmer, id)["last_seq"] > 8, "the request to pause")
+    stigmer.wait_for(lambda: state(stigmer, id)["last_seq"] > 8, "the request to pause")
     kill_the_daemon(stigmer)
     _, told = pausing.communicate(timeout=LIMIT)
     assert "paused" in told
@@ -201,8 +192,8 @@ def test_cancel_stops_tools_and_sub_agents_and_nothing_is_written_afterwards(sti
     )
     id = stigmer("run", "--agent", "./lead.yaml", "--yes", "--detach", "go").stdout.strip()
     files = [stigmer.folder / f"{name}.txt" for name in ("lead", "worker")]
-    wait_for(lambda: all(file.exists() for file in files), "both commands")
-    wait_for(lambda: len(fake.requests) == 3, "both sub-agents")
+    stigmer.wait_for(lambda: all(file.exists() for file in files), "both commands")
+    stigmer.wait_for(lambda: len(fake.requests) == 3, "both sub-agents")
     done = stigmer("cancel", id)
     assert (done.returncode, done.stderr) == (0, f"{id}: cancelled\n")
     sizes = [file.stat().st_size for file in files]
@@ -315,7 +306,7 @@ def test_a_retry_survives_a_killed_daemon_and_runs_no_finished_call_again(stigme
     first = stigmer.events("run", "--yes", "go")[0]["execution"]
     fake.script(command(HOLDS), {"text": "done"})
     id = stigmer("retry", first, "--detach").stdout.strip()
-    wait_for((stigmer.folder / "began").exists, "the command")
+    stigmer.wait_for((stigmer.folder / "began").exists, "the command")
     kill_the_daemon(stigmer)
     events = stigmer.events("attach", id)
     assert (events[-1]["outcome"], events[-1]["text"]) == ("completed", "done")

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import stat
-import time
-from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -38,13 +36,6 @@ def project_file(stigmer, text: str) -> None:
     (stigmer.folder / ".git").mkdir(exist_ok=True)
     (stigmer.folder / ".stigmer").mkdir(exist_ok=True)
     (stigmer.folder / ".stigmer" / "config.yaml").write_text(text)
-
-
-def wait_for(wanted: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not wanted():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.01)
 
 
 RULES = """\
@@ -251,7 +242,7 @@ def test_a_lost_write_is_asked_about_where_the_users_file_says_so(
     work = "echo line >> out.txt; if [ ! -e once ]; then touch once; sleep 600; fi; echo done"
     fake.script(command(work), {"text": "over"})
     id = stigmer("run", "--yes", "--detach", "go").stdout.strip()
-    wait_for((stigmer.folder / "once").exists, "the command")
+    stigmer.wait_for((stigmer.folder / "once").exists, "the command")
     daemon = find(stigmer.home)
     assert daemon is not None
     os.kill(daemon.pid, signal.SIGKILL)
@@ -287,7 +278,7 @@ def test_a_question_beside_a_call_that_runs_is_listed_and_decided_meanwhile(stig
         {"calls": [*command("./hold")["calls"], *command("touch asked.txt")["calls"]]}, {"text": "done"}
     )
     id = stigmer("run", "--detach", "go").stdout.strip()
-    wait_for((stigmer.folder / "began").exists, "the command")
+    stigmer.wait_for((stigmer.folder / "began").exists, "the command")
     (row,) = [json.loads(line) for line in stigmer("approvals", "--json").stdout.splitlines()]
     assert (row["execution"], row["call"]) == (id, "1.1")
     assert stigmer("approve", id, "1.1").returncode == 0

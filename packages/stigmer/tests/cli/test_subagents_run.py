@@ -6,9 +6,7 @@ import json
 import os
 import signal
 import sqlite3
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +52,6 @@ def hands(*parts: tuple[str, str]) -> dict[str, Any]:
 
 def appends(command: str = "echo line >> out.txt") -> dict[str, Any]:
     return {"steps": "run_command", "arguments": {"command": command}, "answer": "worked"}
-
-
-def wait_for(wanted: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not wanted():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.005)
 
 
 def of(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -130,7 +121,9 @@ def test_questions_of_sub_agents_are_answered_by_their_path(stigmer, fake, agent
     listed = [json.loads(line) for line in stigmer("approvals", "--json").stdout.splitlines()]
     assert {row["call"] for row in listed} == {"/worker@1.0:1.0", "/worker@1.1:1.0"}
     assert stigmer("approve", id, "/worker@1.0:1.0").returncode == 0
-    wait_for(lambda: (stigmer.folder / "out.txt").exists(), "the approved call, whatever the other waits for")
+    stigmer.wait_for(
+        lambda: (stigmer.folder / "out.txt").exists(), "the approved call, whatever the other waits for"
+    )
     again = stigmer("approve", id, "/worker@1.0:1.0")
     assert again.returncode == 1
     assert "was approved by" in again.stderr
@@ -191,7 +184,7 @@ def test_a_daemon_killed_under_two_sub_agents_repeats_no_model_call_and_no_effec
         rules=[appends("sleep 0.05; echo line >> out.txt")],
     )
     assert stigmer("run", "--agent", "./lead.yaml", "--yes", "--detach", "go").returncode == 0
-    wait_for(
+    stigmer.wait_for(
         lambda: sum(record.WhichOneof("kind") == kind for record in records(stigmer.home)) >= count,
         f"{count} {kind}",
     )
