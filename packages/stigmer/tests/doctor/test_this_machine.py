@@ -46,19 +46,17 @@ def test_a_home_that_is_not_there_yet_is_no_fault(stigmer_home: Home) -> None:
     assert not stigmer_home.path.exists()
 
 
-def test_a_home_that_others_may_read_is_told(home: Home) -> None:
+def test_a_home_that_others_may_look_into_is_told_with_the_files_that_they_may_read(home: Home) -> None:
+    home.config.write_text("llm: {}\n")
+    home.config.chmod(0o644)
+    home.token.write_text("word")
+    home.token.chmod(0o600)
+    assert look(home)["home.folder"].status == "ok"
     home.path.chmod(0o755)
     row = look(home)["home.folder"]
     assert (row.status, row.facts["mode"]) == ("warn", "755")
-    assert row.text == f"others on this machine may read {home.path}"
+    assert row.text == f"others on this machine may look into {home.path}, and config.yaml in it"
     assert row.hint == f"chmod -R go= {home.path}"
-
-
-def test_a_file_with_secrets_that_others_may_read_is_told(home: Home) -> None:
-    home.config.write_text("llm: {}\n")
-    home.config.chmod(0o644)
-    row = look(home)["home.folder"]
-    assert (row.status, row.text) == ("warn", "others on this machine may read config.yaml")
 
 
 def test_a_home_that_others_may_write_to_decides(home: Home) -> None:

@@ -65,21 +65,21 @@ def _folder(home: Home) -> Check:
         )
     mode = stat.S_IMODE(path.stat().st_mode)
     facts["mode"] = f"{mode:o}"
-    open_to = _open_to_others(home)
-    if mode & 0o077 or open_to:
-        what = ", ".join([shown] * bool(mode & 0o077) + open_to)
+    if mode & 0o077:
+        readable = _readable_by_others(home)
+        what = f", and {', '.join(readable)} in it" if readable else ""
         return check(
             "home.folder",
             WARN,
-            f"others on this machine may read {what}",
+            f"others on this machine may look into {shown}{what}",
             f"chmod -R go= {path}",
             **facts,
         )
     return check("home.folder", OK, f"{shown} ({named}), yours alone", **facts)
 
 
-def _open_to_others(home: Home) -> list[str]:
-    """Files with secrets or prompts in them that others may read."""
+def _readable_by_others(home: Home) -> list[str]:
+    """Files with secrets or prompts in them whose own mode keeps nobody out."""
     found = []
     for path in (home.token, home.database, home.config, home.log):
         with suppress(OSError):
