@@ -357,3 +357,19 @@ def test_open_questions_are_those_that_nobody_answered() -> None:
         ("", "1.1"),
         ("/r@1.0", "1.0"),
     ]
+
+
+def test_running_time_hardly_feels_a_clock_that_is_set() -> None:
+    """Back it adds nothing and takes nothing away, forward it adds an hour and no day."""
+    start = pb.AttemptStarted()
+    records = [
+        at(100_000, attempt_started=start),
+        at(100_010, notice=pb.Notice()),
+        at(10_000, notice=pb.Notice()),
+        at(10_020, notice=pb.Notice()),
+    ]
+    assert running_seconds(records, now_ms=10_025_000) == 10 + 0 + 20 + 5
+    assert running_seconds(records, now_ms=5_000_000) == 10 + 0 + 20
+    assert running_seconds(records, now_ms=10**10) == 10 + 0 + 20 + 3700
+    records += [at(10**7, attempt_ended=attempt("done"))]
+    assert running_seconds(records, now_ms=10**12) == 10 + 0 + 20 + 3700

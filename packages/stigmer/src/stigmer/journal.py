@@ -37,6 +37,8 @@ Kept = TypeVar("Kept", bound=Message)
 Enough = Callable[[Row, Sequence[pb.Event]], bool]
 """Whether what came before this execution of a session need not be known."""
 APPROVAL_SECONDS = 7 * 24 * 3600.0
+LONGEST_MS = 3_700_000
+"""No call takes longer than a command may (an hour), so no two records of an attempt are further apart."""
 
 
 class Shows(Protocol):
@@ -314,15 +316,22 @@ def is_paused(records: Sequence[pb.Event]) -> bool:
 
 
 def running_seconds(records: Iterable[pb.Event], *, now_ms: int) -> float:
-    """How long attempts ran, waiting and time between them left out; a lost one counts to its last record."""
-    total = began = last = 0
+    """How long attempts ran, waiting and time between them left out; a lost one counts to its last record.
+
+    A clock that is set meanwhile makes it no shorter, and longer by no more than the longest pause between two records.
+    """
+
+    def between(earlier: int, later: int) -> int:
+        return min(max(0, later - earlier), LONGEST_MS)
+
+    total = last = 0
+    runs = False
     for record in records:
         kind = record.WhichOneof("kind")
-        if kind == "attempt_started":
-            began = last = record.time_ms
-        elif kind == "attempt_ended" and began:
-            total += (last if record.attempt_ended.outcome == "lost" else record.time_ms) - began
-            began = 0
-        else:
-            last = record.time_ms
-    return (total + (now_ms - began if began else 0)) / 1000
+        lost = kind == "attempt_ended" and record.attempt_ended.outcome == "lost"
+        if runs and not lost:
+            total += between(last, record.time_ms)
+        if kind in ("attempt_started", "attempt_ended"):
+            runs = kind == "attempt_started"
+        last = record.time_ms
+    return (total + (between(last, now_ms) if runs else 0)) / 1000
