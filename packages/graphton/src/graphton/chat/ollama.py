@@ -68,6 +68,7 @@ class OllamaChat:
             self._known, self.settings, self._provider.max_tokens, lookup(ref).context_window
         )
         self._window.check_setting(self._notice)
+        self._measured = False
 
     # --- settings ---------------------------------------------------------------------------------------------------
 
@@ -116,9 +117,10 @@ class OllamaChat:
     # --- before the first request -----------------------------------------------------------------------------------
 
     async def _measure(self) -> None:
-        """Ask the server what it is and has, unless it answered a moment ago; what follows from that is said."""
-        if self._known.is_fresh():
+        """Ask the server what it is and has, unless it answered us a moment ago; what follows from that is said."""
+        if self._measured and self._known.is_fresh():
             return
+        self._measured = True
         if why := await self._known.look(self._key.value or None, self.ref.provider):
             self._notice(f"what this Ollama is and has could not be measured: {why}")
         if self._known.facts and self._known.facts.bare_template:
