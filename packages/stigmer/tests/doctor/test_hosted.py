@@ -236,6 +236,14 @@ async def test_a_model_that_anthropic_does_not_list_is_asked_for_by_name(web: An
     assert web.paths[-1] == "GET /v1/models/claude-haiku-4.6"
 
 
+async def test_a_fallback_at_the_same_provider_does_not_decide(web: Any) -> None:
+    web.answers["/models"] = (200, OPENAI_LIST)
+    rows = await asked(target("vllm", web.url, "gpt-6.1-sol", "gone", key=""))
+    first, second = rows["provider.vllm.model"], rows["provider.vllm.model.2"]
+    assert (first.status, first.facts["role"]) == ("ok", "run")
+    assert (second.status, second.facts["role"]) == ("warn", "fallback")
+
+
 async def test_a_model_that_a_list_does_not_hold_is_no_more_than_a_word_where_lists_are_not_whole(
     web: Any,
 ) -> None:

@@ -59,7 +59,8 @@ async def ask(target: Target) -> list[Check]:
         return [_failure(target, error, certificate)]
     facts = {**_facts(target), "seconds": round(time.monotonic() - began, 3)}
     found = [_answered(target, listed, facts)]
-    found += [await _model(target, model, listed, deadline) for model in target.models]
+    for number, model in enumerate(target.models):
+        found.append(await _model(target, model, listed, deadline, number=number))
     return [*found, *_clock(target, date)]
 
 
@@ -212,17 +213,23 @@ def _outcome(error: GraphtonError) -> str:
             return "protocol"
 
 
-async def _model(target: Target, model: str, listed: frozenset[str], deadline: float) -> Check:
-    """Whether the provider still has the model, by its own list and, where one can be asked, by name."""
+async def _model(
+    target: Target, model: str, listed: frozenset[str], deadline: float, *, number: int
+) -> Check:
+    """Whether the provider still has the model, by its own list and, where one can be asked, by name.
+
+    The first is the run's, where the provider is; the others are fallbacks.
+    """
+    role = target.role if number == 0 else "fallback"
     row = lookup(ModelRef(target.provider, model))
     ended = row.retires is not None and datetime.now(UTC).date() >= row.retires
     facts = {
         "provider": target.provider,
         "model": model,
-        "role": target.role,
+        "role": role,
         "retires": str(row.retires or ""),
     }
-    id = f"provider.{target.name}.model"
+    id = f"provider.{target.name}.model" + (f".{number + 1}" if number else "")
     there = model in listed or await _there(target, model, deadline)
     if there and not ended:
         return check(id, OK, f"{target.provider} has the model {model!r}", **facts, found=True)
@@ -242,7 +249,7 @@ async def _model(target: Target, model: str, listed: frozenset[str], deadline: f
         return check(
             id, WARN, f"{target.provider} does not list the model {model!r}", hint, **facts, found=None
         )
-    status = FAIL if target.role == "run" else WARN
+    status = FAIL if role == "run" else WARN
     return check(
         id,
         status,
