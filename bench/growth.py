@@ -4,8 +4,9 @@
 
 One run of the real command under its real daemon: each step reads one file of 1 KB. Beside it a loop over raw httpx does
 the same work in the same moment against the same model server: a list of messages that is sent whole, a streamed reply,
-a file that is read, nothing kept. CPU is that of the whole process, kernel included; ours is the daemon's and that of the
-client that watches (`stigmer run --json`). Prints each figure beside its target.
+a file that is read, nothing kept. CPU is that of the whole process, kernel included, read when a step's request arrives at the
+model server; ours is the daemon's and that of the client that watches (`stigmer run --json`). Prints each figure beside
+its target.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-HALF = 10
-"""CPU per step is the mean over so many steps before and after the one that is named."""
+HALF = 25
+"""CPU per step is the mean over so many steps before and after the one that is named: several share a message to the client."""
 KEY = "sk-bench-0000000000000000"
 ROUNDS = 7
 """Times that the record is walked; the median counts."""
@@ -36,12 +39,13 @@ ROUNDS = 7
 
 
 async def serve(steps: int) -> None:
-    """Chat completions, streamed; its first line of output is its address."""
+    """Chat completions, streamed. Its first line of output is its address, then comes one for each request: whose, and the step."""
     from aiohttp import web
 
     async def answer(request: web.Request) -> web.StreamResponse:
         body = await request.read()
         done = body.count(b'"tool_call_id"')
+        print(*request.headers["User-Agent"].split("/")[:1], done + 1, flush=True)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         await response.write(reply(done, last=done >= steps))
@@ -90,7 +94,7 @@ def reply(done: int, *, last: bool) -> bytes:
 
 
 def raw(url: str, folder: Path) -> None:
-    """The plain loop that one would write over httpx; prints its CPU seconds after each step."""
+    """The plain loop that one would write over httpx."""
     import httpx
 
     tool = {"name": "read_file", "description": "Reads a file.", "parameters": {"type": "object"}}
@@ -113,7 +117,6 @@ def raw(url: str, folder: Path) -> None:
                 name = json.loads(call["function"]["arguments"])["path"]
                 content = (folder / name).read_text()
                 messages.append({"role": "tool", "tool_call_id": call["id"], "content": content})
-            print(time.process_time(), flush=True)
             if not calls:
                 return
 
@@ -126,7 +129,26 @@ def cpu(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
-def around(marks: dict[int, float], step: int) -> float:
+Marks = dict[int, float]
+"""By step: the CPU seconds that a process had used when the step's request came."""
+
+
+def watched(server: subprocess.Popen[str], asking: dict[str, list[int]]) -> dict[int, Marks]:
+    """The marks of processes, by pid, as the requests come in; `asking` says whose requests count for which."""
+    marks: dict[int, Marks] = defaultdict(dict)
+
+    def read() -> None:
+        for line in lines(server):
+            who, step = line.split()
+            for pid in asking.get(who, ()):
+                with suppress(OSError):  # It has ended.
+                    marks[pid][int(step)] = cpu(pid)
+
+    threading.Thread(target=read, daemon=True).start()
+    return marks
+
+
+def around(marks: Marks, step: int) -> float:
     """Milliseconds of CPU per step, of the steps around this one that there are."""
     first = max(min(marks), step - HALF)
     last = min(max(marks), step + HALF)
@@ -149,28 +171,28 @@ def lines(started: subprocess.Popen[str]) -> Iterator[str]:
     return iter(started.stdout)
 
 
-def ours(environment: dict[str, str], folder: Path, steps: int) -> tuple[dict[int, float], dict[int, float]]:
-    """CPU seconds of the daemon and of the client when each step began."""
+def ours(
+    environment: dict[str, str], folder: Path, steps: int, asking: dict[str, list[int]]
+) -> tuple[int, int]:
+    """Runs the whole of it; the pids of the daemon and of the client."""
     from stigmer.daemon import find
     from stigmer.home import Home
 
     stigmer(environment, folder, "up")
     found = find(Home(Path(environment["STIGMER_HOME"])))
     assert found is not None
-    daemon: dict[int, float] = {}
-    watching: dict[int, float] = {}
-    outcome = "no end"
+    outcome, asked = "no end", 0
     command = ("run", "--json", "--max-steps", str(steps + 1), "Read all files.")
     with process(sys.executable, "-m", "stigmer", *command, env=environment, cwd=folder) as client:
+        asking["graphton"] = [found.pid, client.pid]
         for line in lines(client):
             event = json.loads(line)
-            if event["type"] == "model_requested":
-                daemon[event["step"]], watching[event["step"]] = cpu(found.pid), cpu(client.pid)
-            elif event["type"] == "finished":
+            asked += event["type"] == "model_requested"
+            if event["type"] == "finished":
                 outcome = event["outcome"]
-    if outcome != "completed" or len(daemon) != steps + 1:
-        raise SystemExit(f"the run did not go its way: {outcome} after {len(daemon)} steps; see stigmer logs")
-    return daemon, watching
+    if outcome != "completed" or asked != steps + 1:
+        raise SystemExit(f"the run did not go its way: {outcome} after {asked} steps; see stigmer logs")
+    return found.pid, client.pid
 
 
 def stigmer(environment: dict[str, str], folder: Path, *words: str) -> None:
@@ -245,17 +267,20 @@ def measure(folder: Path, steps: int) -> None:
         stigmer(environment, work, "up")
         empty = checkpointed(database)
         try:
+            asking: dict[str, list[int]] = {}
+            marks = watched(server, asking)
             with process(*here, "--raw", url, str(work)) as loop:
-                daemon, client = ours(environment, work, steps)
-                raw_marks = {step: float(line) for step, line in enumerate(lines(loop), 2)}
-            live = size(database)
+                asking["python-httpx"] = [loop.pid]
+                daemon, client = ours(environment, work, steps, asking)
+                live = size(database)  # Before the daemon, which has nothing to do now, empties the WAL.
+                loop.wait()
         finally:
             stigmer(environment, work, "down")
     whole = checkpointed(database)
     print(f"{steps} steps with results of 1 KB; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
     print(f"{'CPU per step, ms':34} {'daemon':>8} {'client':>8} {'httpx':>8} {'ratio':>8}   target")
     for step in (step for step in (10, 100, 200, 400) if step <= steps):
-        serving, watching, yours = (around(marks, step) for marks in (daemon, client, raw_marks))
+        serving, watching, yours = (around(marks[pid], step) for pid in (daemon, client, loop.pid))
         ratio = (serving + watching) / yours
         target = "0.6 at most" if step == 400 else ""
         name = f"around step {step}"
