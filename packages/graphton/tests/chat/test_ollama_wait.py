@@ -268,3 +268,28 @@ async def test_a_first_token_that_never_comes_is_given_up(fake: FakeProviders) -
         async for _ in chat(fake, timeouts=Timeouts(first_token=0.3)).stream(HELLO):
             pass
     assert caught.value.limit == "first_token"
+
+
+async def test_a_server_that_does_not_describe_its_model_is_asked_all_the_same(fake: FakeProviders) -> None:
+    """A proxy may let through nothing but the chat: the window then goes by the table, and that is said."""
+    fake.library.closed = ("/api/show",)
+    fake.reply("Hi.")
+    one = chat(fake)
+    chunks = [c async for c in one.stream(HELLO)]
+    assert chunks[0] == WaitChunk("load", text="qwen2.5-coder:7b, window 16,384")
+    (said,) = one.notices
+    assert said.startswith("what this Ollama is and has could not be measured: ")
+    assert "403" in said
+
+
+async def test_a_proxy_that_hides_what_is_loaded_leaves_the_window_unverified(fake: FakeProviders) -> None:
+    fake.library.closed = ("/api/version", "/api/tags", "/api/ps", "/api/show")
+    fake.reply("Hi.")
+    one = chat(fake)
+    assert [c async for c in one.stream(HELLO)]
+    first, second = one.notices
+    assert first.startswith("what this Ollama is and has could not be measured: ")
+    assert second == (
+        "the context window that qwen2.5-coder:7b was really given is not known: the server could not be measured"
+    )
+    assert one.window == 16_384

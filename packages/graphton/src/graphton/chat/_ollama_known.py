@@ -59,16 +59,20 @@ class Known:
 
     async def look(self, api_key: str | None, provider: str) -> str:
         """Measure; "" or why it could not be. Raises where nothing listens, or something that is no Ollama."""
+        self.server = self.facts = self.in_memory = None
         try:
             self.server = await measure(self.base_url, api_key=api_key, provider=provider)
+            self.in_memory = self.loaded.window if self.loaded else None
             self.facts = await model_facts(self.server, self.model)
         except (ProviderTimeout, StatusError, BrokenStream) as error:
-            self.server = self.facts = self.in_memory = None
             return error.message
-        loaded = self.loaded
-        self.in_memory = loaded.window if loaded else None
         self._seen = time.monotonic()
         return ""
+
+    @property
+    def missing(self) -> bool:
+        """Whether the server says that it has no such model."""
+        return self.server is not None and self.server.installed_model(self.model) is None
 
     @property
     def loaded(self) -> Loaded | None:

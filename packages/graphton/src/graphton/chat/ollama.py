@@ -159,8 +159,8 @@ class OllamaChat:
         """Until the model is in memory with our window. It is loaded by a request of its own, which nothing limits."""
         known = self._known
         while known.in_memory != self._window.num_ctx and not (known.facts and known.facts.remote):
-            if known.server is not None and known.facts is None:
-                return  # It is not installed: the request itself is refused.
+            if known.missing:
+                return  # The request itself is refused, with the way to get it.
             size = f" ({known.facts.size / 1e9:.1f} GB)" if known.facts and known.facts.size else ""
             detail = f"{size}, window {self._window.num_ctx:,}"
             yield WaitChunk("load", text=said or f"{self.ref.model}{detail}")
@@ -304,7 +304,9 @@ class OllamaChat:
         """Ask once what window was really given. Older servers cut a prompt in spite of `truncate: false`, in silence."""
         if self._window.unverified:
             try:
-                self._window.verify(await self.loaded_window(), self.ref.model, self._notice)
+                given = await self.loaded_window()
+                why = "" if self._known.server else "the server could not be measured"
+                self._window.verify(given, self.ref.model, self._notice, why=why)
             except ProviderError as error:
                 self._window.verify(None, self.ref.model, self._notice, why=error.message)
         evaluated, window, prompt = collector.evaluated, self.window or 0, out.prompt

@@ -384,6 +384,7 @@ def _int(value: Any) -> int | None:
 def _time(value: Any) -> datetime | None:
     try:
         # Go writes nine digits of a second, which Python reads down to six.
-        return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", str(value)))
+        found = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", str(value)))
     except ValueError:
         return None
+    return found if found.tzinfo else None

@@ -47,6 +47,8 @@ class Library:
         """When a loaded model is unloaded."""
         self.info: Mapping[str, Any] = {}
         """More of a model's `model_info`, by its name without the architecture."""
+        self.closed: tuple[str, ...] = ()
+        """Paths that are refused, as a proxy in front of it would."""
         self.load = Reply()
         """How a load goes: its `delay`, or its `status` and `error`."""
 
@@ -88,6 +90,8 @@ class Library:
     def page(self, method: str, path: str, body: Mapping[str, Any]) -> Page | None:
         """The status and the body of one of these routes; None for any other."""
         name = str(body.get("model") or body.get("name") or "") if isinstance(body, Mapping) else ""
+        if path in self.closed:
+            return _said({"error": "this address is closed"}, 403)
         match (method, path):
             case ("GET", "/api/version"):
                 return _said({"version": self.version})
