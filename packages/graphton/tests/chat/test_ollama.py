@@ -209,6 +209,26 @@ async def test_thinking_that_is_not_sent_is_announced(
     assert one.notices == (notice,)
 
 
+async def test_a_model_that_says_it_thinks_is_told_to_whatever_the_table_says() -> None:
+    async with FakeProviders(models={"qwen2.5-coder:7b": ["completion", "thinking"]}) as fake:
+        fake.reply("Hi.", thinking="Hm.")
+        one = chat(fake, thinking="high")
+        _, message = await ask(one)
+    assert fake.chats[0].json["think"] is True
+    assert one.notices == ()
+    assert message.blocks == (Thinking("Hm.", "ollama"), Text("Hi."))
+
+
+async def test_an_ollama_on_this_machine_is_never_reached_through_a_proxy(
+    fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    fake.reply("Hi.")
+    _, message = await ask(chat(fake))
+    assert message.text == "Hi."
+
+
 def test_no_setting_is_forgotten_here() -> None:
     """A new setting needs its own wire test above, or the test of its notice; then it is added to this list."""
     assert {f.name for f in fields(ModelSettings)} == {
