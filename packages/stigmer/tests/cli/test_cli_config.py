@@ -278,3 +278,57 @@ def test_the_file_that_a_shell_names_counts_for_its_runs_whoever_started_the_dae
         assert done.returncode == 2
         assert "work/none.yaml does not exist" in done.stderr
         assert "(STIGMER_CONFIG names it)" in done.stderr
+
+
+AGENT = """\
+apiVersion: stigmer/v1
+kind: Agent
+metadata: {name: bot}
+spec:
+  instructions: Work.
+  approvals: [{tool: read_file, verdict: ask}]
+"""
+
+
+@pytest.mark.parametrize("daemon", [False, True], ids=["from here", "by a daemon"])
+def test_show_tells_rules_and_retention_with_their_sources(stigmer, daemon: bool) -> None:
+    """They are no settings of a model, and decide as much."""
+    stigmer.home.create()
+    stigmer.home.config.write_text(
+        "on_unknown: stop\nretention: {days: 90}\n"
+        "approvals:\n  - {tool: run_command, when: {command: git *}, verdict: allow}\n"
+    )
+    (stigmer.folder / "bot.yaml").write_text(AGENT)
+    environment = {"MODE": "cloud", "ANTHROPIC_API_KEY": KEY, "STIGMER_RETENTION_KEEP": "1000"}
+    if daemon:
+        assert stigmer("list", **environment).returncode == 0
+    code, found = shown(stigmer, "--agent", "./bot.yaml", **environment)
+    assert code == 0
+    assert (find(stigmer.home) is not None) is daemon
+    assert [(one["verdict"], one["tool"], one["when"]) for one in found["approvals"]] == [
+        ("ask", "read_file", {}),
+        ("allow", "run_command", {"command": "git *"}),
+    ]
+    assert "bot" in found["approvals"][0]["source"]
+    assert found["approvals"][1]["source"].endswith("config.yaml:4")
+    file = found["others"]["on_unknown"]["source"]
+    assert file.startswith("file ")
+    assert file.endswith("config.yaml")
+    assert found["others"] == {
+        "on_unknown": {"value": "stop", "source": file},
+        "retention.days": {"value": 90, "source": file},
+        "retention.keep": {"value": 1000, "source": "env STIGMER_RETENTION_KEEP"},
+    }
+    for_people = stigmer("config", "show", **environment).stdout.splitlines()
+    (rule,) = [line for line in for_people if line.startswith("approvals ")]
+    assert "allow run_command where command git *" in rule
+    assert rule.endswith("config.yaml:4")
+    (kept,) = [line for line in for_people if line.startswith("retention.keep ")]
+    assert kept.split()[1:] == ["1000", "env", "STIGMER_RETENTION_KEEP"]
+
+
+def test_show_says_what_holds_where_nobody_said_anything(stigmer) -> None:
+    _, found = shown(stigmer, MODE="cloud", ANTHROPIC_API_KEY=KEY)
+    assert found["approvals"] == []
+    assert found["others"]["retention.days"] == {"value": None, "source": "default: everything is kept"}
+    assert found["others"]["on_unknown"] == {"value": None, "source": "default: ask a person, else tell"}

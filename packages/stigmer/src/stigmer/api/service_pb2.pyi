@@ -973,6 +973,8 @@ class ResolveConfigResponse(_message.Message):
 
     CONFIG_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
+    APPROVALS_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def config(self) -> _event_pb2.ConfigResolved:
         """As far as it could be resolved."""
@@ -981,15 +983,25 @@ class ResolveConfigResponse(_message.Message):
     def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Why a run with these layers would be refused; empty when it would not."""
 
+    @_builtins.property
+    def approvals(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApprovalRule]:
+        """The approval rules of the files, the agent's own first."""
+
+    @_builtins.property
+    def others(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Setting]:
+        """What is no setting of a model: on_unknown, retention.days, retention.keep. `null` where nobody said."""
+
     def __init__(
         self,
         *,
         config: _event_pb2.ConfigResolved | None = ...,
         problems: _abc.Iterable[_builtins.str] | None = ...,
+        approvals: _abc.Iterable[Global___ApprovalRule] | None = ...,
+        others: _abc.Iterable[_event_pb2.Setting] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "problems", b"problems"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvals", b"approvals", "config", b"config", "others", b"others", "problems", b"problems"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

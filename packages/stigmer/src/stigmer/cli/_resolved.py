@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +27,10 @@ class Resolved(NamedTuple):
     settings: dict[str, Any]
     notices: list[str]
     problems: list[str]
+    approvals: Sequence[Mapping[str, Any]] = ()
+    """The approval rules of the files, each with its source."""
+    others: Mapping[str, Mapping[str, Any]] = {}
+    """What is no setting of a model, by name: value and source."""
 
 
 def resolved(flags: dict[str, str], agent: str | None = None, *, ask_daemon: bool = True) -> Resolved:
@@ -58,7 +63,7 @@ def configurations(several: Sequence[dict[str, str]], agent: str | None = None) 
 
     home = Home.find()
     project, _ = _sound(find_project(Path.cwd(), agent=agent, home=home, talk=terminal(), asks=False))
-    return _resolved_from_here(several, home, project)
+    return [found for found, _ in _resolved_from_here(several, home, project)]
 
 
 def _sound(project: Project) -> tuple[Project, list[str]]:
@@ -137,23 +142,51 @@ class _Measured:
 
 
 def _as_from_here(several: Sequence[dict[str, str]], home: Home, project: Project) -> list[Resolved]:
+    rules = _agents_rules(project)
     return [
-        Resolved(found.to_json()["settings"], [*project.notices, *found.notices], list(found.problems))
-        for found in _resolved_from_here(several, home, project)
+        Resolved(
+            found.to_json()["settings"],
+            [*project.notices, *found.notices],
+            list(found.problems),
+            [*rules, *beside.rules],
+            {name: {"value": value, "source": source} for name, (value, source) in beside.values.items()},
+        )
+        for found, beside in _resolved_from_here(several, home, project)
     ]
 
 
 def _resolved_from_here(
     several: Sequence[dict[str, str]], home: Home, project: Project
-) -> list[cascade.LLMConfig]:
+) -> list[tuple[cascade.LLMConfig, cascade.Beside]]:
     from stigmer.vault import Vault
 
     below = [layer for layer in (Vault(home).layer(), user_layer(user_file())) if layer is not None]
-    return [_with_project([cascade.layer_from_flags(flags), *below], project) for flags in several]
+    shown = cascade.display_path(user_file())
+    found = []
+    for flags in several:
+        layers = _all_layers([cascade.layer_from_flags(flags), *below], project)
+        more = cascade.beside(layers, environment=os.environ, user_file=shown)
+        found.append((resolution(layers), more))
+    return found
 
 
-def _with_project(layers: list[cascade.Layer], project: Project) -> cascade.LLMConfig:
-    """The resolution with what comes with the folder, narrowed where the user does not trust it."""
+def _agents_rules(project: Project) -> list[dict[str, Any]]:
+    """The agent's own approval rules; one of an untrusted folder allows nothing."""
+    agent = project.agent_record()
+    return [
+        {
+            "tool": rule.tool,
+            "when": dict(rule.when),
+            "verdict": rule.verdict,
+            "source": rule.source or f"agent {agent.name}",
+        }
+        for rule in (agent.approvals if agent is not None else ())
+        if agent is not None and (agent.trusted or rule.verdict != "allow")
+    ]
+
+
+def _all_layers(layers: list[cascade.Layer], project: Project) -> list[cascade.Layer]:
+    """These with what comes with the folder, narrowed where the user does not trust it."""
     agent = project.agent_record()
     files: list[tuple[cascade.Layer, bool]] = []
     if project.config is not None:
@@ -169,7 +202,7 @@ def _with_project(layers: list[cascade.Layer], project: Project) -> cascade.LLMC
         from stigmer.trust import without_widening
 
         layers = without_widening(layers, doubtful, resolution(layers))
-    return resolution(layers)
+    return layers
 
 
 def _asked_of_the_daemon(
@@ -202,6 +235,15 @@ def _asked_of_the_daemon(
         return [await client.resolve(request) for request in requests]
 
     return [
-        Resolved(settings_json(found.config), [*project.notices, *found.config.notices], list(found.problems))
+        Resolved(
+            settings_json(found.config),
+            [*project.notices, *found.config.notices],
+            list(found.problems),
+            [
+                {"tool": one.tool, "when": dict(one.when), "verdict": one.verdict, "source": one.source}
+                for one in found.approvals
+            ],
+            {one.name: {"value": json.loads(one.value), "source": one.source} for one in found.others},
+        )
         for found in asyncio.run(with_client(work, address))
     ]

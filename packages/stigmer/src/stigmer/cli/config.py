@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,16 @@ def config() -> None:
 def show(agent: str | None, **flags: Any) -> int:
     """Show every setting as `stigmer run` would resolve it here: value, source, and what it hides.
 
-    A running daemon is asked for its part; none is started. Exit code 2: there are problems.
+    Approval rules, `on_unknown` and how long runs are kept follow, each with its source. A running daemon is asked for its part; none is started. Exit code 2: there are problems.
     """
-    settings, notices, problems = resolved(flags_of(flags), agent)
+    settings, notices, problems, approvals, others = resolved(flags_of(flags), agent)
     talk = terminal()
     if asked().json:
-        shown = {"settings": settings, "notices": notices, "problems": problems}
+        shown: dict[str, Any] = {"settings": settings, "notices": notices, "problems": problems}
+        shown |= {"approvals": approvals, "others": others}
         talk.data(json.dumps(shown, ensure_ascii=False, indent=2 if talk.out_is_terminal else None) + "\n")
         return USAGE if problems else 0
-    talk.data(_table(settings))
+    talk.data(_table(settings, approvals, others))
     for notice in notices:
         talk.say(f"note: {harmless(notice)}")
     for problem in problems:
@@ -58,7 +59,7 @@ def get(key: str) -> int:
     row = _row(key)
     if row.name == "api_key_env":
         row = cascade.SETTINGS["api_key"]
-    settings, _, problems = resolved(mode_flag())
+    settings, _, problems, *_ = resolved(mode_flag())
     talk = terminal()
     found = settings.get(row.name)
     if found is not None:
@@ -90,7 +91,7 @@ def set_value(key: str, value: str) -> int:
     write_atomically(path, text)
     talk = terminal()
     talk.say(f"set {row.key} in {shown}")
-    settings, _, problems = resolved({})
+    settings, _, problems, *_ = resolved({})
     _tell_what_hides(row.name, settings, shown)
     for problem in problems:
         talk.say(f"note: {harmless(problem)}")
@@ -166,18 +167,29 @@ def _tell_what_hides(name: str, settings: dict[str, Any], shown: str) -> None:
         terminal().say(f"note: it has no effect here: {name} is {harmless(value)}, from {source}")
 
 
+def _rule(rule: Mapping[str, Any]) -> str:
+    when = ", ".join(f"{name} {pattern}" for name, pattern in sorted(rule["when"].items()))
+    return f"{rule['verdict']} {rule['tool']}" + (f" where {when}" if when else "")
+
+
 def _plain(value: object) -> str:
     if value is None:
         return "-"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _table(settings: Mapping[str, Any]) -> str:
-    """Setting, value, source; under each what it hides."""
+def _table(
+    settings: Mapping[str, Any],
+    approvals: Sequence[Mapping[str, Any]] = (),
+    others: Mapping[str, Mapping[str, Any]] = {},
+) -> str:
+    """Setting, value, source; under each what it hides. Then what is no setting of a model."""
     rows = []
     for name, found in settings.items():
         ident = f" ({found['id']})" if "id" in found else ""
         rows.append((name, _plain(found["value"]) + ident, found["source"]))
         rows += [("", f"hides {_plain(hidden['value'])}", hidden["source"]) for hidden in found["shadowed"]]
+    rows += [("approvals", harmless(_rule(one)), one["source"]) for one in approvals]
+    rows += [(name, _plain(found["value"]), found["source"]) for name, found in others.items()]
     widths = [min(50, max((len(row[column]) for row in rows), default=0)) for column in (0, 1)]
     return "".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() + "\n" for a, b, c in rows)

@@ -86,7 +86,7 @@ def _patient(flags: dict[str, str], agent: str | None) -> Patient:
         database_url=os.environ.get("STIGMER_DATABASE_URL", "").strip(),
     )
     try:
-        settings, notices, problems = resolved(flags, agent, ask_daemon=answers)
+        settings, notices, problems, *_ = resolved(flags, agent, ask_daemon=answers)
         run, *others = configurations([flags, *({"provider": name} for name in PROVIDERS)], agent)
     except (StigmerError, GraphtonError, OSError) as error:  # What keeps every run from beginning.
         return found._replace(problems=(str(error),))

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from stigmer.config._allowed import allowed_hosts
+from stigmer.config._beside import Beside, beside
 from stigmer.config._files import display_path, named_key_variables
 from stigmer.config._installed import Installed, best, has, why_none
 from stigmer.config._layers import (
@@ -32,6 +33,7 @@ __all__ = [
     "BLANKS",
     "RETENTION_KEY",
     "SETTINGS",
+    "Beside",
     "Facts",
     "Fallback",
     "Installed",
@@ -44,6 +46,7 @@ __all__ = [
     "Shadow",
     "Value",
     "allowed_hosts",
+    "beside",
     "best",
     "clock",
     "display_path",

@@ -9,7 +9,7 @@ from typing import Any
 from stigmer.config._settings import BLANKS, nearest
 from stigmer.errors import ConfigError
 
-__all__ = ["RETENTION_KEY", "Retention", "retention", "retention_of"]
+__all__ = ["RETENTION_KEY", "Retention", "retention", "retention_of", "variable_of"]
 
 RETENTION_KEY = "retention"
 _EXAMPLE = "retention: {days: 90, keep: 1000}"
@@ -39,6 +39,11 @@ class Retention:
         return Retention(
             self.days if over.days is None else over.days, self.keep if over.keep is None else over.keep
         )
+
+
+def variable_of(name: str) -> str:
+    """The variable that says `days` or `keep`."""
+    return _PARTS[name][0]
 
 
 def retention(env: Mapping[str, str]) -> Retention:

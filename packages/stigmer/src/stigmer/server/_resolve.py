@@ -121,6 +121,24 @@ class Resolver:
         found = await self._otherwise(layers)
         return _record(found), found.problems
 
+    async def beside(self, request: api.CreateExecutionRequest, *, local: bool) -> config.Beside:
+        """The approval rules and whatever else is no setting of a model, that a run with this request's layers goes by."""
+        layers = await self._layers(request, await self._secrets(), local=local)
+        named = request.shell.get("STIGMER_CONFIG") or self._environ.get("STIGMER_CONFIG", "").strip()
+        path = config.display_path(named or self._home.config)
+        found = config.beside(layers, environment=self._environ, user_file=path)
+        own = [
+            {
+                "tool": rule.tool,
+                "when": dict(rule.when),
+                "verdict": rule.verdict,
+                "source": rule.source or f"agent {request.agent}",
+            }
+            for rule in request.agent_record.approvals
+            if request.agent_record.trusted or rule.verdict != "allow"
+        ]
+        return found._replace(rules=(*own, *found.rules))
+
     async def log(self) -> list[str]:
         """Writes what this process's own layers come to into the log: one line a setting, secrets masked.
 

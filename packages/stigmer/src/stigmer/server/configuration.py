@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
 from stigmer.api import event_pb2 as pb
 from stigmer.api import service_pb2 as api
 from stigmer.api import service_pb2_grpc
+from stigmer.config import Beside
 from stigmer.home import Home
 from stigmer.server._activity import Activity
 from stigmer.server.auth import by_unix_socket
@@ -20,6 +22,8 @@ class _Explains(Protocol):
     def explain(
         self, request: api.CreateExecutionRequest, *, local: bool
     ) -> Awaitable[tuple[pb.ConfigResolved, tuple[str, ...]]]: ...
+
+    def beside(self, request: api.CreateExecutionRequest, *, local: bool) -> Awaitable[Beside]: ...
 
 
 class ConfigService(service_pb2_grpc.ConfigServiceServicer):
@@ -34,7 +38,13 @@ class ConfigService(service_pb2_grpc.ConfigServiceServicer):
         """Every setting with its source, as far as it could be resolved, and the problems beside them."""
         with self._activity.call():
             try:
-                found, problems = await self._resolver.explain(request, local=by_unix_socket(context))
+                local = by_unix_socket(context)
+                found, problems = await self._resolver.explain(request, local=local)
+                more = await self._resolver.beside(request, local=local)
             except Exception as error:
                 await abort(context, error, home=self._home.path, about="config")
-            return api.ResolveConfigResponse(config=found, problems=problems)
+            answer = api.ResolveConfigResponse(config=found, problems=problems)
+            answer.approvals.extend(api.ApprovalRule(**rule) for rule in more.rules)
+            for name, (value, source) in more.values.items():
+                answer.others.add(name=name, value=json.dumps(value), source=source)
+            return answer
