@@ -223,6 +223,16 @@ def test_an_agents_file_does_not_send_data_away_through_an_ollama(stigmer, fake)
     assert fake.requests == []
 
 
+def test_a_retry_with_a_missing_model_is_offered_it_too(stigmer, fake, at_a_terminal) -> None:
+    fake.script({"status": 400, "error": "no"}, {"text": "a heron"})
+    assert stigmer("run", "hello").returncode == 1
+    failed = json.loads(stigmer("list", "--json").stdout)["id"]
+    stigmer.environment |= fake.ollama(registry={"qwen3:8b": TOOLS})
+    code, shown = at_a_terminal("retry", failed, "--model", "qwen3:8b", does=[("[Y/n] ", "y")])
+    assert code == 0, shown
+    assert "a heron" in shown
+
+
 # ---- no Ollama
 
 
@@ -287,3 +297,17 @@ def test_a_dry_run_asks_no_ollama(stigmer) -> None:
     done = stigmer("run", "hello", "--dry-run", "--model", "qwen3:8b", OLLAMA_HOST=NOBODY)
     assert done.returncode == 0, done.stderr
     assert f"POST {NOBODY}/api/chat" in done.stdout
+
+
+def test_an_ollama_behind_a_proxy_is_asked_through_it(stigmer, fake) -> None:
+    there = fake.ollama(models={"qwen3:8b": TOOLS}) | {
+        "OLLAMA_HOST": "http://ollama.test",
+        "HTTP_PROXY": fake.url,
+    }
+    fake.script({"text": "a heron"})
+    listed = stigmer("models", "list", **there).stdout
+    assert "Ollama at http://ollama.test:11434\n" in listed, listed
+    done = stigmer("run", "hello", **there)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "a heron\n"
+    assert "qwen3:8b on ollama" in done.stderr

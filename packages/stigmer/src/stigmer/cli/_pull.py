@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stigmer.cli._progress import progress
-from stigmer.cli._terminal import Terminal, harmless, person_here, size_text
+from stigmer.cli._session import connected
+from stigmer.cli._terminal import Terminal, harmless, person_here, size_text, terminal
 from stigmer.errors import ConfigError, StigmerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from stigmer.client import Client
 
 __all__ = [
     "FETCHABLE",
@@ -24,10 +27,22 @@ __all__ = [
     "fetch_own",
     "keep_own",
     "wanted",
+    "with_model",
 ]
 
 FETCHABLE = ("model_missing", "not_installed")
 """Codes of what a daemon says where a model that can be had is not there: a file, or an Ollama's."""
+
+
+def with_model(work: Callable[[Client], Awaitable[int]]) -> int:
+    """Does `work` with the daemon; where its model is missing and is then fetched, does it again."""
+    try:
+        return connected(work)
+    except StigmerError as error:
+        if error.code not in FETCHABLE:
+            raise
+        fetch_or_refuse(error, terminal())
+    return connected(work)
 
 
 def fetch_or_refuse(missing: StigmerError, talk: Terminal) -> None:

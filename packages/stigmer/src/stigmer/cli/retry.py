@@ -10,7 +10,7 @@ import click
 from stigmer.cli._limits import limit_options, limits_of
 from stigmer.cli._main import asked, json_option, verbose_option
 from stigmer.cli._options import flags_of, llm_options
-from stigmer.cli._session import connected
+from stigmer.cli._pull import with_model
 from stigmer.cli._terminal import person_here, terminal
 from stigmer.home import Home
 
@@ -62,7 +62,7 @@ def retry(execution: str, **given: Any) -> int:
             else await _follow(client, made, given["detach"])
         )
 
-    return connected(work)
+    return with_model(work)
 
 
 def _left(made: CreateExecutionResponse) -> int:

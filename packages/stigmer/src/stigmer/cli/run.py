@@ -10,11 +10,9 @@ import click
 from stigmer.cli._limits import limit_options, limits_of
 from stigmer.cli._main import asked, json_option, verbose_option
 from stigmer.cli._options import flags_of, llm_options
-from stigmer.cli._pull import FETCHABLE, fetch_or_refuse
-from stigmer.cli._session import connected
+from stigmer.cli._pull import with_model
 from stigmer.cli._task import read_task, workspace
 from stigmer.cli._terminal import person_here, terminal
-from stigmer.errors import StigmerError
 from stigmer.home import Home
 
 if TYPE_CHECKING:
@@ -70,7 +68,7 @@ def run(task: str | None, **given: Any) -> int:
     if project is not None:
         project.agent_record()
 
-    async def work(client: Client) -> int | StigmerError:
+    async def work(client: Client) -> int:
         from stigmer.cli._request import build
 
         request = build(
@@ -87,22 +85,11 @@ def run(task: str | None, **given: Any) -> int:
         )
         request.session, request.if_running = given["session"], given["if_running"] or ""
         request.interactive = here and not given["detach"]
-        try:
-            if given["dry_run"]:
-                return await _preview(client, request)
-            return await (_detach if given["detach"] else _follow)(client, request)
-        except StigmerError as error:
-            if error.code not in FETCHABLE:
-                raise
-            return error
+        if given["dry_run"]:
+            return await _preview(client, request)
+        return await (_detach if given["detach"] else _follow)(client, request)
 
-    outcome = connected(work)
-    if not isinstance(outcome, int):
-        fetch_or_refuse(outcome, terminal())
-        outcome = connected(work)
-    if isinstance(outcome, int):
-        return outcome
-    raise outcome
+    return with_model(work)
 
 
 async def _follow(client: Client, request: CreateExecutionRequest) -> int:
