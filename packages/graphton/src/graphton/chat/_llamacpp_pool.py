@@ -63,6 +63,10 @@ class Server:
     """When the last call ended, or it was started."""
     speed: float = 0.0
     """Prompt tokens a second, as measured last; 0 before the first measure."""
+    reading: int = 0
+    """Calls whose prompts are being read, or wait for that."""
+    alive: float = field(default_factory=time.monotonic)
+    """When it last said something, to whatever call."""
     pending: int = 0
     """Prompt tokens that calls have asked it to read and that it may not have read yet."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)

@@ -12,6 +12,7 @@ from copy import copy
 from dataclasses import replace
 from typing import Any
 
+from graphton.chat._failures import Peer
 from graphton.chat._llamacpp_file import ModelFile, Room, choose_room, locate, rungs
 from graphton.chat._llamacpp_pool import LOOK_EVERY, Server, close_all, pool, served, wait_until_loaded
 from graphton.chat._llamacpp_slots import Talk
@@ -19,7 +20,7 @@ from graphton.chat._llamacpp_trouble import ended_midway
 from graphton.chat._machine import slots_worth
 from graphton.chat._window import BYTES_PER_TOKEN, GOOD_REPLY, ROOM_TO_GROW, Prompt, bytes_per_token, too_long
 from graphton.chat._wire import dumps
-from graphton.chat.base import Chunk, Done, Request, TextChunk, ThinkingChunk, WaitChunk
+from graphton.chat.base import Chunk, Done, Request, WaitChunk
 from graphton.chat.openai import OpenAIChat
 from graphton.errors import BrokenStream, ConnectError, ProviderError, StatusError
 from graphton.messages import AssistantMessage, Message, StopReason, ToolResults, UserMessage
@@ -31,6 +32,9 @@ MEASURABLE = 64
 """Prompt tokens from which on the time to the first token says how fast the server reads."""
 _MARKS = 20
 """Bytes that stand for what a chat template puts around a message."""
+IDLE = 600.0
+"""Seconds between two pieces of a reply, where nobody says: while another prompt is read they come far apart."""
+_FOR_EVER = 7 * 86_400.0
 PATIENCE = 4
 """The first token may take so many times what it should by the speed measured last."""
 
@@ -117,15 +121,16 @@ class LlamaCppChat(OpenAIChat):
         room = choose_room(self._file, rungs(self._file)[-1], None, free=pool().free(), slots=1)
         return max(self.window, room.window)
 
-    async def _fitting(self, prompt: Prompt) -> tuple[Server, str]:
-        """The server for this prompt, and what there is to say where it is another one than before."""
+    async def _fitting(self, prompt: Prompt) -> tuple[Server, int, str]:
+        """The server for this prompt, the window it was asked for, and what to say where it is another than before."""
         least, said = self._least(prompt), ""
         if self._goal:
             if least > self._goal:
                 said = self._grow(least)
-            return await self._server(self._goal, enough=self._goal), said
+            goal = self._goal
+            return await self._server(goal, enough=goal), goal, said
         wanted = self._asked or prompt.tokens + prompt.reply + ROOM_TO_GROW
-        return await self._server(wanted, enough=self._asked or min(wanted, least + ROOM_TO_GROW)), ""
+        return await self._server(wanted, enough=self._asked or min(wanted, least + ROOM_TO_GROW)), 0, ""
 
     def _least(self, prompt: Prompt) -> int:
         """Tokens without which this prompt and a reply do not fit; nobody asked for the longest reply there can be."""
@@ -146,16 +151,17 @@ class LlamaCppChat(OpenAIChat):
         self._say(server.room.notice)
         return server
 
-    def _take_window(self, server: Server) -> None:
-        """The window is what the loaded server gives to each call."""
+    def _take_window(self, server: Server, goal: int) -> None:
+        """The window is what the loaded server gives to each call; unless another call has outgrown `goal` meanwhile."""
         self._say(server.note)
         if server.window < server.room.window:
             self._say(
                 f"llama.cpp gives {self.ref.model} a context window of {server.window} tokens, "
                 f"not the {server.room.window} that it was started for"
             )
-        self.window = self._goal = server.window
-        self.settings = replace(self.settings, context_window=server.window)
+        if self._goal == goal or server.window > self._goal:
+            self.window = self._goal = server.window
+            self.settings = replace(self.settings, context_window=server.window)
 
     def _grow(self, need: int) -> str:
         """The one step up, to at least twice the size where model and memory allow it; "" where there is none."""
@@ -176,12 +182,14 @@ class LlamaCppChat(OpenAIChat):
         A server that runs already stays loaded for another while, and nothing is read that it knows.
         """
         file = self.resolve()
-        server = pool().latest(file.path) or (await self._fitting(self._measured(request)))[0]
+        server, goal = pool().latest(file.path), 0
+        if server is None:
+            server, goal, _ = await self._fitting(self._measured(request))
         with server.in_use():
             async with aclosing(wait_until_loaded(server)) as waits:
                 async for wait in waits:
                     yield wait
-            self._take_window(server)
+            self._take_window(server, goal)
             talk = _talk(request, whole=False)
             if server.slots.busy or server.slots.knows(talk):
                 return
@@ -201,15 +209,15 @@ class LlamaCppChat(OpenAIChat):
         """Send the request and hand out the reply as it comes; see `Chat`."""
         self.resolve()
         prompt = self._measured(request)
-        server, said = await self._fitting(prompt)
+        server, goal, said = await self._fitting(prompt)
         if said:
             yield WaitChunk("load", text=said)
         with server.in_use():
             async with aclosing(wait_until_loaded(server)) as waits:
                 async for wait in waits:
                     yield wait
-            self._take_window(server)
-            if prompt.words > self.window:
+            self._take_window(server, goal)
+            if prompt.words > server.window:
                 why = f"the prompt does not fit the context window of {self.ref.model}"
                 raise self._too_long(why, prompt, server)
             talk = _talk(request)
@@ -229,16 +237,24 @@ class LlamaCppChat(OpenAIChat):
         self, server: Server, slot: int, request: Request, prompt: Prompt, *, reply: int | None = None
     ) -> AsyncGenerator[Chunk]:
         """What the server says, in this slot; `reply`: no more than so many tokens."""
+        if server.reading:
+            yield WaitChunk("prompt", text="the prompt of another call is read first")
         began, first = time.monotonic(), 0.0
-        call = self._call(server, slot, prompt)
+        call = self._call(server, slot)
         if reply is not None:
             call._fixed = {**self._fixed, "max_tokens": reply}
+        limit = self._patience(server, prompt)
         server.pending += prompt.tokens
+        server.reading += 1
         try:
-            async with aclosing(OpenAIChat.stream(call, request)) as chunks:  # type: ignore[type-var]  # a generator by another name
+            async with (
+                aclosing(OpenAIChat.stream(call, request)) as stream,  # type: ignore[type-var]  # a generator by another name
+                aclosing(_while_it_works(stream, server, limit)) as chunks,
+            ):
                 async for chunk in chunks:
-                    if isinstance(chunk, TextChunk | ThinkingChunk | Done):
-                        first = first or time.monotonic()
+                    if not first and _speaks(chunk):
+                        first = time.monotonic()
+                        server.reading -= 1
                     if isinstance(chunk, Done):
                         yield self._done(chunk, server, prompt, first - began)
                     else:
@@ -249,17 +265,27 @@ class LlamaCppChat(OpenAIChat):
             raise self._if_too_long(error, prompt, server) from error
         finally:
             server.pending -= prompt.tokens
+            server.reading -= not first
 
-    def _call(self, server: Server, slot: int, prompt: Prompt) -> LlamaCppChat:
-        """This chat as one call needs it: with the server's address and key, its slot, and the patience for it."""
+    def _patience(self, server: Server, prompt: Prompt) -> float | None:
+        """Seconds that the server may do nothing for any call before the first token; None: somebody set the limit."""
+        if not self._patient:
+            return None
+        estimate = (prompt.tokens + server.pending) / server.speed if server.speed else 0.0
+        return max(self._limits.first_token, PATIENCE * estimate)
+
+    def _call(self, server: Server, slot: int) -> LlamaCppChat:
+        """This chat as one call needs it: with the server's address and key, and its slot.
+
+        The server reads one prompt after the other, and says nothing to the calls that wait: where nobody set a limit,
+        it counts from what it last did for anybody.
+        """
         call = copy(self)
         call.base_url = f"{server.url}/v1"
         call.settings = replace(self.settings, api_key=server.api_key)
         call.extra_body = {**self.extra_body, **self._template_fields(server.template), "id_slot": slot}
-        if self._patient and server.speed:
-            estimate = (prompt.tokens + server.pending) / server.speed
-            limit = max(self._limits.first_token, PATIENCE * estimate)
-            call._limits = replace(self._limits, first_token=limit)
+        if self._patient:
+            call._limits = replace(self._limits, first_token=_FOR_EVER, idle=max(self._limits.idle, IDLE))
         return call
 
     def _done(self, done: Done, server: Server, prompt: Prompt, seconds: float) -> Done:
@@ -356,6 +382,36 @@ def _talk(request: Request, *, whole: bool = True) -> Talk:
     if not whole or not request.messages:
         return Talk(beginning)
     return Talk(beginning, hashlib.sha256(_said(request.messages[0]).encode("utf-8", "replace")).digest())
+
+
+async def _while_it_works(
+    stream: AsyncIterator[Chunk], server: Server, seconds: float | None
+) -> AsyncGenerator[Chunk]:
+    """The chunks of a reply; until it begins, the server may be silent to all its calls for so many seconds."""
+    server.alive, spoke = time.monotonic(), seconds is None
+    while True:
+        chunk = await (anext(stream, None) if spoke else _sign_of_life(stream, server, seconds or 0.0))
+        if chunk is None:
+            return
+        server.alive, spoke = time.monotonic(), spoke or _speaks(chunk)
+        yield chunk
+
+
+async def _sign_of_life(stream: AsyncIterator[Chunk], server: Server, seconds: float) -> Chunk | None:
+    coming = asyncio.ensure_future(anext(stream, None))
+    try:
+        while not coming.done():
+            await asyncio.wait({coming}, timeout=LOOK_EVERY)
+            if not coming.done() and time.monotonic() - server.alive > seconds:
+                raise Peer("llamacpp", server.url).timed_out("first_token", seconds)
+        return coming.result()
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
+
+
+def _speaks(chunk: Chunk) -> bool:
+    return not isinstance(chunk, WaitChunk)
 
 
 async def _read_ahead(server: Server, talk: Talk) -> AsyncGenerator[WaitChunk]:

@@ -1,16 +1,21 @@
 """Several calls of one model at a time: each has the whole window, and finds again what was read of its conversation."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
+import pytest
 from graphton.chat._llamacpp_file import Room, locate
 from graphton.chat._llamacpp_pool import pool
 from graphton.chat._llamacpp_slots import Slots, Talk
 from graphton.chat._machine import slots_worth
 from graphton.chat.base import Chunk, Done, Request, TextChunk, WaitChunk
 from graphton.chat.llamacpp import LlamaCppChat, served
+from graphton.errors import ProviderTimeout
 from graphton.messages import AssistantMessage, Message, Text, UserMessage
-from graphton.models import ModelRef, ModelSettings
+from graphton.models import ModelRef, ModelSettings, Timeouts
 
 ENDLESS = {">": "a", "a": "a"}
 SYSTEM = "Be brief. " * 20
@@ -138,6 +143,15 @@ async def test_a_run_finds_its_prompt_read_after_another_runs_steps_between(tiny
     assert after.usage.input_tokens > after.usage.cached_tokens
 
 
+async def test_a_step_with_a_long_result_reads_only_what_is_new(tiny: Callable[..., str]) -> None:
+    path = tiny("result", ENDLESS)
+    chat = chat_with(path)
+    before = await reply(chat, ask("the task " * 20))
+    after = await reply(chat, ask("the task " * 20, "a long result " * 200))
+    assert after.usage.cached_tokens >= before.usage.input_tokens - 1
+    assert after.usage.input_tokens > 5 * before.usage.input_tokens
+
+
 async def test_more_runs_than_slots_find_their_prompts_in_the_cache(tiny: Callable[..., str]) -> None:
     path = tiny("many", ENDLESS)
     chats = {name: chat_with(path) for name in ("one", "two", "three", "four", "five")}
@@ -197,3 +211,53 @@ async def test_where_memory_allows_one_slot_calls_wait_and_say_why(tiny: Callabl
     )
     await leave(running)
     assert isinstance((await gather(second))[-1], Done)
+
+
+async def test_a_call_says_that_another_prompt_is_read_first_and_is_patient_as_long_as_that_gets_on(
+    tiny: Callable[..., str],
+) -> None:
+    path = tiny("patient", ENDLESS)
+    first, second = chat_with(path), chat_with(path)
+    await reply(first, ask("x"))
+    second._limits = first._limits = replace(first._limits, first_token=5.0)
+    slow = first.stream(ask("a-long-task-" * 500))
+    async for chunk in slow:
+        if isinstance(chunk, WaitChunk) and chunk.done:
+            break
+    rest = asyncio.create_task(gather(slow))
+    chunks = await gather(second.stream(ask("short")))
+    assert WaitChunk("prompt", text="the prompt of another call is read first") in chunks
+    assert isinstance(chunks[-1], Done)
+    await rest
+
+
+async def test_a_server_that_says_nothing_to_anybody_is_given_up_after_the_limit(
+    tiny: Callable[..., str],
+) -> None:
+    path = tiny("stopped", ENDLESS)
+    chat = chat_with(path)
+    await reply(chat, ask("x"))
+    chat._limits = replace(chat._limits, first_token=1.0)
+    [(_, pid)] = served()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(ProviderTimeout) as caught:
+            await gather(chat.stream(ask("y")))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert caught.value.limit == "first_token"
+    assert "sent no first token within 1 s" in caught.value.message
+
+
+async def test_a_limit_that_somebody_set_is_kept_to(tiny: Callable[..., str]) -> None:
+    path = tiny("strict", ENDLESS)
+    settings = ModelSettings(max_tokens=4, timeouts=Timeouts(first_token=1.0))
+    chat = LlamaCppChat(ModelRef("llamacpp", path), settings)
+    await reply(chat_with(path), ask("x"))
+    [(_, pid)] = served()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(ProviderTimeout, match="within 1 s"):
+            await gather(chat.stream(ask("y")))
+    finally:
+        os.kill(pid, signal.SIGCONT)
