@@ -367,61 +367,6 @@ def test_what_is_repeated_behind_a_result_is_the_question_and_never_a_summary() 
     assert f"The user asked: {'a' * 500} […] {'b' * 500}\n" in last.text
 
 
-def looked(number: int, text: str, path: str = "", *, failed: bool = False) -> list[Message]:
-    """A step that listed a folder, and what it saw."""
-    call = ToolCall("list_files", {"path": path}, f"{number}.0")
-    return [AssistantMessage((call,)), ToolResults((ToolResult(call.id, "", call.name, text, failed),))]
-
-
-READ = ToolSpec("read_file", "Read a file.", {"type": "object", "properties": {"path": {"type": "string"}}})
-
-
-ASKED = UserMessage("Which file is the largest?")
-
-
-A, B = "a.txt", "a.txt, b.txt"
-
-
-@pytest.mark.parametrize(
-    ("history", "offered", "told"),
-    [
-        ([ASKED], ["list_files", "read_file", "reply"], "largest?"),
-        ([ASKED, *looked(1, A), *looked(2, B)], ["list_files", "read_file", "reply"], "use the next tool."),
-        (
-            [ASKED, *looked(1, A), *looked(2, A, "src")],
-            ["list_files", "read_file", "reply"],
-            "the next tool.",
-        ),
-        (
-            [ASKED, *looked(1, A), UserMessage("And now?"), *looked(2, A)],
-            ["list_files", "read_file", "reply"],
-            "use the next tool.",
-        ),
-        ([ASKED, *looked(1, A), *looked(2, A)], ["read_file", "reply"], "Else use another tool."),
-        (
-            [ASKED, *looked(1, A), *looked(2, B, "src"), *looked(3, A)],
-            ["read_file", "reply"],
-            "Else use another tool.",
-        ),
-        ([ASKED, *looked(1, A), *looked(2, A), *looked(3, A)], ["reply"], 'Answer that now with "reply".'),
-        (
-            [ASKED, *looked(1, A, failed=True), *looked(2, A, failed=True)],
-            ["list_files", "read_file", "reply"],
-            'or say with "reply" what is wrong.',
-        ),
-    ],
-)
-def test_a_model_that_goes_round_in_circles_is_led_out_of_them(
-    history: list[Message], offered: list[str], told: str
-) -> None:
-    sent = enveloped(Request("", history, (LIST, READ)))
-    ways = (sent.schema or {}).get("anyOf", [sent.schema])
-    assert [way["properties"]["tool"]["const"] for way in ways] == offered
-    last = sent.messages[-1]
-    assert isinstance(last, UserMessage)
-    assert last.text.endswith(told)
-
-
 def test_a_longer_history_begins_with_the_shorter_one() -> None:
     requests = [enveloped(Request("Be kind.", HISTORY[:n], (LIST,))) for n in (1, 3, 5)]
     assert len({request.system for request in requests}) == 1

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import orjson
 
+from graphton._not_run import FORBIDDEN, LEFT, REFUSED, UNKNOWN
 from graphton.approval import Answer, Question, Ruling, Waits
 from graphton.budget import Exceeded, Tree
 from graphton.definition import Definition
@@ -36,19 +37,6 @@ from graphton.tools import Effect, Tool, ToolContext, ToolOutput, check_argument
 
 __all__ = ["Parked", "answer", "recorded"]
 
-UNKNOWN = (
-    "The program stopped while this call was running, so it is not known whether it did its work. "
-    "It was not run again. Look at the current state before you go on."
-)
-REFUSED = {
-    "rejected": "A person rejected this call; it was not run.",
-    "expired": "Nobody answered in time whether this call may run; it was not run.",
-}
-LEFT = {
-    "rejected": "A person looked into it and said not to run the call again.",
-    "expired": "Nobody said in time whether to run the call again.",
-}
-FORBIDDEN = "A rule forbids this call; it was not run. The rule: {rule}"
 CLIPPED = "\n[… {cut} characters left out …]\n"
 
 

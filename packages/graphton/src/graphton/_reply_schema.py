@@ -48,10 +48,12 @@ def reply_name(tools: Sequence[ToolSpec]) -> str:
     )
 
 
-def reply_schema(tools: Sequence[ToolSpec], *, several: bool = False, reply: str = "") -> dict[str, Any]:
+def reply_schema(
+    tools: Sequence[ToolSpec], *, several: bool = False, reply: str | None = ""
+) -> dict[str, Any]:
     """The schema of an envelope: a call of one of the tools with its own arguments, several where allowed, or a reply.
 
-    `reply` is what the reply is called, where it is told beside more tools than these.
+    `reply` is what the reply is called, where it is told beside more tools than these; None: there must be a call.
     """
     definitions: dict[str, Any] = {}
     calls = []
@@ -60,14 +62,18 @@ def reply_schema(tools: Sequence[ToolSpec], *, several: bool = False, reply: str
         calls.append(_call(tool.name, reduced.arguments()))
     listed = {"type": "array", "items": {"anyOf": calls}, "minItems": 2, "maxItems": MOST_CALLS}
     together = [closed({CALLS: listed})] if several and calls else []
-    answer = _call(reply or reply_name(tools), closed({TEXT: {"type": "string"}}))
-    schema: dict[str, Any] = {"anyOf": [*calls, *together, answer]}
+    answers = [] if reply is None else [_reply(reply or reply_name(tools))]
+    schema: dict[str, Any] = {"anyOf": [*calls, *together, *answers]}
     return schema | ({"$defs": definitions} if definitions else {})
 
 
 def reply_only(tools: Sequence[ToolSpec]) -> dict[str, Any]:
     """The schema of an envelope that holds no call."""
-    return _call(reply_name(tools), closed({TEXT: {"type": "string"}}))
+    return _reply(reply_name(tools))
+
+
+def _reply(name: str) -> dict[str, Any]:
+    return _call(name, closed({TEXT: {"type": "string"}}))
 
 
 def _call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from graphton._retry import Retry
 from graphton.approval import Approval
 from graphton.budget import Budget
 from graphton.chat.base import Chat, ToolSpec
-from graphton.tools import Tool
+from graphton.tools import Effect, Tool
 
 __all__ = ["Definition", "OnUnknown"]
 
@@ -40,7 +40,10 @@ class Definition:
     tool_schemas: tuple[dict[str, Any], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        specs = tuple(ToolSpec(t.name, t.description, t.parameters) for t in self.tools.values())
+        specs = tuple(
+            ToolSpec(t.name, t.description, t.parameters, t.effect is Effect.READ)
+            for t in self.tools.values()
+        )
         object.__setattr__(self, "tool_specs", specs)
         schemas = tuple(
             {"name": s.name, "description": s.description, "parameters": s.parameters} for s in specs

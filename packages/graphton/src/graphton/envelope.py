@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from graphton._envelope_course import Course, course_of
 from graphton._envelope_prompt import addendum, dump
 from graphton._reply_schema import ARGUMENTS, TEXT, TOOL, reply_name, reply_only, reply_schema
 from graphton._reply_text import ReplyText
@@ -34,7 +35,7 @@ from graphton.messages import (
 from graphton.models import ModelSettings
 from graphton.recovery import calls_in, streaming
 
-__all__ = ["EnvelopeChat", "Repeated", "enveloped", "opened"]
+__all__ = ["EnvelopeChat", "enveloped", "opened"]
 
 MAX_RESULT = 4_000
 """Characters of one tool result that the model is shown: up to 2,500 tokens, which is 6 seconds of reading for a model
@@ -45,6 +46,9 @@ LONG_QUESTION = 1_000
 
 NEXT = 'If the task is done, use "{reply}". Else use the next tool.'
 FAILED = 'That call did not work. Correct it as the error says. If it cannot be done, say so with "{reply}".'
+RETRY = (
+    "That call did not work. Correct it as the error says and call again, or look first with another tool."
+)
 AGAIN = 'You made this call before. If the task is done, use "{reply}". Else use another tool.'
 FAILED_AGAIN = (
     'The same call fails again. Change its arguments as the error says, or say with "{reply}" what is wrong.'
@@ -116,58 +120,19 @@ def enveloped(request: Request, *, several: bool = False) -> Request:
     system = "\n\n".join(
         part for part in (request.system.strip(), addendum(request.tools, several=several)) if part
     )
-    repeats, name = Repeated.of(request.messages), reply_name(request.tools)
-    turns = _turns(request.messages, name, repeats)
-    if repeats.enough:
+    name, course = reply_name(request.tools), course_of(request.messages, request.tools)
+    turns = _turns(request.messages, name, course)
+    if course.enough:
         return Request(system, turns, schema=reply_only(request.tools))
-    left = [tool for tool in request.tools if tool.name not in repeats.known]
-    return Request(system, turns, schema=reply_schema(left, several=several, reply=name))
+    left = [tool for tool in request.tools if course.offers(tool)]
+    schema = reply_schema(left, several=several, reply=None if course.retry else name)
+    return Request(system, turns, schema=schema)
 
 
-@dataclass(frozen=True, slots=True)
-class Repeated:
-    """The calls since the question that were made before and had the same answers: small models make them for ever."""
-
-    times: int = 0
-    """How many turns did nothing else."""
-    now: bool = False
-    """Whether the last turn is one of them."""
-    known: frozenset[str] = frozenset()
-    """The tools that answered the last turn, well, with what was known: the next turn may use others."""
-
-    @property
-    def enough(self) -> bool:
-        """Whether the next thing that the model may write is its reply."""
-        return self.now and self.times > 1
-
-    @classmethod
-    def of(cls, messages: Sequence[Message]) -> Repeated:
-        seen: set[tuple[str, str, str]] = set()
-        calls: dict[str, ToolCall] = {}
-        found = cls()
-        for message in messages:
-            match message:
-                case UserMessage():
-                    seen.clear()
-                    found = cls()
-                case AssistantMessage():
-                    calls = {call.id: call for call in message.calls}
-                case ToolResults(results):
-                    made = {
-                        (r.name, dump(calls[r.call].arguments) if r.call in calls else "", r.text)
-                        for r in results
-                    }
-                    again = made <= seen
-                    known = frozenset(r.name for r in results if again and not r.is_error)
-                    found = cls(found.times + again, again, known)
-                    seen |= made
-        return found
-
-
-def _turns(messages: Sequence[Message], reply: str, repeats: Repeated) -> list[Message]:
+def _turns(messages: Sequence[Message], reply: str, course: Course) -> list[Message]:
     """The history as turns of user and model, strictly by turns: some chat templates take nothing else."""
     turns: list[Message] = []
-    for turn in _rendered(messages, reply, repeats):
+    for turn in _rendered(messages, reply, course):
         last = turns[-1] if turns else None
         if isinstance(last, UserMessage) and isinstance(turn, UserMessage):
             turns[-1] = UserMessage(f"{last.text}\n\n{turn.text}")
@@ -176,7 +141,7 @@ def _turns(messages: Sequence[Message], reply: str, repeats: Repeated) -> list[M
     return turns
 
 
-def _rendered(messages: Sequence[Message], reply: str, repeats: Repeated) -> Iterator[Message]:
+def _rendered(messages: Sequence[Message], reply: str, course: Course) -> Iterator[Message]:
     """Each message as the model wrote it, or would have: one envelope a turn, each call before its result."""
     calls: dict[str, ToolCall] = {}
     asked = ""
@@ -195,16 +160,18 @@ def _rendered(messages: Sequence[Message], reply: str, repeats: Repeated) -> Ite
                 for result in message.results:
                     call = calls.get(result.call, ToolCall(result.name, {}))
                     yield _said(call.name, call.arguments)
-                    told = _told(result, repeats if message is messages[-1] else Repeated())
+                    told = _told(result, course if message is messages[-1] else Course())
                     behind = f"{ASKED.format(asked=_short(asked))}{told.format(reply=reply)}"
                     yield UserMessage(_result(result, behind if result is last else ""))
 
 
-def _told(result: ToolResult, repeats: Repeated) -> str:
+def _told(result: ToolResult, course: Course) -> str:
     """How to go on from a result."""
-    if repeats.enough:
+    if course.enough:
         return ENOUGH
-    if repeats.now:
+    if course.retry:
+        return RETRY
+    if course.again:
         return FAILED_AGAIN if result.is_error else AGAIN
     return FAILED if result.is_error else NEXT
 

@@ -43,8 +43,8 @@ async def test_a_listing_tells_how_the_largest_files_begin(folder: Path, call: A
 
 
 async def test_a_long_file_named_in_a_search_is_shown_in_part(folder: Path, call: Any) -> None:
-    (folder / "long.txt").write_text("word " * 1000)
-    assert (await call("search_files", text="long.txt")).endswith("(read_file shows the rest)")
+    (folder / "story.md").write_text("word " * 1000)
+    assert (await call("search_files", text="story.md")).endswith("(read_file shows the rest)")
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="names are text there")
@@ -117,7 +117,7 @@ async def test_search_shows_file_line_and_text(folder: Path, call: Any) -> None:
 
 async def test_search_results_are_bounded(folder: Path, call: Any) -> None:
     (folder / "many.txt").write_text("word\n" * 1000)
-    (folder / "long.txt").write_text("a" * 5000 + "needle" + "b" * 5000)
+    (folder / "story.md").write_text("a" * 5000 + "needle" + "b" * 5000)
     for regex in (False, True):
         lines = (await call("search_files", text="word", regex=regex)).split("\n")
         assert len(lines) == 51
@@ -157,11 +157,11 @@ async def test_reading_gives_the_text_as_it_is(folder: Path, call: Any) -> None:
 
 
 async def test_a_long_file_is_cut_and_says_how_to_read_on(folder: Path, call: Any) -> None:
-    (folder / "long.txt").write_text("".join(f"line {number}\n" for number in range(1, 5001)))
-    said = (await call("read_file", path="long.txt")).split("\n")
+    (folder / "story.md").write_text("".join(f"line {number}\n" for number in range(1, 5001)))
+    said = (await call("read_file", path="story.md")).split("\n")
     last = int(said[-2].removeprefix("line "))
     assert said[-1] == f"(lines 1 to {last} of 5000; read on with start_line {last + 1})"
-    assert (await call("read_file", path="long.txt", start_line=last + 1)).startswith(f"line {last + 1}\n")
+    assert (await call("read_file", path="story.md", start_line=last + 1)).startswith(f"line {last + 1}\n")
     assert len("\n".join(said)) < 17_000
     (folder / "one.txt").write_text("x" * 50_000)
     assert (await call("read_file", path="one.txt")).endswith("x\n(line 1 is cut: it has 50000 characters)")
@@ -180,8 +180,12 @@ async def test_what_cannot_be_read_says_why(folder: Path, call: Any) -> None:
         await call("read_file", path="src/App.py")
         == "error: there is no 'src/App.py'; did you mean 'src/app.py'?"
     )
-    assert await call("read_file", path="qq") == "error: there is no 'qq'; list_files shows what there is"
-    assert await call("read_file", path="q/r") == "error: there is no 'q'; list_files shows what there is"
+    assert (
+        await call("read_file", path="qq") == "error: there is no 'qq'; there is: notes.txt, picture.png, src"
+    )
+    assert (
+        await call("read_file", path="q/r") == "error: there is no 'q'; there is: notes.txt, picture.png, src"
+    )
     assert await call("read_file", path="src/notes.txt") == (
         "error: there is no 'src/notes.txt'; did you mean 'notes.txt'?"
     )
@@ -274,20 +278,26 @@ async def test_an_edit_leaves_other_bytes_alone(folder: Path, call: Any) -> None
 
 async def test_an_edit_that_cannot_be_made_helps(folder: Path, call: Any) -> None:
     (folder / "twice.txt").write_text("a = 1\nb = 2\na = 1\n")
+    (folder / "story.md").write_text("first\nthe zebra sleeps\n" + "and so do I\n" * 60)
     expected = {
         (
             "twice.txt",
             "a = 1",
             "x",
         ): "old occurs 2 times in 'twice.txt' (lines 1, 3); add a line before or after it",
-        ("notes.txt", "the zebra sleep!", "x"): (
-            "old does not occur in 'notes.txt'; the nearest line is 2: \"the zebra sleeps\""
+        ("story.md", "the zebra sleep!", "x"): (
+            "old does not occur in 'story.md'; the nearest line is 2: \"the zebra sleeps\""
         ),
         (
-            "notes.txt",
+            "story.md",
             "#######",
             "x",
-        ): "old does not occur in 'notes.txt'; read the file and copy the text exactly",
+        ): "old does not occur in 'story.md'; read the file and copy the text exactly",
+        (
+            "twice.txt",
+            "a = 2",
+            "x",
+        ): "old does not occur in 'twice.txt'; copy it from what the file holds:\na = 1\nb = 2\na = 1",
         ("notes.txt", "", "x"): "old is empty; give the text to replace, or use write_file for a new file",
         ("notes.txt", "x", "x"): "old and new are the same text",
         ("nots.txt", "a", "b"): "there is no 'nots.txt'; did you mean 'notes.txt'?",

@@ -30,6 +30,8 @@ class ToolSpec:
     name: str
     description: str
     parameters: dict[str, Any]
+    reads: bool = False
+    """Whether calling it changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)

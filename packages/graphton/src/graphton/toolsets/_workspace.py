@@ -25,6 +25,8 @@ _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _STEP = _DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _MAX_LINKS = 40
+_FEW = 12
+"""Names that an error tells of a folder in which something was looked for."""
 _PROTECTED = {".git", ".stigmer"}
 
 
@@ -277,7 +279,9 @@ def _missing(folder: int, name: str, parts: Iterable[str]) -> Missing:
     folded = {one.casefold(): one for one in names}
     near = difflib.get_close_matches(name.casefold(), list(folded), n=3, cutoff=0.6)
     if not near:
-        return Missing(f"there is no {shown!r}; list_files shows what there is")
+        there = ", ".join(sorted(one for one in names if not one.startswith("."))[:_FEW])
+        more = ", …" if len(names) > _FEW else ""
+        return Missing(f"there is no {shown!r}; there {f'is: {there}{more}' if there else 'are no files'}")
     above = shown[: -len(name)]
     return Missing(
         f"there is no {shown!r}; did you mean {' or '.join(repr(above + folded[one]) for one in near)}?"

@@ -42,6 +42,8 @@ MAX_FILE = 16 * 1024 * 1024
 """Bytes of a file that read_file and edit_file take."""
 MAX_MEANT = 1_500
 """Bytes shown of a file whose name was searched for as if it were a text in files."""
+SHORT_FILE = 600
+"""Bytes of a file that an edit which does not fit is answered with whole."""
 PEEKS = 5
 """So many of the largest files are listed with how they begin."""
 PEEK = 60
@@ -574,6 +576,9 @@ def _not_once(shown: str, data: bytes, old: str, count: int) -> ToolError:
         return ToolError(
             f"old occurs {count} times in {shown!r} (lines {', '.join(at)}); add a line before or after it"
         )
+    if len(data) <= SHORT_FILE:
+        text = data.decode("utf-8-sig", errors="replace").rstrip("\n")
+        return ToolError(f"old does not occur in {shown!r}; copy it from what the file holds:\n{text}")
     wanted = max(old.split("\n"), key=len).strip()
     near = difflib.get_close_matches(wanted, [line.strip() for line in lines[:5000]], n=1, cutoff=0.5)
     if not near:

@@ -1,0 +1,86 @@
+"""How a task goes, as far as its calls show: what a small model is led out of, and what it is led back to.
+
+Three habits of theirs end a task too early or never: they make the same call again, they answer with an error that says
+how to do it right, and they read on where they should write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from graphton._envelope_prompt import dump
+from graphton._not_run import is_final
+from graphton.chat.base import ToolSpec
+from graphton.messages import AssistantMessage, Message, ToolCall, ToolResults, UserMessage
+
+__all__ = ["Course", "course_of"]
+
+PLANS = "todos"
+"""It reads, by its effect, but shows nothing that is not known."""
+MOST_RETRIES = 2
+"""So often in a task a failed call must be followed by a call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What follows for the next turn from the calls since the question."""
+
+    again: bool = False
+    """The last turn's calls were made before, and had the same answers."""
+    repeats: int = 0
+    """How many turns were like that."""
+    known: frozenset[str] = frozenset()
+    """The tools that answered, in such a turn, with what was known: the next turn may use others."""
+    retry: frozenset[str] = frozenset()
+    """The tools that failed, with an error not seen before: the next turn is a call, of these or of one that reads."""
+
+    @property
+    def enough(self) -> bool:
+        """Whether the next thing that the model may write is its reply: else it goes round for ever."""
+        return self.again and self.repeats > 1
+
+    def offers(self, tool: ToolSpec) -> bool:
+        """Whether the next turn may use this tool."""
+        if self.retry:
+            return tool.name in self.retry or (tool.reads and tool.name != PLANS)
+        return tool.name not in self.known
+
+
+def course_of(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Course:
+    """The course of the task that the last question began."""
+    seen: set[tuple[str, str, str]] = set()
+    calls: Mapping[str, ToolCall] = {}
+    course, retries = Course(), 0
+    for message in messages:
+        match message:
+            case UserMessage():
+                seen, course, retries = set(), Course(), 0
+            case AssistantMessage():
+                calls = {call.id: call for call in message.calls}
+            case ToolResults():
+                again = _made(message, calls) <= seen
+                retry = _failed(message, seen) if retries < MOST_RETRIES else frozenset[str]()
+                if not any(tool.reads for tool in tools):
+                    retry = frozenset()  # A tool that writes is never the only way on.
+                known = frozenset(r.name for r in message.results if again and not r.is_error)
+                course = Course(again, course.repeats + again, known, retry)
+                retries += bool(retry)
+                seen |= _made(message, calls)
+    return course
+
+
+def _made(message: ToolResults, calls: Mapping[str, ToolCall]) -> set[tuple[str, str, str]]:
+    """The calls of a turn with what they were answered."""
+    return {
+        (r.name, dump(calls[r.call].arguments) if r.call in calls else "", r.text) for r in message.results
+    }
+
+
+def _failed(message: ToolResults, seen: set[tuple[str, str, str]]) -> frozenset[str]:
+    """The tools of a turn in which every call failed in a way that another call may mend, each with a new error."""
+    old = {(name, text) for name, _, text in seen}
+    mendable = all(
+        r.is_error and not is_final(r.text) and (r.name, r.text) not in old for r in message.results
+    )
+    return frozenset(r.name for r in message.results) if mendable else frozenset()

@@ -1,0 +1,163 @@
+"""A small model is led out of circles, and led to try again what an error tells it how to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from graphton._not_run import FORBIDDEN, REFUSED, UNKNOWN
+from graphton.agent import create_deep_agent
+from graphton.chat import Request, ToolSpec
+from graphton.envelope import enveloped
+from graphton.journal import MemoryJournal, ToolFinished
+from graphton.messages import AssistantMessage, Message, Text, ToolCall, ToolResult, ToolResults, UserMessage
+from graphton.testing import ScriptedModel
+
+PATH = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
+LIST = ToolSpec("list_files", "List a folder.", PATH, reads=True)
+READ = ToolSpec("read_file", "Read a file.", PATH, reads=True)
+WRITE = ToolSpec("write_file", "Write a file.", PATH)
+SEND = ToolSpec("send_mail", "Send a mail.", PATH)
+ASKED = UserMessage("Which file is the largest?")
+
+ALL = ["list_files", "read_file", "write_file", "reply"]
+A, B = "a.txt", "a.txt, b.txt"
+MISSING, OTHER, THIRD = "there is no 'é'", "there is no 'è'", "there is no 'ê'"
+
+
+def did(
+    number: int, text: str, path: str = "", *, tool: str = "list_files", failed: bool = False
+) -> list[Message]:
+    """A step that called a tool, and what it answered."""
+    call = ToolCall(tool, {"path": path}, f"{number}.0")
+    return [AssistantMessage((call,)), ToolResults((ToolResult(call.id, "", tool, text, failed),))]
+
+
+def offered(history: list[Message], *tools: ToolSpec) -> tuple[list[str], str]:
+    """What the next turn may be, and the last words that the model reads."""
+    sent = enveloped(Request("", history, tools or (LIST, READ, WRITE)))
+    ways = (sent.schema or {}).get("anyOf", [sent.schema])
+    last = sent.messages[-1]
+    assert isinstance(last, UserMessage)
+    return [way["properties"]["tool"]["const"] for way in ways], last.text
+
+
+@pytest.mark.parametrize(
+    ("history", "ways", "told"),
+    [
+        ([ASKED], ALL, "largest?"),
+        ([ASKED, *did(1, A), *did(2, B)], ALL, "Else use the next tool."),
+        ([ASKED, *did(1, A), *did(2, A, "src")], ALL, "Else use the next tool."),
+        ([ASKED, *did(1, A), UserMessage("And now?"), *did(2, A)], ALL, "Else use the next tool."),
+        ([ASKED, *did(1, A), *did(2, A)], ["read_file", "write_file", "reply"], "Else use another tool."),
+        (
+            [ASKED, *did(1, A), *did(2, B, "src"), *did(3, A)],
+            ["read_file", "write_file", "reply"],
+            "Else use another tool.",
+        ),
+        ([ASKED, *did(1, A), *did(2, A), *did(3, A)], ["reply"], 'Answer that now with "reply".'),
+    ],
+)
+def test_a_model_that_goes_round_in_circles_is_led_out_of_them(
+    history: list[Message], ways: list[str], told: str
+) -> None:
+    found, said = offered(history)
+    assert found == ways
+    assert said.endswith(told)
+
+
+@pytest.mark.parametrize(
+    ("history", "ways", "told"),
+    [
+        (did(1, MISSING, failed=True), ["list_files", "read_file"], "or look first with another tool."),
+        (
+            did(1, "too long", tool="write_file", failed=True),
+            ["list_files", "read_file", "write_file"],
+            "or look first with another tool.",
+        ),
+        (
+            [*did(1, MISSING, failed=True), *did(2, OTHER, "a", failed=True)],
+            ["list_files", "read_file"],
+            "or look first with another tool.",
+        ),
+        (
+            [
+                *did(1, MISSING, failed=True),
+                *did(2, OTHER, "a", failed=True),
+                *did(3, THIRD, "b", failed=True),
+            ],
+            ALL,
+            'If it cannot be done, say so with "reply".',
+        ),
+        (
+            [*did(1, MISSING, failed=True), *did(2, MISSING, failed=True)],
+            ALL,
+            'or say with "reply" what is wrong.',
+        ),
+        (
+            [*did(1, MISSING, failed=True), *did(2, MISSING, "a", failed=True)],
+            ALL,
+            'If it cannot be done, say so with "reply".',
+        ),
+        (did(1, REFUSED["rejected"], failed=True), ALL, 'If it cannot be done, say so with "reply".'),
+        (did(1, f"{REFUSED['expired']} Reason: late", failed=True), ALL, 'say so with "reply".'),
+        (did(1, FORBIDDEN.format(rule="deny list_files"), failed=True), ALL, 'say so with "reply".'),
+        (did(1, UNKNOWN, failed=True), ALL, 'say so with "reply".'),
+    ],
+)
+def test_after_a_new_error_of_a_tool_the_next_turn_is_a_call_twice_at_most(
+    history: list[Message], ways: list[str], told: str
+) -> None:
+    found, said = offered([ASKED, *history])
+    assert found == ways
+    assert said.endswith(told)
+
+
+def test_a_tool_that_writes_is_never_the_only_way_on() -> None:
+    failed = [ASKED, *did(1, "unknown address", tool="send_mail", failed=True)]
+    assert offered(failed, SEND, WRITE)[0] == ["send_mail", "write_file", "reply"]
+    assert offered(failed, SEND, WRITE, READ)[0] == ["send_mail", "read_file"]
+
+
+def test_one_of_several_calls_that_failed_leaves_the_reply() -> None:
+    calls = [ToolCall("read_file", {"path": path}, f"1.{n}") for n, path in enumerate("ab")]
+    results = [ToolResult(call.id, "", call.name, "text", bool(n)) for n, call in enumerate(calls)]
+    history: list[Message] = [ASKED, AssistantMessage(tuple(calls)), ToolResults(tuple(results))]
+    assert offered(history)[0] == ALL
+
+
+async def test_in_a_run_the_tools_know_whether_they_read_and_the_model_tries_again(tmp_path: Path) -> None:
+    (tmp_path / "settings.ini").write_text("port = 8451\n")
+
+    def says(name: str, **arguments: str) -> str:
+        import json
+
+        return json.dumps({"tool": name, "arguments": arguments})
+
+    model = ScriptedModel(
+        [
+            says("read_file", path="setings.ini"),
+            says("read_file", path="settings.ini"),
+            says("reply", text="It is 8451."),
+        ]
+    )
+    journal = MemoryJournal()
+    agent = create_deep_agent(model, workspace=tmp_path, tool_mode="envelope")
+    result = await agent.run("What is the port in setings.ini?", journal=journal)
+    assert result.text == "It is 8451."
+    second = model.requests[1].schema or {}
+    assert [way["properties"]["tool"]["const"] for way in second["anyOf"]] == [
+        "read_file",
+        "search_files",
+        "list_files",
+        "find_files",
+    ]
+    ended = [event for event in journal.events if isinstance(event, ToolFinished)]
+    assert [event.is_error for event in ended] == [True, False]
+
+
+def test_text_beside_calls_changes_nothing() -> None:
+    call = ToolCall("list_files", {"path": ""}, "1.0")
+    beside = AssistantMessage((Text("I look."), call))
+    results = ToolResults((ToolResult(call.id, "", call.name, A),))
+    assert offered([ASKED, beside, results])[0] == ALL
