@@ -1,7 +1,7 @@
 """The agents' model server, as a process that can be killed: FakeProviders, with every request noted before it is answered.
 
 python -m kills.provider --seed N --witness PORT --log FILE
-It listens when it has read the port from its standard input, 0 for any, and then says its address.
+It says `ready`, listens when it has read the port from its standard input, 0 for any, and then says its address.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ async def main() -> None:
 
     fake = FakeProviders()
     fake.rule(answer)
+    print("ready", flush=True)
     await fake.start(int(await asyncio.to_thread(sys.stdin.readline)))
     print(fake.url, flush=True)
     await asyncio.Event().wait()

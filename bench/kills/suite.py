@@ -137,6 +137,7 @@ class House:
         self.posts: Counter[str] = Counter()
         self._log = folder / "asked"
         self._port = 0
+        self._is_ready = False
         self._chance = random.Random(f"{seed} victims")
         kept = ("PATH", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
         self.environment = {name: os.environ[name] for name in kept if name in os.environ}
@@ -182,8 +183,9 @@ class House:
     def _start_provider(self) -> None:
         """Returns when it listens; the second time at the same port as before.
 
-        Its process has been ready for long: on a busy machine a new one would take longer than runs ask for it.
+        Its process is ready by then: on a busy machine a new one would take longer than runs ask for it.
         """
+        self._ready()
         self._provider, self._spare = self._spare, self._provider_process()
         assert self._provider.stdin is not None
         assert self._provider.stdout is not None
@@ -193,7 +195,14 @@ class House:
             url = said.readline().strip()
         self._port = int(url.rpartition(":")[2])
 
+    def _ready(self) -> None:
+        """Until the next model server waits for nothing but its port."""
+        assert self._spare.stdout is not None
+        if not self._is_ready:
+            self._is_ready = self._spare.stdout.readline() == "ready\n"
+
     def _provider_process(self) -> subprocess.Popen[str]:
+        self._is_ready = False
         witness = self._server.sockets[0].getsockname()[1]
         given = {"seed": self.seed, "witness": witness, "log": self._log}
         path = str(HERE.parent), os.environ.get("PYTHONPATH")
@@ -366,7 +375,8 @@ class House:
         return await self._strike(kill, pid, what)
 
     async def _kill_provider(self, kill: Kill, watcher: Watcher) -> bool:
-        """In the middle of a stream: the beginning of a reply has just been shown."""
+        """In the middle of a stream: the beginning of a reply has just been shown. Its successor is ready before."""
+        await asyncio.to_thread(self._ready)
         await watcher.shown("text_delta", after=watcher.seen["text_delta"])
         if watcher.ended:
             return False
