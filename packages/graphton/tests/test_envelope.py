@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from graphton._arguments import fit
+from graphton._instructions import DEFAULT_INSTRUCTIONS
 from graphton._reply_schema import reply_schema
 from graphton._reply_text import ReplyText
 from graphton.agent import create_deep_agent
@@ -480,12 +481,15 @@ async def test_the_smallest_real_model_makes_a_valid_call(tools: list[ToolSpec])
 
     inner = create_chat("llamacpp:qwen2.5-coder:0.5b", ModelSettings(temperature=0, max_tokens=200))
     chat = EnvelopeChat(inner)
-    question = Request("", [UserMessage("Read the file settings.ini.")], tools)
+    question = Request(DEFAULT_INSTRUCTIONS, [UserMessage("Read the file settings.ini.")], tools)
     try:
         chunks = [chunk async for chunk in chat.stream(question)]
     finally:
         await chat.close()
     assert isinstance(chunks[-1], Done)
+    assert 300 < chunks[-1].message.usage.input_tokens < 900, (
+        "the default agent's first request, really counted"
+    )
     (call,) = chunks[-1].message.calls
     offered = {tool.name: tool.parameters for tool in tools}
     assert allows(offered[call.name], call.arguments)
