@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import dataclasses
 import enum
+import functools
 import inspect
 import json
 import re
@@ -135,9 +137,19 @@ async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
 
     A `threading.Event` among the arguments is set on cancellation, so that long work can end early.
     """
-    work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    loop = asyncio.get_running_loop()
+    call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
+    work = loop.run_in_executor(None, call)
+    ended: asyncio.Future[None] = loop.create_future()  # It may be cancelled; the work may not.
+
+    def tell(work: asyncio.Future[T]) -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    work.add_done_callback(tell)
     try:
-        return await asyncio.shield(work)
+        await ended
+        return work.result()
     except asyncio.CancelledError:
         for value in (*args, *kwargs.values()):
             if isinstance(value, threading.Event):
