@@ -63,6 +63,16 @@ CALLS = {
     ),
     "Mistral's mark": ('[TOOL_CALLS][{"name": "read_file", "arguments": {"path": "a.txt"}}]', [A]),
     "Llama's mark": ('<|python_tag|>{"name": "read_file", "parameters": {"path": "a.txt"}}', [A]),
+    "a comma too many": ('{"name": "read_file", "arguments": {"path": "a.txt",},}', [A]),
+    "the last bracket left out": ('{"name": "read_file", "arguments": {"path": "a.txt"}', [A]),
+    "the last two brackets left out": (
+        '```json\n{"name": "read_file", "arguments": {"path": "a.txt"\n```',
+        [A],
+    ),
+    "commas and brackets in a text": (
+        '{"name": "read_file", "arguments": {"path": "a,}]{\\" ,]"}}',
+        [ToolCall("read_file", {"path": 'a,}]{" ,]'})],
+    ),
     "no arguments where none are needed": ('{"name": "list_files"}', [ToolCall("list_files", {})]),
     "a line break inside a string": (
         '{"name": "read_file", "arguments": {"path": "a\nb"}}',
@@ -83,6 +93,9 @@ TEXTS = {
     "a tool that is not offered": '{"name": "delete_all", "arguments": {"path": "a.txt"}}',
     "one of two not offered": '[{"name": "read_file", "arguments": {"path": "a"}}, {"name": "x", "arguments": {}}]',
     "half a call": '{"name": "read_file", "arguments": {"path": "a.t',
+    "three brackets left out": '[{"name": "read_file", "arguments": {"path": "a.txt"',
+    "a bracket of another kind": '{"name": "read_file", "arguments": {"path": "a.txt"]}',
+    "a value left out": '{"name": "read_file", "arguments": {"path":',
     "other JSON": '{"name": "Ada", "born": 1815}',
     "other JSON with a tool's name": '{"name": "read_file", "description": "Reads a file."}',
     "a call with a note in it": '{"name": "read_file", "arguments": {"path": "a"}, "why": "to see"}',

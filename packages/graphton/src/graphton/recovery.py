@@ -115,7 +115,7 @@ def calls_in(text: str, tools: Sequence[ToolSpec]) -> tuple[ToolCall, ...]:
     """
     offered = {tool.name: tool for tool in tools}
     try:
-        values = [value for part in _parts(text.strip()) for value in _values(part)]
+        values = [value for part in _parts(text.strip()) for value in _values(_mended(part))]
     except (ValueError, RecursionError):
         return ()
     calls = [_call(value, offered) for value in values]
@@ -134,6 +134,28 @@ def _parts(text: str) -> list[str]:
         if parts and end == len(text):
             return parts
     return [text]
+
+
+_STRING = r'"(?:[^"\\]|\\.)*"'
+_COMMA_TOO_MANY = re.compile(rf"({_STRING})|,(\s*[}}\]])", re.DOTALL)
+_BRACKETS = re.compile(rf"{_STRING}|[{{}}\[\]]|\"", re.DOTALL)
+MOST_CLOSED = 2
+"""So many brackets may be missing at the end of a text that its model ended by itself; more is half of something."""
+
+
+def _mended(text: str) -> str:
+    """JSON without a comma before a closing bracket, and with the last brackets, where nothing else is missing."""
+    text = _COMMA_TOO_MANY.sub(lambda found: found[1] or found[2], text.strip())
+    open_: list[str] = []
+    for found in _BRACKETS.findall(text):
+        if found == '"':
+            return text  # A string that does not end.
+        if found in "{[":
+            open_.append("}" if found == "{" else "]")
+        elif found in "}]" and (not open_ or open_.pop() != found):
+            return text
+    closing = "".join(reversed(open_))
+    return text + closing if len(closing) <= MOST_CLOSED and text[-1:] in ("}", "]", '"') else text
 
 
 def _values(text: str) -> list[Any]:
