@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from graphton._envelope_course import LOOPS_NOTE
 from graphton._not_run import FORBIDDEN, REFUSED, UNKNOWN
 from graphton.agent import create_deep_agent
 from graphton.chat import Request, ToolSpec
 from graphton.envelope import enveloped
 from graphton.journal import MemoryJournal, ToolFinished
+from graphton.loop import REPEATED
 from graphton.messages import AssistantMessage, Message, Text, ToolCall, ToolResult, ToolResults, UserMessage
 from graphton.testing import ScriptedModel
 
@@ -111,6 +113,18 @@ def test_after_a_new_error_of_a_tool_the_next_turn_is_a_call_twice_at_most(
     found, said = offered([ASKED, *history])
     assert found == ways
     assert said.endswith(told)
+
+
+def test_the_loops_own_note_does_not_make_an_error_look_new() -> None:
+    noted = MISSING + REPEATED.format(times=3)
+    assert noted.startswith(MISSING + LOOPS_NOTE)
+    history = [
+        ASKED,
+        *did(1, MISSING, tool="read_file", failed=True),
+        *did(2, MISSING, tool="read_file", failed=True),
+        *did(3, noted, tool="read_file", failed=True),
+    ]
+    assert offered(history)[0] == ["reply"]
 
 
 def test_a_tool_that_writes_is_never_the_only_way_on() -> None:

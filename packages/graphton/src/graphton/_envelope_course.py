@@ -21,6 +21,9 @@ PLANS = "todos"
 MOST_RETRIES = 2
 """So often in a task a failed call must be followed by a call."""
 
+LOOPS_NOTE = "\n\n[You made the same call"
+"""How the note begins that the loop puts below a result after some turns without progress."""
+
 
 @dataclass(frozen=True, slots=True)
 class Course:
@@ -73,14 +76,21 @@ def course_of(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Course:
 def _made(message: ToolResults, calls: Mapping[str, ToolCall]) -> set[tuple[str, str, str]]:
     """The calls of a turn with what they were answered."""
     return {
-        (r.name, dump(calls[r.call].arguments) if r.call in calls else "", r.text) for r in message.results
+        (r.name, dump(calls[r.call].arguments) if r.call in calls else "", _answered(r.text))
+        for r in message.results
     }
+
+
+def _answered(text: str) -> str:
+    """What the tool said, without the loop's note below it: the note counts, so no two are alike."""
+    return text.partition(LOOPS_NOTE)[0]
 
 
 def _failed(message: ToolResults, seen: set[tuple[str, str, str]]) -> frozenset[str]:
     """The tools of a turn in which every call failed in a way that another call may mend, each with a new error."""
     old = {(name, text) for name, _, text in seen}
     mendable = all(
-        r.is_error and not is_final(r.text) and (r.name, r.text) not in old for r in message.results
+        r.is_error and not is_final(r.text) and (r.name, _answered(r.text)) not in old
+        for r in message.results
     )
     return frozenset(r.name for r in message.results) if mendable else frozenset()
