@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,19 @@ async def test_a_run_that_needs_more_leaves_the_server_of_another_run_alone(tiny
     await reply(small, "x")
     assert pid in [pid for _, pid in served()]
     assert (small.window, large.window) == (8192, 16_384)
+
+
+async def test_a_server_that_nobody_needs_is_ended_for_one_that_needs_its_memory_and_no_other_is(
+    tiny: Callable[..., str],
+) -> None:
+    needed, left = chat_with(tiny("needed", ENDLESS)), chat_with(tiny("left", ENDLESS))
+    await reply(needed, "x")
+    await reply(left, "x")
+    await left.close()  # Its run has ended; the other one is between two steps.
+    huge = replace(locate(tiny("huge", ENDLESS)), size=10**15)
+    server = await pool().server(huge, 4096, lambda free: Room(4096, 1))
+    await server.ready.wait()
+    assert sorted(name for name, _ in served()) == ["huge.gguf", "needed.gguf"]
 
 
 async def test_a_conversation_that_outgrows_its_window_gets_one_step_up_and_says_so(
