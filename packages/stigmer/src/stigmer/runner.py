@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from graphton import models
-from graphton.errors import GraphtonError, JournalError
+from graphton.errors import GraphtonError, JournalError, ProviderError
 from graphton.journal import MemoryJournal, Notice, Record
 from graphton.models import ModelRef, ModelSettings, Timeouts
 
@@ -118,7 +118,11 @@ class Runner:
                 retry_of=request.retry_of,
                 max_tokens=agent.chat.settings.max_tokens,
             )
-            result = await agent.run(request.task, journal=journal, earlier=earlier, spent_seconds=spent)
+            try:
+                result = await agent.run(request.task, journal=journal, earlier=earlier, spent_seconds=spent)
+            except ProviderError:
+                _tell(agent.chat, journal, told)  # What it tried before it gave up.
+                raise
             _tell(agent.chat, journal, told)  # A local model's window is only known once it is loaded.
         finally:
             await agent.close()
