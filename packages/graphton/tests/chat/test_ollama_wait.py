@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from itertools import islice
@@ -75,6 +76,22 @@ async def test_who_leaves_early_ends_the_work() -> None:
         await anext(waits)
     assert ended.is_set()
     assert task.cancelled()
+
+
+async def test_an_error_after_somebody_left_is_no_noise() -> None:
+    heard: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: heard.append(context))
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ValueError("on the way out")
+
+    async with aclosing(ticks(asyncio.ensure_future(work()), lambda s: WaitChunk("load", s))) as waits:
+        await anext(waits)
+    gc.collect()
+    assert heard == []
 
 
 # --- how long it may take -------------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ async def ticks(task: asyncio.Future[Any], tick: Callable[[float], WaitChunk]) -
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # Seen: who leaves early does not ask for it.
 
 
 def _moments() -> Iterator[float]:
@@ -85,7 +87,9 @@ def reading(tokens: float, estimate: float | None) -> Callable[[float], WaitChun
     def tick(elapsed: float) -> WaitChunk:
         said = f"about {tokens:,.0f} tokens"
         if estimate is not None and elapsed < estimate:
-            return WaitChunk("prompt", round(elapsed, 1), estimate, "s", f"{said}, estimated from the last ones")
+            return WaitChunk(
+                "prompt", round(elapsed, 1), estimate, "s", f"{said}, estimated from the last ones"
+            )
         late = f", estimated were {estimate:.0f} s" if estimate is not None else ""
         return WaitChunk("prompt", round(elapsed, 1), 0.0, "s", f"{said}, {elapsed:.0f} s so far{late}")
 
