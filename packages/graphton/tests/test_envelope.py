@@ -381,7 +381,7 @@ def test_at_most_three_calls_are_shown_each_of_an_offered_tool_and_with_argument
     for offered in (tools, WEATHER, [*WEATHER, *tools], [LIST], [ToolSpec("stop", "Stops.", {})]):
         system = enveloped(Request("", HISTORY, offered)).system
         shown = [json.loads(line[5:]) for line in system.splitlines() if line.startswith("You: ")]
-        assert shown[-1] == {"tool": "reply", "arguments": {"text": "Gato."}}
+        assert shown[-1] == {"tool": "reply", "arguments": {"text": "Rome."}}
         assert len(shown) <= 4
         by_name = {tool.name: tool.parameters for tool in offered}
         for call in shown[:-1]:

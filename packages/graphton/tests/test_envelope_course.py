@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from graphton._envelope_course import LOOPS_NOTE
-from graphton._not_run import FORBIDDEN, REFUSED, UNKNOWN
+from graphton._not_run import FORBIDDEN, REFUSED, REPEATED, UNKNOWN
 from graphton.agent import create_deep_agent
 from graphton.chat import Request, ToolSpec
 from graphton.envelope import enveloped
 from graphton.journal import MemoryJournal, ToolFinished
-from graphton.loop import REPEATED
 from graphton.messages import AssistantMessage, Message, Text, ToolCall, ToolResult, ToolResults, UserMessage
 from graphton.testing import ScriptedModel
 
@@ -24,6 +23,7 @@ ASKED = UserMessage("Which file is the largest?")
 
 ALL = ["list_files", "read_file", "write_file", "reply"]
 A, B = "a.txt", "a.txt, b.txt"
+NOTED = "there is no 'é'" + REPEATED.format(times=3)
 MISSING, OTHER, THIRD = "there is no 'é'", "there is no 'è'", "there is no 'ê'"
 
 
@@ -93,8 +93,13 @@ def test_a_model_that_goes_round_in_circles_is_led_out_of_them(
         ),
         (
             [*did(1, MISSING, failed=True), *did(2, MISSING, failed=True)],
-            ALL,
+            ["read_file", "write_file", "reply"],
             'or say with "reply" what is wrong.',
+        ),
+        (
+            [*did(1, MISSING, failed=True), *did(2, MISSING, failed=True), *did(3, NOTED, failed=True)],
+            ["reply"],
+            'Answer that now with "reply".',
         ),
         (
             [*did(1, MISSING, failed=True), *did(2, MISSING, "a", failed=True)],
@@ -115,18 +120,6 @@ def test_after_a_new_error_of_a_tool_the_next_turn_is_a_call_twice_at_most(
     assert said.endswith(told)
 
 
-def test_the_loops_own_note_does_not_make_an_error_look_new() -> None:
-    noted = MISSING + REPEATED.format(times=3)
-    assert noted.startswith(MISSING + LOOPS_NOTE)
-    history = [
-        ASKED,
-        *did(1, MISSING, tool="read_file", failed=True),
-        *did(2, MISSING, tool="read_file", failed=True),
-        *did(3, noted, tool="read_file", failed=True),
-    ]
-    assert offered(history)[0] == ["reply"]
-
-
 def test_a_tool_that_writes_is_never_the_only_way_on() -> None:
     failed = [ASKED, *did(1, "unknown address", tool="send_mail", failed=True)]
     assert offered(failed, SEND, WRITE)[0] == ["send_mail", "write_file", "reply"]
@@ -144,8 +137,6 @@ async def test_in_a_run_the_tools_know_whether_they_read_and_the_model_tries_aga
     (tmp_path / "settings.ini").write_text("port = 8451\n")
 
     def says(name: str, **arguments: str) -> str:
-        import json
-
         return json.dumps({"tool": name, "arguments": arguments})
 
     model = ScriptedModel(
@@ -168,6 +159,33 @@ async def test_in_a_run_the_tools_know_whether_they_read_and_the_model_tries_aga
     ]
     ended = [event for event in journal.events if isinstance(event, ToolFinished)]
     assert [event.is_error for event in ended] == [True, False]
+
+
+async def test_a_model_that_makes_one_failing_call_for_ever_still_ends_with_an_answer(tmp_path: Path) -> None:
+    def stubborn(request: Request) -> str:
+        ways = (request.schema or {}).get("anyOf", [request.schema])
+        names = [way["properties"]["tool"]["const"] for way in ways]
+        if "read_file" in names:
+            return '{"tool": "read_file", "arguments": {"path": "gone.txt"}}'
+        return '{"tool": "reply", "arguments": {"text": "There is no such file."}}'
+
+    model = ScriptedModel([stubborn] * 10)
+    result = await create_deep_agent(model, workspace=tmp_path, tool_mode="envelope").run("Read gone.txt.")
+    assert result.text == "There is no such file."
+    assert result.steps <= 4
+
+
+async def test_a_model_that_calls_whenever_it_may_still_ends_with_an_answer(tmp_path: Path) -> None:
+    def eager(request: Request) -> str:
+        ways = (request.schema or {}).get("anyOf", [request.schema])
+        if (name := ways[0]["properties"]["tool"]["const"]) == "reply":
+            return '{"tool": "reply", "arguments": {"text": "Enough."}}'
+        arguments = dict.fromkeys(ways[0]["properties"]["arguments"]["required"], "x")
+        return json.dumps({"tool": name, "arguments": arguments})
+
+    model = ScriptedModel([eager] * 20)
+    result = await create_deep_agent(model, workspace=tmp_path, tool_mode="envelope").run("Go on.")
+    assert result.text == "Enough."
 
 
 def test_text_beside_calls_changes_nothing() -> None:

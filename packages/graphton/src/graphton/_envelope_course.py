@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from graphton._envelope_prompt import dump
-from graphton._not_run import is_final
+from graphton._not_run import is_final, of_the_tool
 from graphton.chat.base import ToolSpec
 from graphton.messages import AssistantMessage, Message, ToolCall, ToolResults, UserMessage
 
@@ -20,9 +20,6 @@ PLANS = "todos"
 """It reads, by its effect, but shows nothing that is not known."""
 MOST_RETRIES = 2
 """So often in a task a failed call must be followed by a call."""
-
-LOOPS_NOTE = "\n\n[You made the same call"
-"""How the note begins that the loop puts below a result after some turns without progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +31,7 @@ class Course:
     repeats: int = 0
     """How many turns were like that."""
     known: frozenset[str] = frozenset()
-    """The tools that answered, in such a turn, with what was known: the next turn may use others."""
+    """The tools that answered, in such a turn, with what was known: the next turn uses others."""
     retry: frozenset[str] = frozenset()
     """The tools that failed, with an error not seen before: the next turn is a call, of these or of one that reads."""
 
@@ -66,7 +63,7 @@ def course_of(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Course:
                 retry = _failed(message, seen) if retries < MOST_RETRIES else frozenset[str]()
                 if not any(tool.reads for tool in tools):
                     retry = frozenset()  # A tool that writes is never the only way on.
-                known = frozenset(r.name for r in message.results if again and not r.is_error)
+                known = frozenset(r.name for r in message.results if again)
                 course = Course(again, course.repeats + again, known, retry)
                 retries += bool(retry)
                 seen |= _made(message, calls)
@@ -74,23 +71,18 @@ def course_of(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Course:
 
 
 def _made(message: ToolResults, calls: Mapping[str, ToolCall]) -> set[tuple[str, str, str]]:
-    """The calls of a turn with what they were answered."""
+    """The calls of a turn with what their tools answered."""
     return {
-        (r.name, dump(calls[r.call].arguments) if r.call in calls else "", _answered(r.text))
+        (r.name, dump(calls[r.call].arguments) if r.call in calls else "", of_the_tool(r.text))
         for r in message.results
     }
-
-
-def _answered(text: str) -> str:
-    """What the tool said, without the loop's note below it: the note counts, so no two are alike."""
-    return text.partition(LOOPS_NOTE)[0]
 
 
 def _failed(message: ToolResults, seen: set[tuple[str, str, str]]) -> frozenset[str]:
     """The tools of a turn in which every call failed in a way that another call may mend, each with a new error."""
     old = {(name, text) for name, _, text in seen}
     mendable = all(
-        r.is_error and not is_final(r.text) and (r.name, _answered(r.text)) not in old
+        r.is_error and not is_final(r.text) and (r.name, of_the_tool(r.text)) not in old
         for r in message.results
     )
     return frozenset(r.name for r in message.results) if mendable else frozenset()

@@ -36,8 +36,8 @@ EXAMPLES: tuple[tuple[str, tuple[Step, ...], str], ...] = (
 because without them the small models searched for paths, split texts into lines, and told a file's text instead of
 writing it where it was wanted."""
 
-PLAIN_EXAMPLE = ("How do you say cat in Spanish?", "Gato.")
-"""Words that are the answer to hardly anything else: small models repeat them."""
+PLAIN_EXAMPLE = ("What is the capital of Italy?", "Rome.")
+"""Of general knowledge: with a word to translate in its place, both small models looked for capitals in files."""
 
 WORDS = ("amber", "birch", "cedar")
 """Texts in examples of tools that we know nothing of: words that nobody takes for an answer."""

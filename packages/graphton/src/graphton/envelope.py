@@ -50,9 +50,7 @@ RETRY = (
     "That call did not work. Correct it as the error says and call again, or look first with another tool."
 )
 AGAIN = 'You made this call before. If the task is done, use "{reply}". Else use another tool.'
-FAILED_AGAIN = (
-    'The same call fails again. Change its arguments as the error says, or say with "{reply}" what is wrong.'
-)
+FAILED_AGAIN = 'The same call fails again. Look with another tool, or say with "{reply}" what is wrong.'
 ENOUGH = 'Answer that now with "{reply}".'
 ASKED = "The user asked: {asked}\n"
 """What stands behind a result: there the small models forget what it was for, and make the same call again."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from graphton._answer import Parked, answer
 from graphton._compact import next_reply, replay
+from graphton._not_run import REPEATED
 from graphton.approval import Question, Waits
 from graphton.budget import REPEATS_END, REPEATS_TOLD, Exceeded, Repeats, Tree
 from graphton.definition import Definition
@@ -34,7 +35,6 @@ from graphton.messages import (
 __all__ = ["ReplyError", "Result", "run"]
 
 CUT = "Your reply was cut at the limit of {limit} output tokens, so this call was not run. Make it shorter."
-REPEATED = "\n\n[You made the same call with the same result {times} times in a row. Do something else, or answer now.]"
 EMPTY = "Your last reply was empty. Answer the task, or call a tool."
 PATIENCE = 2
 """How often in a row a reply may be useless (empty, or cut inside a call) before the run fails."""
