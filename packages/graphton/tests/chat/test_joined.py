@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
 import pytest
 from graphton.chat import create_chat
-from graphton.chat.base import Request
+from graphton.chat.base import Done, Request
 from graphton.history import History
 from graphton.messages import (
     AssistantMessage,
@@ -20,12 +21,19 @@ from graphton.messages import (
     UserMessage,
 )
 from graphton.models import ModelRef, ModelSettings
+from graphton.testing import FakeProviders
 
 
 @pytest.fixture(params=["chat", "responses"])
 def chat(request: pytest.FixtureRequest) -> Any:
     settings = ModelSettings(api_key="sk-test", base_url="http://127.0.0.1:1/v1", dialect=request.param)
     return create_chat(ModelRef("openai", "gpt-4.1"), settings)
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeProviders]:
+    async with FakeProviders() as server:
+        yield server
 
 
 def turn(number: int) -> tuple[AssistantMessage, ToolResults]:
@@ -104,3 +112,31 @@ def test_another_system_text_begins_anew(chat: Any) -> None:
         chat.preview(Request("", history.messages, memo=history.memo)).body
         == chat.preview(Request("", history.messages)).body
     )
+
+
+def test_what_a_connection_still_sends_is_not_changed_by_what_comes_next(chat: Any) -> None:
+    history = History()
+    history.add(UserMessage("go"), task=True)
+    sent(chat, history)
+    (kept,) = history.memo.values()
+    sending = memoryview(kept.wire)
+    before = bytes(sending)
+    talk(history, range(1, 4))
+    sent(chat, history)
+    assert bytes(sending) == before
+
+
+async def test_a_large_conversation_is_sent_as_it_is_kept(fake: FakeProviders) -> None:
+    settings = ModelSettings(api_key="sk-test", base_url=fake.openai_url, dialect="chat")
+    chat = create_chat(ModelRef("openai", "gpt-4.1"), settings)
+    history = History()
+    history.add(UserMessage("x" * 200_000), task=True)
+    wires = []
+    for number in range(1, 5):
+        fake.reply("Hi.")
+        request = Request("Be brief.", history.messages, memo=history.memo)
+        replied = [chunk.message async for chunk in chat.stream(request) if isinstance(chunk, Done)]
+        assert fake.chats[-1].json == orjson.loads(chat.preview(request).body)
+        wires.append(history.memo["openai:openai"].wire)
+        history.extend([*replied, UserMessage(f"and {number}?")])
+    assert all(wire is wires[0] for wire in wires)  # Else a request holds on to what it has sent.

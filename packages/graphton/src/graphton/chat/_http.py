@@ -11,7 +11,7 @@ passwords), so this file switches them off, and no other file talks to aiohttp.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,8 @@ from graphton.models import PROVIDERS, Timeouts
 if TYPE_CHECKING:
     import aiohttp
 
+    from graphton.chat._aiohttp import Pieces
+
 __all__ = ["HEADERS", "MAX_LINE", "Limits", "Reply", "endpoint", "fetch", "limits_for", "post"]
 
 MAX_LINE = 8 * 1024 * 1024
@@ -36,6 +38,8 @@ HEADERS = {"content-type": "application/json", "user-agent": "graphton"}
 
 _MAX_ERROR_BODY = 64 * 1024
 _KEEP_ALIVE = 30.0
+_SMALL = 64 * 1024
+"""Bytes of a body that is sent in one piece."""
 _TAIL_SECONDS = 0.25
 """How long a reply that has said everything may take to end, so that its connection can be used again."""
 
@@ -174,7 +178,7 @@ class Reply:
 @asynccontextmanager
 async def post(
     url: str,
-    body: bytes | None,
+    body: bytes | Sequence[bytes | bytearray] | None,
     *,
     headers: Mapping[str, str],
     provider: str,
@@ -184,7 +188,8 @@ async def post(
 ) -> AsyncIterator[Reply]:
     """Send one request and hand out the reply while it arrives; leaving early closes the connection at once.
 
-    Raises the ProviderError family only. `secrets` (keys in `headers`) appear in no error text.
+    The body may come in pieces, which are not copied. Raises the ProviderError family only. `secrets` (keys in
+    `headers`) appear in no error text.
     """
     peer, proxy = _through(Peer(provider, url, secrets))
     response, deadline = await _send(peer, method, body, headers, limits, proxy=proxy)
@@ -228,7 +233,7 @@ class _Way:
 async def _send(
     peer: Peer,
     method: str,
-    body: bytes | None,
+    body: bytes | Sequence[bytes | bytearray] | None,
     headers: Mapping[str, str],
     limits: Limits,
     *,
@@ -254,7 +259,7 @@ async def _send(
             response = await session.request(
                 method,
                 peer.url,
-                data=body,
+                data=_as_data(body),
                 headers=headers,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=None, connect=limits.connect),
@@ -273,6 +278,15 @@ async def _send(
         # print: only the system's error beneath it is kept.
         cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None)
     raise failure from cause
+
+
+def _as_data(body: bytes | Sequence[bytes | bytearray] | None) -> bytes | Pieces | None:
+    """The body as aiohttp takes it: in pieces only where copying it costs more than sending it three times."""
+    from graphton.chat._aiohttp import Pieces
+
+    if body is None or isinstance(body, bytes):
+        return body
+    return b"".join(body) if sum(map(len, body)) < _SMALL else Pieces(body)
 
 
 async def _refusal(reply: Reply, response: aiohttp.ClientResponse) -> ProviderError:

@@ -19,6 +19,7 @@ from graphton.messages import Message, ToolCall, ToolResult
 __all__ = [
     "THINKING_LEVELS",
     "Fragment",
+    "around",
     "call_arguments",
     "call_id",
     "dumps",
@@ -59,6 +60,7 @@ class _Joined:
 
     head: bytes
     wire: bytearray
+    """Without the bracket at its end."""
     count: int = 0
     last: Message | None = None
 
@@ -71,8 +73,8 @@ class _Joined:
 
 def joined(
     request: Request, key: str, translate: Callable[[Message], Iterable[bytes]], *, head: bytes = b""
-) -> Fragment:
-    """All messages as one JSON list, `head` first where it is not empty; each is translated, and joined, once.
+) -> bytearray:
+    """All messages as one JSON list, `head` first where it is not empty, but for its last bracket; each is translated, and joined, once.
 
     At step 400 this takes a tenth of the time that going through all messages does.
     """
@@ -81,9 +83,23 @@ def joined(
         kept = request.memo[key] = _Joined(head, bytearray(b"[" + head))
     for message in request.messages[kept.count :]:
         for part in translated(message, key, translate):
-            kept.wire += b"," + part if len(kept.wire) > 1 else part
+            more = b"," + part if len(kept.wire) > 1 else part
+            try:
+                kept.wire += more
+            except BufferError:  # A connection has not sent all of it: that one stays as it is.
+                kept.wire = kept.wire + more
         kept.count, kept.last = kept.count + 1, message
-    return Fragment(b"".join((kept.wire, b"]")))
+    return kept.wire
+
+
+def around(body: dict[str, Any], name: str, messages: bytearray) -> tuple[bytes, bytearray, bytes]:
+    """The body as JSON in pieces, with what `joined` gave as its field `name`; half a megabyte is not copied for each step."""
+    before, after = dumps({**body, name: Fragment(_HERE)}).split(_HERE)
+    return before, messages, b"]" + after
+
+
+_HERE = b"\0"
+"""No JSON holds this byte as it is."""
 
 
 def call_arguments(raw: Any) -> tuple[dict[str, Any], str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -15,6 +15,7 @@ from graphton.chat._sse import events
 from graphton.chat._wire import (
     THINKING_LEVELS,
     Fragment,
+    around,
     dumps,
     fit_id,
     fit_name,
@@ -170,10 +171,10 @@ class OpenAIChat:
         async with aclosing(self.prepare()) as waits:
             async for wait in waits:
                 yield wait
-        url, body = self._url(), self._body(request)
+        url, body = self._url(), self._pieces(request)
         key = check_key(self.ref.provider, url, self.settings.api_key)
         key.require()
-        reply = self._collector(len(body))
+        reply = self._collector(sum(map(len, body)))
         try:
             async with post(
                 url,
@@ -200,7 +201,7 @@ class OpenAIChat:
         """The exact request, its key masked."""
         url = self.pending_url if self.pending_url and not self.base_url else self._url()
         masked = check_key(self.ref.provider, url, self.settings.api_key).masked
-        return Preview("POST", url, self._headers(masked), self._body(request))
+        return Preview("POST", url, self._headers(masked), b"".join(self._pieces(request)))
 
     def _collector(self, prompt_bytes: int) -> Gathering:
         return Collector(self.ref.provider, prompt_bytes=prompt_bytes)
@@ -240,17 +241,19 @@ class OpenAIChat:
         name, value = ("api-key", key) if self.ref.provider == "azure" else ("authorization", f"Bearer {key}")
         return {**HEADERS, "accept": "text/event-stream", name: value}
 
-    def _body(self, request: Request) -> bytes:
+    def _pieces(self, request: Request) -> Sequence[bytes | bytearray]:
+        """The body, its messages as they are kept."""
         # Always in this order, so that prompts cached by their beginning stay cached.
         body: dict[str, Any] = {"model": self.ref.model}
         if request.tools:
             body["tools"] = [_tool(tool) for tool in request.tools]
         provider = self.ref.provider
         head = b"".join(map(dumps, _system(request.system)))
-        body["messages"] = joined(request, f"openai:{provider}", _wire(provider), head=head)
+        messages = joined(request, f"openai:{provider}", _wire(provider), head=head)
+        body["messages"] = None
         if request.schema is not None:
             body["response_format"] = _response_format(request.schema)
-        return dumps({**body, **self._fixed, **self.extra_body})
+        return around({**body, **self._fixed, **self.extra_body}, "messages", messages)
 
 
 async def _chunks(answer: Reply, reply: Gathering) -> AsyncGenerator[Chunk]:

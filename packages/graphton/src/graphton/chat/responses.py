@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from graphton.chat import _json
@@ -10,6 +10,7 @@ from graphton.chat._openai_stream import Gathering
 from graphton.chat._responses_stream import ResponseGathering
 from graphton.chat._wire import (
     Fragment,
+    around,
     dumps,
     fit_id,
     fit_name,
@@ -79,7 +80,7 @@ class ResponsesChat(OpenAIChat):
             return super()._explained(error, request)
         return error
 
-    def _body(self, request: Request) -> bytes:
+    def _pieces(self, request: Request) -> Sequence[bytes | bytearray]:
         # Always in this order, so that prompts cached by their beginning stay cached.
         body: dict[str, Any] = {"model": self.ref.model}
         if request.tools:
@@ -87,12 +88,12 @@ class ResponsesChat(OpenAIChat):
         if request.system.strip():
             body["instructions"] = Fragment(dumps(request.system))
         provider = self.ref.provider
-        body["input"] = joined(
-            request, f"responses:{provider}", lambda message: _translate(message, provider)
-        )
+        key = f"responses:{provider}"
+        messages = joined(request, key, lambda message: _translate(message, provider))
+        body["input"] = None
         if request.schema is not None:
             body["text"] = {"format": _format(request.schema)}
-        return dumps({**body, **self._fixed, **self.extra_body})
+        return around({**body, **self._fixed, **self.extra_body}, "input", messages)
 
 
 # --- what goes out ------------------------------------------------------------------------------------------------
