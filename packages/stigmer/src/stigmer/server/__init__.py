@@ -212,7 +212,12 @@ class _Server:
         sessions = SessionService(
             home=self._home, store=self._store, activity=self._activity, brief=executions.brief
         )
-        models = ModelService(home=self._home, activity=self._activity, resolve=self._resolver)
+        models = ModelService(
+            home=self._home,
+            activity=self._activity,
+            resolve=self._resolver,
+            runs_here=self._engine.name == "embedded",
+        )
         rpc: Any = service_pb2_grpc  # The generated stubs carry no types.
         rpc.add_ExecutionServiceServicer_to_server(executions, self._grpc)
         rpc.add_SessionServiceServicer_to_server(sessions, self._grpc)

@@ -37,10 +37,14 @@ class _Resolves(Protocol):
 
 
 class ModelService(service_pb2_grpc.ModelServiceServicer):
-    """The method of proto/stigmer/v1. Nothing is recorded, and nothing is sent to a provider that is paid."""
+    """The method of proto/stigmer/v1. Nothing is recorded, and nothing is sent to a provider that is paid.
 
-    def __init__(self, *, home: Home, activity: Activity, resolve: _Resolves) -> None:
+    Where runs are for workers (`runs_here` is false), a model that is loaded here would serve nobody.
+    """
+
+    def __init__(self, *, home: Home, activity: Activity, resolve: _Resolves, runs_here: bool) -> None:
         self._home, self._activity, self._resolve = home, activity, resolve
+        self._runs_here = runs_here
 
     async def PreloadModel(
         self, request: api.CreateExecutionRequest, context: Any
@@ -64,7 +68,7 @@ class ModelService(service_pb2_grpc.ModelServiceServicer):
     ) -> AsyncGenerator[api.PreloadProgress]:
         chat = recorded_chat(resolved.config.models[0], resolved.key)
         try:
-            if not hasattr(chat, "preload"):
+            if not (self._runs_here and hasattr(chat, "preload")):
                 yield api.PreloadProgress(what="none")
                 return
             until = time.monotonic() + HOLD_SECONDS
