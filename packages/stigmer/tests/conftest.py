@@ -32,6 +32,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 LIMIT = 60.0
 """Seconds for one command: far more than it takes, for busy machines."""
 
+TODAY = "2026-11-25T12:00:00Z"
+"""The day of the commands' model table: models end, and tests must not end with them."""
+
 SENTINEL = "sk-sentinel-0123456789abcdef"
 """A provider key that must be in no output."""
 
@@ -128,6 +131,7 @@ def stigmer(stigmer_home: Home, short_folder: Path) -> Stigmer:
         "STIGMER_HOME": str(stigmer_home.path),
         "STIGMER_MODELS": str(short_folder / "models"),
         "TERM": "dumb",
+        "STIGMER_NOW": TODAY,
     }
     return Stigmer(stigmer_home, folder, environment)
 
