@@ -70,6 +70,7 @@ class LlamaCppChat(OpenAIChat):
         self._bytes_per_token = BYTES_PER_TOKEN
         self._file: ModelFile | None = None
         self._patient = settings.timeouts.first_token in (None, usual.timeouts.first_token)
+        self._calm = settings.timeouts.idle in (None, usual.timeouts.idle)
 
     # --- settings -----------------------------------------------------------------------------------------------
 
@@ -285,7 +286,9 @@ class LlamaCppChat(OpenAIChat):
         call.settings = replace(self.settings, api_key=server.api_key)
         call.extra_body = {**self.extra_body, **self._template_fields(server.template), "id_slot": slot}
         if self._patient:
-            call._limits = replace(self._limits, first_token=_FOR_EVER, idle=max(self._limits.idle, IDLE))
+            call._limits = replace(call._limits, first_token=_FOR_EVER)
+        if self._calm:
+            call._limits = replace(call._limits, idle=max(self._limits.idle, IDLE))
         return call
 
     def _done(self, done: Done, server: Server, prompt: Prompt, seconds: float) -> Done:

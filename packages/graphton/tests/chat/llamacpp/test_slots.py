@@ -261,3 +261,15 @@ async def test_a_limit_that_somebody_set_is_kept_to(tiny: Callable[..., str]) ->
             await gather(chat.stream(ask("y")))
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+async def test_pieces_may_come_far_apart_unless_somebody_set_how_far(tiny: Callable[..., str]) -> None:
+    path = tiny("apart", ENDLESS)
+    usual, strict = (
+        LlamaCppChat(ModelRef("llamacpp", path), ModelSettings(max_tokens=4, timeouts=limits))
+        for limits in (Timeouts(), Timeouts(idle=30.0))
+    )
+    await reply(usual, ask("x"))
+    server = pool().serving(locate(path).path, 1)
+    assert server is not None
+    assert [chat._call(server, 0)._limits.idle for chat in (usual, strict)] == [600.0, 30.0]
