@@ -19,7 +19,7 @@ from stigmer.api import event_pb2 as pb
 __all__ = ["Feed", "Watcher"]
 
 LIMIT = 1 << 20
-PACE_SECONDS = 0.03
+PACE_SECONDS = 0.05
 """The least time between two messages to one watcher: nobody sees the difference, and fast steps share a message."""
 
 
