@@ -24,7 +24,7 @@ class ToolFacts:
 
 
 async def tool_facts(chat: Chat) -> ToolFacts:
-    """What is known of a chat's model. A server that cannot be asked says nothing: the request itself will tell why."""
+    """What is known of a chat's model. A server or file that cannot be asked says nothing: the request will tell why."""
     try:
         match chat.ref.provider:
             case "ollama":
@@ -33,7 +33,7 @@ async def tool_facts(chat: Chat) -> ToolFacts:
                 return _of_file(chat.ref.model)
             case _:
                 return ToolFacts()
-    except GraphtonError:
+    except (GraphtonError, OSError):
         return ToolFacts()
 
 
