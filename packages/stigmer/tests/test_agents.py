@@ -45,7 +45,7 @@ def test_the_example_is_valid_and_says_what_it_says() -> None:
     agent = read_agent(ROOT / "examples" / "agent.yaml", "examples/agent.yaml")
     assert agent.name == "reviewer"
     assert agent.tools == ("list_files", "find_files", "search_files", "read_file")
-    assert agent.llm["cloud"] == {"model": "claude-sonnet-4.5", "max_tokens": 8000}
+    assert agent.llm["cloud"] == {"model": "claude-sonnet-5.5", "max_tokens": 8000}
     assert agent.instructions.startswith("You review texts")
     assert re.fullmatch("[0-9a-f]{8}", agent.revision)
 
