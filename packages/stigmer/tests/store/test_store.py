@@ -126,7 +126,8 @@ async def test_what_must_survive_a_power_cut_makes_the_append_that_it_joins_do_s
     assert not first.done()
     await first
     found = await store.get(row.id)
-    assert found is not None and found.finished_ms is not None
+    assert found is not None
+    assert found.finished_ms is not None
 
 
 async def test_finished_is_final(store: Store) -> None:
