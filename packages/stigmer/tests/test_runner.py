@@ -16,6 +16,9 @@ from stigmer.runner import agent_for, complete, failure, recorded_chat
 from stigmer.secrets import Keys
 
 
+STARTED = pb.Event(attempt_started=pb.AttemptStarted(attempt=1, worker="here:1"))
+
+
 def requested(
     step: int, try_: int, *, model: str = "openai:gpt-4.1", tokens: int = 100, path: str = ""
 ) -> pb.Event:
@@ -32,6 +35,7 @@ def replied(step: int, *, tokens: int = 1000, path: str = "") -> pb.Event:
 
 def test_usage_is_summed_over_the_tree_with_lost_calls_at_their_estimate() -> None:
     records = [
+        STARTED,
         requested(1, 1, tokens=70),  # Its reply was lost.
         requested(1, 2),
         replied(1),
@@ -40,17 +44,24 @@ def test_usage_is_summed_over_the_tree_with_lost_calls_at_their_estimate() -> No
     ]
     usage = complete(pb.Finished(), records, now_ms=0).usage
     assert (usage.input_tokens, usage.output_tokens) == (2070, 20)
-    assert usage.usd == pytest.approx(2 * (1000 * 2 + 10 * 8) / 1e6)
+    assert usage.usd == pytest.approx((2 * (1000 * 2 + 10 * 8) + 70 * 2) / 1e6)
     assert usage.unpriced_calls == 0
 
 
 def test_a_call_without_a_known_price_is_marked_and_not_free() -> None:
-    records = [requested(1, 1, model="vllm:who-knows"), replied(1), requested(2, 1), replied(2)]
-    unknown = [requested(1, 1, model="openrouter:nobody/knows-this"), replied(1)]
+    records = [STARTED, requested(1, 1, model="vllm:who-knows"), replied(1), requested(2, 1), replied(2)]
+    unknown = [STARTED, requested(1, 1, model="openrouter:nobody/knows-this"), replied(1)]
     usage = complete(pb.Finished(), unknown, now_ms=0).usage
     assert not usage.HasField("usd")
     assert usage.unpriced_calls == 1
     assert complete(pb.Finished(), records, now_ms=0).usage.HasField("usd")
+
+
+def test_what_a_retry_began_with_is_told_apart_from_what_it_used_itself() -> None:
+    records = [requested(1, 1), replied(1, tokens=500), STARTED, requested(2, 1), replied(2, tokens=1000)]
+    finished = complete(pb.Finished(), records, now_ms=0)
+    assert finished.usage.input_tokens == 1000
+    assert finished.carried.input_tokens == 500
 
 
 def test_a_known_failure_speaks_for_itself_and_says_no_key(tmp_path: Path) -> None:

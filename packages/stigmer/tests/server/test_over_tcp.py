@@ -104,16 +104,17 @@ async def test_an_allowed_address_is_gone_to_with_the_servers_key_only_where_the
     )
     with_key = api.ExecutionConfig(provider="openai", model="gpt-4.1", base_url=fake.openai_url)
     without = api.ExecutionConfig(provider="vllm", model="m", base_url=fake.openai_url)
-    fake.reply("Hello.")
-    fake.reply("Hello.")
+    for _ in range(5):  # A model that nobody knows is tried out before its first turn.
+        fake.reply("Hello.")
     async with idle.client(address=address) as client:
         for config in (with_key, without):
             request = idle.request("Hi", shell={}, flags={}, execution_config=config)
             events = [event async for event in client.run(request)]
             assert events[-1].finished.text == "Hello.", events[-1]
-    first, second = fake.chats
+    first, *others = fake.chats
     assert first.headers["authorization"] == f"Bearer {SERVERS_KEY}"
-    assert "authorization" not in second.headers
+    assert others
+    assert not any("authorization" in other.headers for other in others)
 
 
 async def test_a_server_on_tcp_does_not_guess_its_mode(idle: Any, at_tcp: Any) -> None:
