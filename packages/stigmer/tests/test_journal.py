@@ -186,7 +186,7 @@ async def test_what_is_appended_in_one_turn_of_the_loop_is_one_commit(store: Sto
 
 async def test_who_stops_waiting_for_a_commit_stops_nobody_else(store: Store) -> None:
     row, journal = await started(store)
-    journal.append(EVENTS[0])
+    journal.append(g.ToolDispatched("", "1.0", "t", {}, DIGEST, "write", ""))  # In the store's thread.
     gone, stays = (asyncio.ensure_future(journal.commit()) for _ in range(2))
     await asyncio.sleep(0)
     gone.cancel()
