@@ -125,7 +125,7 @@ async def test_a_pause_that_another_server_was_asked_for_reaches_the_run(
     go = await until_it_holds(one, row)
     await asked_to_pause(other, row)
     async with asyncio.timeout(30):
-        while not one.engine._running[row.id].journal.pausing:  # noqa: ASYNC110  # It tells nobody.
+        while not one.engine._running[row.id].attempt.journal.pausing:  # noqa: ASYNC110  # It tells nobody.
             await asyncio.sleep(0.01)
     go.touch()
     assert (await one.waiting(row)).reason == "pause"

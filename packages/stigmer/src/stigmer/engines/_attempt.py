@@ -12,14 +12,17 @@ from stigmer.journal import Keeps, StoreJournal, open_questions
 from stigmer.runner import complete
 from stigmer.store import Row
 
-__all__ = ["Attempt", "Drives", "decided", "ended"]
+__all__ = ["Attempt", "Drives", "closing", "decided", "ended", "finished"]
 
 
 class Drives(Protocol):
     """What drives one attempt; `stigmer.runner.Runner` is it."""
 
     async def run(self, row: Row, records: Sequence[pb.Event], journal: StoreJournal) -> list[pb.Event]:
-        """The records that end the attempt: the last one is `finished` or `waiting`."""
+        """Drives the execution until it has an outcome; the last of the records given is `finished` or `waiting`.
+
+        A failure of the run, known or unknown, is an outcome. Raises only what the journal raised.
+        """
         ...
 
 
@@ -43,7 +46,10 @@ class Attempt:
         )
 
     async def run(self) -> str:
-        """Drives it to its end; how that was: done | waiting | shutdown. Raises JournalError."""
+        """Drives it to its end. How that was: waiting | shutdown, else the outcome that the execution has finished with.
+
+        Raises JournalError.
+        """
         self._work = asyncio.create_task(
             self._runner.run(self.row, self._records, self.journal), name=f"work {self.row.id}"
         )
@@ -60,7 +66,7 @@ class Attempt:
         self.journal.write(last)
         await self.journal.commit()
         if last[-1].HasField("finished"):
-            return "done"
+            return last[-1].finished.outcome
         return last[-1].attempt_ended.outcome
 
     def interrupt(self, why: str, *, by: str = "") -> None:
@@ -74,15 +80,23 @@ class Attempt:
         if self._work is not None:
             self._work.cancel()
 
-    def hear(self, record: pb.Event) -> None:
-        """What somebody else has appended: a cancel stops the work, a decision or a pause reaches its loop."""
-        if record.HasField("cancel_requested"):
-            if self._why != "cancel":
-                self.interrupt("cancel", by=record.cancel_requested.by)
-        elif record.HasField("pause_requested") or record.HasField("resumed") or self._is_new(record):
-            self.journal.record(record)
+    def hear(self, record: pb.Event) -> bool:
+        """What somebody else has appended: a cancel stops the work, a decision or a pause reaches its loop.
 
-    def _is_new(self, record: pb.Event) -> bool:
+        Whether it was news.
+        """
+        if record.HasField("cancel_requested"):
+            if self._why == "cancel":
+                return False
+            self.interrupt("cancel", by=record.cancel_requested.by)
+            return True
+        if record.HasField("pause_requested") or record.HasField("resumed") or self.has_not_heard(record):
+            self.journal.record(record)
+            return True
+        return False
+
+    def has_not_heard(self, record: pb.Event) -> bool:
+        """Whether this is a decision that the attempt does not know."""
         return record.HasField("approval_decided") and (
             from_record(record) not in self.journal.decisions.values()
         )
@@ -93,20 +107,24 @@ class Attempt:
             *before, last = work.result()
             if last.HasField("waiting"):
                 return [*before, last, ended(self.epoch, "waiting")]
-            return [*before, ended(self.epoch, "done"), await self._finished(last.finished)]
+            return [*before, ended(self.epoch, "done"), await finished(self._store, self.row, last.finished)]
         if self._why == "cancel":
-            records = await self._store.replay(self.row.no)
-            closed = [decided(question, "cancelled", by=self._by) for question in open_questions(records)]
-            return [
-                *closed,
-                ended(self.epoch, "done"),
-                await self._finished(pb.Finished(outcome="cancelled")),
-            ]
+            *closed, end = await closing(self._store, self.row, by=self._by)
+            return [*closed, ended(self.epoch, "done"), end]
         return [ended(self.epoch, "shutdown")]
 
-    async def _finished(self, end: pb.Finished) -> pb.Event:
-        records = await self._store.replay(self.row.no)
-        return pb.Event(finished=complete(end, records, now_ms=self._store.now_ms))
+
+async def closing(store: Keeps, row: Row, *, by: str) -> list[pb.Event]:
+    """The records that end a cancelled execution, open questions with it; the last one is `finished`."""
+    closed = [
+        decided(question, "cancelled", by=by) for question in open_questions(await store.replay(row.no))
+    ]
+    return [*closed, await finished(store, row, pb.Finished(outcome="cancelled"))]
+
+
+async def finished(store: Keeps, row: Row, end: pb.Finished) -> pb.Event:
+    """The record of an execution's end, with what the whole of it used."""
+    return pb.Event(finished=complete(end, await store.replay(row.no), now_ms=store.now_ms))
 
 
 def ended(epoch: int, outcome: str) -> pb.Event:

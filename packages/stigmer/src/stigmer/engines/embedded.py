@@ -17,15 +17,14 @@ from typing import Any, Protocol
 
 from graphton.errors import Fenced, JournalError
 
-from stigmer._translate import from_record
 from stigmer.api import event_pb2 as pb
+from stigmer.engines._attempt import Attempt, Drives, closing, decided, ended, finished
 from stigmer.engines._here import has_ended, here, machine
 from stigmer.engines._leftovers import end_leftovers
-from stigmer.journal import StoreJournal, is_paused, open_questions
-from stigmer.runner import complete
+from stigmer.journal import is_paused, open_questions
 from stigmer.store import Moved, Row, Store
 
-__all__ = ["EmbeddedEngine", "Runs", "going_on"]
+__all__ = ["EmbeddedEngine", "Runs", "going_on", "of_this_machine"]
 
 log = logging.getLogger("stigmer.engine")
 
@@ -40,15 +39,8 @@ LOST_LIMIT = 5
 """So many attempts lost in a row, none of which got anywhere, and the execution ends: it kills its server."""
 
 
-class Runs(Protocol):
-    """What drives one attempt; `stigmer.runner.Runner` is it."""
-
-    async def run(self, row: Row, records: Sequence[pb.Event], journal: StoreJournal) -> list[pb.Event]:
-        """Drives the execution until it has an outcome; the last of the records given is `finished` or `waiting`.
-
-        A failure of the run, known or unknown, is an outcome. Raises only what the journal raised.
-        """
-        ...
+class Runs(Drives, Protocol):
+    """What drives attempts; `stigmer.runner.Runner` is it."""
 
     def can_go_on(self, row: Row, records: Sequence[pb.Event]) -> bool:
         """Whether an execution that waited for a key could go on now."""
@@ -76,8 +68,7 @@ class _Running:
     woken: bool = False
     """Something happened while no loop was there to hear it: look again before it is let go."""
     task: asyncio.Task[None] | None = None
-    work: asyncio.Task[list[pb.Event]] | None = None
-    journal: StoreJournal | None = None
+    attempt: Attempt | None = None
     why: str = ""
     """Why its work is being stopped: cancel | shutdown."""
     by: str = ""
@@ -88,12 +79,8 @@ class _Running:
         if self.why != "cancel":
             self.why, self.by = why, by
         self.stop.set()
-        self.drop()
-
-    def drop(self) -> None:
-        """Stops this attempt's work: the journal takes nothing more from it."""
-        if self.work is not None:
-            self.work.cancel()
+        if self.attempt is not None:
+            self.attempt.interrupt(why, by=by)
 
 
 class EmbeddedEngine:
@@ -132,7 +119,7 @@ class EmbeddedEngine:
     async def under_way(self) -> None:
         """Returns when every run that has a task works, waits for its model or a tool; or a little later than it should."""
         turns = 50
-        while turns and any(running.work is None for running in self._running.values()):
+        while turns and any(running.attempt is None for running in self._running.values()):
             turns -= 1  # Turns, not seconds: on a busy machine they take longer.
             await asyncio.sleep(TURN_SECONDS)
         for _ in range(5 if self._running else 0):
@@ -221,19 +208,19 @@ class EmbeddedEngine:
 
     async def _look(self, running: _Running) -> None:
         """What others appended to an execution that runs here: a cancel stops it, a decision or a pause reaches its loop."""
-        row, journal = running.row, running.journal
-        if row is None or journal is None:
+        row, attempt = running.row, running.attempt
+        if row is None or attempt is None:
             running.woken = True
             return
         while page := await self._store.events(row.no, running.seen + 1):
             for seq, body in page:
                 running.seen = max(running.seen, seq)
                 record = pb.Event.FromString(body)
-                if record.HasField("cancel_requested") and running.why != "cancel":
-                    running.interrupt("cancel", by=record.cancel_requested.by)
-                elif _steers(record) or _unseen(record, journal):
-                    journal.record(record)
-                    running.woken = running.woken or running.journal is not journal
+                if record.HasField("cancel_requested"):
+                    if running.why != "cancel":
+                        running.interrupt("cancel", by=record.cancel_requested.by)
+                elif attempt.hear(record):
+                    running.woken = running.woken or running.attempt is not attempt
 
     # One execution
 
@@ -286,46 +273,17 @@ class EmbeddedEngine:
         running.epoch = epoch
         records = await self._store.replay(row.no)
         running.seen = records[-1].seq
-        journal = StoreJournal(
-            self._store,
-            no=row.no,
-            execution=row.id,
-            epoch=epoch,
-            records=records,
-            on_failure=lambda error: running.drop(),
-        )
-        log.info("attempt started execution=%s attempt=%d", row.id, epoch)
-        running.journal = journal
-        running.work = asyncio.create_task(self._runner.run(row, records, journal), name=f"work {row.id}")
+        attempt = Attempt(self._runner, self._store, row=row, epoch=epoch, records=records)
         if running.stop.is_set():
-            running.work.cancel()
+            attempt.interrupt(running.why, by=running.by)
+        log.info("attempt started execution=%s attempt=%d", row.id, epoch)
+        running.attempt = attempt
         try:
-            await asyncio.wait([running.work])
-            await journal.commit()
-            last = await self._last_records(running, row, epoch)
-            journal.write(last)
-            await journal.commit()
+            outcome = await attempt.run()
         finally:
-            running.work = running.journal = None
-        outcome = (
-            last[-1].finished.outcome if last[-1].HasField("finished") else last[-1].attempt_ended.outcome
-        )
+            running.attempt = None
         log.info("attempt ended execution=%s attempt=%d outcome=%s", row.id, epoch, outcome)
-        return outcome == "waiting" and await self._decided_meanwhile(row, journal)
-
-    async def _last_records(self, running: _Running, row: Row, epoch: int) -> list[pb.Event]:
-        """How this attempt ends, as the records of its last commit."""
-        work = running.work
-        assert work is not None
-        if not work.cancelled():
-            *before, last = work.result()
-            if last.HasField("waiting"):
-                return [*before, last, _ended(epoch, "waiting")]
-            return [*before, _ended(epoch, "done"), await self._finished(row, last.finished)]
-        if running.why == "cancel":
-            closing = await self._closing(row, by=running.by)
-            return [*closing[:-1], _ended(epoch, "done"), closing[-1]]
-        return [_ended(epoch, "shutdown")]
+        return outcome == "waiting" and await self._decided_meanwhile(row, attempt)
 
     async def _pause(self, running: _Running) -> None:
         """After a failed write: wait a little, give the lost attempt up, and try again."""
@@ -347,33 +305,23 @@ class EmbeddedEngine:
         if row.epoch == epoch:  # Else it is another server's by now.
             end = pb.Finished(outcome="failed", error=told)
             with suppress(JournalError):
-                await self._store.control(row.no, [_ended(epoch, "lost"), pb.Event(finished=end)])
+                await self._store.control(row.no, [ended(epoch, "lost"), pb.Event(finished=end)])
 
     async def _close(self, row: Row, *, by: str) -> None:
         """Ends an execution that has no task: open questions are closed with it."""
         found = await self._store.get(row.id)
         if found is not None and found.finished_ms is None:
             with suppress(Fenced):
-                await self._store.control(row.no, await self._closing(row, by=by))
+                await self._store.control(row.no, await closing(self._store, row, by=by))
             self._runner.forget(row.id)
             self._go_on_with_session(row.no)
 
-    async def _closing(self, row: Row, *, by: str) -> list[pb.Event]:
-        """The records that end a cancelled execution; the last one is `finished`."""
-        questions = open_questions(await self._store.replay(row.no))
-        closed = [_decided(question, "cancelled", by=by) for question in questions]
-        return [*closed, await self._finished(row, pb.Finished(outcome="cancelled"))]
-
-    async def _finished(self, row: Row, end: pb.Finished) -> pb.Event:
-        records = await self._store.replay(row.no)
-        return pb.Event(finished=complete(end, records, now_ms=self._store.now_ms))
-
-    async def _decided_meanwhile(self, row: Row, journal: StoreJournal) -> bool:
+    async def _decided_meanwhile(self, row: Row, attempt: Attempt) -> bool:
         """Whether a decision, or the end of a pause, came that the attempt did not hear of or could not act on any more."""
         records = await self._store.replay(row.no)
         if is_paused(records):
             return False
-        if _last_wait(records) == "pause" or any(_unseen(record, journal) for record in records):
+        if _last_wait(records) == "pause" or any(map(attempt.has_not_heard, records)):
             return True
         return _last_wait(records) in ("approval", "outcome") and not open_questions(records)
 
@@ -419,19 +367,26 @@ class EmbeddedEngine:
         if row.state == "running" or _is_open(records):
             if not await self._store.lose(row, expired=expired):
                 return  # It lives after all, or another server was faster.
-            here = records if self._store.alone else [*_of_this_machine(records)]
-            ended = await asyncio.to_thread(end_leftovers, row.id, here)
-            log.warning("taken back execution=%s attempt=%d ended_processes=%s", row.id, row.epoch, ended)
+            here = records if self._store.alone else [*of_this_machine(records)]
+            pids = await asyncio.to_thread(end_leftovers, row.id, here)
+            log.warning("taken back execution=%s attempt=%d ended_processes=%s", row.id, row.epoch, pids)
             records = await self._store.replay(row.no)
         if cancelled is not None:
             await self._close(row, by=cancelled.cancel_requested.by)
-        elif _hopeless(records):
-            end = pb.Finished(outcome="failed", error=_CRASHES)
-            with suppress(Fenced):
-                await self._store.control(row.no, [await self._finished(row, end)])
-            self._go_on_with_session(row.no)
-        elif row.state != "waiting" or self._may_go_on(row, records):
+        elif not await self._given_up(row, records) and (
+            row.state != "waiting" or self._may_go_on(row, records)
+        ):
             self.submit(row.id)
+
+    async def _given_up(self, row: Row, records: Sequence[pb.Event]) -> bool:
+        """Ends an execution that kills whoever drives it; whether it was one."""
+        if not _hopeless(records):
+            return False
+        end = pb.Finished(outcome="failed", error=_CRASHES)
+        with suppress(Fenced):
+            await self._store.control(row.no, [await finished(self._store, row, end)])
+        self._go_on_with_session(row.no)
+        return True
 
     def _may_go_on(self, row: Row, records: Sequence[pb.Event]) -> bool:
         """Whether what a waiting execution waits for has come."""
@@ -463,23 +418,23 @@ class EmbeddedEngine:
 
     async def _renew(self) -> None:
         held = [
-            (running.row.no, running.journal.epoch)
+            (running.attempt.row.no, running.attempt.epoch)
             for running in self._running.values()
-            if running.row is not None and running.journal is not None and running.work is not None
+            if running.attempt is not None
         ]
         lost = await self._store.renew(held, lease=self._lease) if held else []
         for running in self._running.values():
-            if running.row is not None and running.row.no in lost:
-                running.drop()
+            if running.attempt is not None and running.attempt.row.no in lost:
+                running.attempt.drop()
 
     async def _expire(self, row: Row) -> None:
         now = self._store.now_ms
         records = await self._store.replay(row.no)
         late = [q for q in open_questions(records) if q.approval_requested.expires_ms <= now]
         if late:
-            decided = [_decided(question, "expired", by="stigmer") for question in late]
+            answers = [decided(question, "expired", by="stigmer") for question in late]
             with suppress(Fenced, Moved):  # Somebody decided meanwhile, or another server saw it too.
-                events = [*decided, going_on(records, decided, by="stigmer")]
+                events = [*answers, going_on(records, answers, by="stigmer")]
                 await self._store.control(row.no, events, seen=records[-1].seq)
                 self.wake(row.id)
 
@@ -500,27 +455,7 @@ _CRASHES = pb.Error(
 )
 
 
-def _ended(epoch: int, outcome: str) -> pb.Event:
-    return pb.Event(attempt_ended=pb.AttemptEnded(attempt=epoch, outcome=outcome))
-
-
-def _decided(question: pb.Event, decision: str, *, by: str) -> pb.Event:
-    asked = question.approval_requested
-    decided = pb.ApprovalDecided(call=asked.call, digest=asked.digest, decision=decision, by=by)
-    return pb.Event(path=question.path, approval_decided=decided)
-
-
-def _unseen(record: pb.Event, journal: StoreJournal) -> bool:
-    """Whether this is a decision that the attempt does not know."""
-    return record.HasField("approval_decided") and from_record(record) not in journal.decisions.values()
-
-
-def _steers(record: pb.Event) -> bool:
-    """Whether it lets an attempt rest or go on."""
-    return record.HasField("pause_requested") or record.HasField("resumed")
-
-
-def _of_this_machine(records: Iterable[pb.Event]) -> Iterator[pb.Event]:
+def of_this_machine(records: Iterable[pb.Event]) -> Iterator[pb.Event]:
     """The records of processes that were started here: elsewhere their numbers mean other processes."""
     here = False
     for record in records:

@@ -129,7 +129,7 @@ class Hands:
             log.info("attempt started execution=%s attempt=%d", execution, began.attempt)
             outcome = await attempt.run()
             log.info("attempt ended execution=%s attempt=%d outcome=%s", execution, began.attempt, outcome)
-            return outcome
+            return outcome if outcome in ("waiting", "shutdown") else "done"
         finally:
             del self._attempts[execution]
             self._keys.forget(execution)
@@ -143,9 +143,9 @@ class Hands:
 async def _end_leftovers(execution: str, records: Sequence[pb.Event]) -> None:
     """Ends what a dead worker of this machine has left running."""
     from stigmer.engines._leftovers import end_leftovers
-    from stigmer.engines.embedded import _of_this_machine
+    from stigmer.engines.embedded import of_this_machine
 
-    ended = await asyncio.to_thread(end_leftovers, execution, [*_of_this_machine(records)])
+    ended = await asyncio.to_thread(end_leftovers, execution, [*of_this_machine(records)])
     if ended:
         log.warning("ended processes of a lost attempt count=%s", ended)
 

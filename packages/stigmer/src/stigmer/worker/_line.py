@@ -69,7 +69,7 @@ class Line:
     def __init__(self, plane: Plane, execution: str, *, worker: str) -> None:
         self.attempt = 0
         self._heard: list[pb.Event] = []
-        self._hear: Callable[[pb.Event], None] = self._heard.append
+        self._hear: Callable[[pb.Event], object] = self._heard.append
         self.feed = _Shows(self)
         self._plane, self._execution, self._worker = plane, execution, worker
         self._no = self._seen = 0
@@ -91,7 +91,7 @@ class Line:
         self._keeper = asyncio.create_task(self._keep(), name=f"line {self._execution}")
         return await self._began
 
-    def tell(self, hear: Callable[[pb.Event], None]) -> None:
+    def tell(self, hear: Callable[[pb.Event], object]) -> None:
         """From now on `hear` is told of every event that somebody else appends; first of those that came already."""
         self._hear = hear
         for event in self._heard:

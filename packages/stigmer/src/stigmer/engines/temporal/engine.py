@@ -132,6 +132,8 @@ class TemporalEngine(EmbeddedEngine):
         while (found := await self._store.get(row.id)) is not None and found.finished_ms is None:
             if found.state == "running" and not await self._store.lose(found, expired=False):
                 continue  # It has grown meanwhile.
+            if await self._given_up(found, await self._store.replay(row.no)):
+                return None
             epoch = await self._store.claim(row.no, worker=worker, lease=self._lease)
             if epoch is not None:
                 return epoch
