@@ -15,7 +15,6 @@ from stigmer.errors import ConfigError
 from stigmer.runner import agent_for, complete, failure, recorded_chat
 from stigmer.secrets import Keys
 
-
 STARTED = pb.Event(attempt_started=pb.AttemptStarted(attempt=1, worker="here:1"))
 
 
