@@ -10,6 +10,7 @@ import pytest
 from graphton._probe import NOTE, Question, ShortChat, Verdict, verdict
 from graphton._tool_modes import ToolModes
 from graphton.agent import Agent, create_deep_agent
+from graphton.budget import Budget
 from graphton.chat import Chat, Done, Request, create_chat
 from graphton.errors import StatusError
 from graphton.journal import Event, MemoryJournal, ModelRequested, Notice, Progress
@@ -138,6 +139,35 @@ async def test_an_unknown_model_is_tried_out_before_its_first_turn_which_is_seen
         "ollama:mystery:3b makes no tool call that its server understands, and keeps to a schema: "
         "its replies are held to a schema"
     )
+
+
+async def test_a_trial_that_a_limit_forbids_is_not_made_and_goes_on_when_there_is_more(
+    tmp_path: Path,
+) -> None:
+    journal = MemoryJournal()
+    async with FakeProviders(models=MODELS) as fake:
+        fake.reply("I do not know.", input_tokens=50, output_tokens=5)
+        async with agent_for(fake, tmp_path / "modes.json", budget=Budget(tokens=55)) as agent:
+            result = await agent.run("Hello!", journal=journal)
+        assert (result.outcome, result.limit, result.value) == ("budget_exceeded", "tokens", 55)
+        assert (len(fake.chats), len(probes(journal.events))) == (1, 1)
+        fake.reply(ENVELOPE.text)
+        fake.reply(REPLY.text)
+        async with agent_for(fake, tmp_path / "modes.json", budget=Budget(tokens=5000)) as agent:
+            assert (await agent.run("Hello!", journal=journal)).text == "I cannot know."
+        assert (len(fake.chats), len(probes(journal.events))) == (3, 2)
+
+
+async def test_a_trial_of_a_forbidden_step_is_not_made_and_takes_no_step_itself(tmp_path: Path) -> None:
+    async with FakeProviders(models=MODELS) as fake:
+        async with agent_for(fake, tmp_path / "modes.json", budget=Budget(steps=0)) as agent:
+            assert (await agent.run("Hello!")).limit == "steps"
+        assert fake.chats == []
+        fake.reply("I do not know.")
+        fake.reply(ENVELOPE.text)
+        fake.reply(REPLY.text)
+        async with agent_for(fake, tmp_path / "modes.json", budget=Budget(steps=1)) as agent:
+            assert (await agent.run("Hello!")).text == "I cannot know."
 
 
 async def test_what_was_tried_out_is_remembered_by_the_models_digest(tmp_path: Path) -> None:

@@ -105,7 +105,8 @@ async def _with_tools(
 
         async def trial(question: Question) -> None:
             journal.live(Progress(path, "probe", 0, 0, "", model))
-            await _tries(agent, ShortChat(chat.chat), _probe(question), journal, path, step)
+            probe = replace(_probe(question), allowed=call.allowed)
+            await _tries(agent, ShortChat(chat.chat), probe, journal, path, step)
 
         async with tree.trials:  # Sub-agents that begin together ask one model once.
             found = await settle(chat, journal, trial)
