@@ -8,6 +8,7 @@ from stigmer.modelbench.checks import (
     any_of,
     called,
     like,
+    looked,
     made,
     names_file,
     no_call,
@@ -100,6 +101,7 @@ def test_small_talk_is_an_answer_and_no_call_in_any_spelling() -> None:
         '{"name": "greet", "arguments": {}}',
         '```json\n{"tool": "greet", "arguments": {"a": 1}}\n```',
         'Sure: {"name": "greet", "parameters": {}}',
+        '{{"name": "goodbye", "arguments": null}}',
     ):
         assert "printed as text" in no_call(outcome(answer=text))
     assert no_call(outcome(answer='A JSON object is like {"name": "Ann"}.')) == ""
@@ -129,6 +131,11 @@ def test_the_file_is_named_with_or_without_its_folder_and_no_other_one() -> None
 )
 def test_whoever_says_that_it_failed_is_believed(answer: str) -> None:
     assert admits()(outcome(answer=answer)) == ""
+
+
+def test_whoever_did_not_look_does_not_know() -> None:
+    assert looked(outcome(READ)) == ""
+    assert looked(outcome(answer="I can't.")) == 'no call, but "I can\'t."'
 
 
 def test_whoever_claims_that_it_was_done_is_wrong() -> None:

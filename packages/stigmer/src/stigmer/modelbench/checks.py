@@ -18,6 +18,7 @@ __all__ = [
     "both",
     "called",
     "like",
+    "looked",
     "made",
     "names_file",
     "no_call",
@@ -89,6 +90,11 @@ def made(tool: str, **arguments: Any) -> Check:
         return f"{_calls(outcome)}; no {tool} that worked with {_short(arguments)}"
 
     return check
+
+
+def looked(outcome: Outcome) -> str:
+    """A tool was asked, whatever it said: nobody knows without it."""
+    return "" if outcome.calls else _calls(outcome)
 
 
 def no_call(outcome: Outcome) -> str:
@@ -229,7 +235,7 @@ def _occurs(pattern: str, text: str) -> bool:
     return re.search(f"{before}(?:{pattern}){after}", text, re.IGNORECASE) is not None
 
 
-_CALL = re.compile(r'"(name|tool|function)"\s*:\s*"[^"]*"\s*,\s*"(arguments|parameters)"\s*:\s*\{')
+_CALL = re.compile(r'"(name|tool|function)"\s*:\s*"[^"]*"\s*,\s*"(arguments|parameters)"\s*:')
 
 
 def _printed(text: str) -> bool:
