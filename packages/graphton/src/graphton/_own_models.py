@@ -48,10 +48,17 @@ def pull_from(
     already is left alone. Raises DownloadError and ModelNameError.
     """
     folder = folder or models_dir()
+    if "@" in urlsplit(url).netloc:
+        raise DownloadError(
+            f"the address on {urlsplit(url).hostname} holds a user or password, which would be shown and kept",
+            hint="fetch the file with what knows the password, and then: stigmer models pull ./FILE.gguf",
+        )
     entry = _entry(name, sha256.lower(), HubFile(url), folder)
-    there = folder / entry.file
-    if _recorded(entry, folder) is None and there.exists():
+    there, before = folder / entry.file, _recorded(entry, folder)
+    if before is None and there.exists():
         return _adopted(replace(entry, size=there.stat().st_size), there, on_progress, folder)
+    if before is not None and there.exists() and there.stat().st_size == before.size:
+        return there  # Nobody is asked: what the address holds by now is not what was fetched.
     entry = replace(entry, size=_size_at(entry, url, folder))
     _record(entry, folder)
     try:

@@ -132,7 +132,24 @@ def test_a_name_that_is_taken_is_not_taken_again(server: Any, url: str, folder: 
         own.pull_from(url, DIGEST, "tiny-q4")  # Its file would be the same.
     server.asked.clear()
     assert own.pull_from(url, DIGEST, "tiny:q4").read_bytes() == CONTENT
-    assert len(server.asked) == 1  # For its size; the file is there.
+    assert server.asked == []
+
+
+def test_a_model_that_is_here_stays_whatever_its_address_holds_by_now(
+    server: Any, url: str, folder: Path
+) -> None:
+    path = own.pull_from(url, DIGEST, "tiny")
+    server.files["/Tiny-Q4.gguf"] = CONTENT + b"a later version"
+    assert own.pull_from(url, DIGEST, "tiny") == path
+    assert catalog.path_of("tiny") == path
+    assert catalog.find("tiny").size == len(CONTENT)
+
+
+def test_an_address_with_a_password_is_refused_and_not_repeated(folder: Path) -> None:
+    with pytest.raises(DownloadError, match="the address on host holds a user or password") as caught:
+        own.pull_from("https://me:hunter2@host/tiny.gguf", DIGEST, "tiny")
+    assert "hunter2" not in f"{caught.value} {caught.value.hint}"
+    assert files_in(folder) == []
 
 
 def test_a_file_that_lies_there_already_counts_by_its_digest(url: str, server: Any, folder: Path) -> None:
