@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -26,6 +27,8 @@ from stigmer.worker import plane_at
 from stigmer.worker._line import Line
 
 DEADLINE = 30.0
+KEY = "sk-sentinel-0123456789abcdef"
+"""The one that `Serving.request` sends."""
 
 
 def free_port() -> int:
@@ -218,6 +221,60 @@ async def test_a_worker_comes_in_over_tls_with_its_key(
         with pytest.raises(Exception, match=said):
             await asyncio.wait_for(line.begin(), DEADLINE)
         await line.close()
+        await channel.close(None)
+
+
+async def begun(target: str, token: str, execution: str) -> worker_pb2.Began:
+    """What a worker is told at the beginning of an attempt."""
+    plane, channel = plane_at(target, token)
+    line = Line(plane, execution, worker="test:1")
+    try:
+        began = await asyncio.wait_for(line.begin(), DEADLINE)
+        assert isinstance(began, worker_pb2.Began)
+        return began
+    finally:
+        await line.close()
+        await channel.close(None)
+
+
+async def test_a_callers_key_goes_to_workers_only_where_nobody_else_can_read_it(
+    idle: Any, certificate: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STIGMER_MODE", "local")
+    plain = f"127.0.0.1:{free_port()}"
+    await idle.start(listen=[plain], engine="temporal")
+    async with idle.client() as client:
+        execution = (await client.create(idle.request("Go."))).execution.id
+    assert [key.key for key in (await begun(idle.address, idle.token, execution)).keys] == [KEY]
+    assert list((await begun(plain, idle.token, execution)).keys) == []
+
+    for variable, value in certificate.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("STIGMER_TLS_CA", certificate["STIGMER_TLS_CERT"])
+    secure = f"127.0.0.1:{free_port()}"
+    await idle.restart(listen=[secure], engine="temporal")
+    async with idle.client() as client:
+        execution = (await client.create(idle.request("Go on."))).execution.id
+    assert [key.key for key in (await begun(f"https://{secure}", idle.token, execution)).keys] == [KEY]
+
+
+async def test_an_attempt_whose_worker_sends_nonsense_is_left(
+    idle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await idle.start(engine="temporal")
+    async with idle.client() as client:
+        execution = (await client.create(idle.request("Go."))).execution.id
+        plane, channel = plane_at(idle.address, idle.token)
+        call = plane.stub.Attend(metadata=plane.metadata)
+        await call.write(worker_pb2.FromWorker(begin=worker_pb2.Begin(execution=execution)))
+        assert (await call.read()).HasField("began")
+        attended = (await client.status()).running
+        await call.write(worker_pb2.FromWorker(live=[b"\xff"]))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await asyncio.wait_for(call.read(), DEADLINE)
+        async with asyncio.timeout(DEADLINE):
+            while (await client.status()).running >= attended:
+                pass
         await channel.close(None)
 
 

@@ -18,6 +18,7 @@ from stigmer.approvals import Answers, AnswersError, agent_name
 from stigmer.home import Home
 from stigmer.secrets import Keys
 from stigmer.server._activity import Activity
+from stigmer.server.auth import by_unix_socket
 from stigmer.server.status import Refused, abort, detail
 from stigmer.store import Row, Store
 
@@ -166,8 +167,10 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             finally:
                 await _ended(telling)
         finally:
-            await _ended(taking)
-            self._engine.leave(attended)
+            try:
+                await _ended(taking)
+            finally:  # Also where what the worker sent could not be read: nobody drives it any more.
+                self._engine.leave(attended)
 
     async def _begin(self, begin: api.Begin, context: Any) -> Attended | None:
         row = await self._known(begin.execution)
@@ -283,6 +286,5 @@ def always_of(home: Home) -> Callable[[Row], Iterable[service.ApprovalRule]]:
 
 def _private(context: Any) -> bool:
     """Whether nobody else can read the connection: a Unix socket, or TLS."""
-    return str(context.peer()).startswith("unix:") or bool(
-        context.auth_context().get("transport_security_type")
-    )
+    kinds = context.auth_context().get("transport_security_type", ())  # gRPC calls a plain one `insecure`.
+    return by_unix_socket(context) or b"ssl" in kinds

@@ -76,6 +76,8 @@ class TemporalEngine(EmbeddedEngine):
         self._workflows = workflows
         self._attended: dict[str, Attends] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
+        self._called: set[str] = set()
+        """Whose turn came while nobody drove them: called once, so that a history does not grow with every look."""
         self._swept = 0.0
 
     @property
@@ -189,7 +191,9 @@ class TemporalEngine(EmbeddedEngine):
         now = asyncio.get_running_loop().time()
         if now - self._swept >= self._lease:
             self._swept = now
-            await self._take_all_back(await self._store.abandoned(idle=self._lease), expired=True)
+            left = await self._store.abandoned(idle=self._lease)
+            self._called &= {row.id for row in left}
+            await self._take_all_back(left, expired=True)
 
     async def _take_back(self, row: Row, *, expired: bool) -> None:
         """That its worker is gone is for Temporal to say: an attempt whose server was away goes on with the next one."""
@@ -198,10 +202,23 @@ class TemporalEngine(EmbeddedEngine):
         if cancelled is not None and (row.state != "running" or await self._store.lose(row)):
             await self._close(row, by=cancelled.cancel_requested.by)
             self._ask(row.id, self._workflows.wake)
+        elif row.state == "queued" and await self._is_called_first(row):
+            self.wake(row.id)
         elif row.state != "waiting":
             self.submit(row.id)
         elif self._may_go_on(row, records):
             self.wake(row.id)
+
+    async def _is_called_first(self, row: Row) -> bool:
+        """Whether its turn in its session has come, and this server has not called it yet.
+
+        It may have stood in line: then its workflow waits for a word, and the server that owed it may have died.
+        """
+        first = await self._store.next_of_session(row.no)
+        if first is None or first.no != row.no or row.id in self._called:
+            return False
+        self._called.add(row.id)
+        return True
 
     def _ask(self, id: str, ask: Callable[[str], Awaitable[None]]) -> None:
         """Asks Temporal, again and again while it is away; what is asked of one execution meanwhile is one question."""

@@ -1,0 +1,79 @@
+"""What the engine on Temporal asks of Temporal, seen from Temporal's side."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from stigmer.api import event_pb2 as pb
+from stigmer.api import service_pb2 as api
+from stigmer.engines.temporal.engine import TemporalEngine
+from stigmer.runner import Runner
+from stigmer.secrets import Keys
+from stigmer.store import Row, Store, new_id
+
+DEADLINE = 30.0
+
+
+class Temporal:
+    """Hears what is asked of it, in order."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self._news = asyncio.Event()
+
+    async def start(self, execution: str) -> None:
+        self._hear("start", execution)
+
+    async def wake(self, execution: str) -> None:
+        self._hear("wake", execution)
+
+    async def reachable(self) -> None:
+        """It always is."""
+
+    def _hear(self, word: str, execution: str) -> None:
+        self.asked.append((word, execution))
+        self._news.set()
+
+    async def until(self, *words: str, row: Row) -> None:
+        """Until these words came last about this execution."""
+        async with asyncio.timeout(DEADLINE):
+            while tuple(word for word, id in self.asked if id == row.id)[-len(words) :] != words:
+                self._news.clear()
+                await self._news.wait()
+
+
+async def accept(store: Store, *, session: str) -> Row:
+    request = api.CreateExecutionRequest(task="Go.", session=session)
+    row, _ = await store.accept(
+        new_id(),
+        request.SerializeToString(),
+        events=[pb.Event(created=pb.Created(task="Go."))],
+        session=session,
+    )
+    return row
+
+
+@pytest.mark.parametrize("dies", ["before", "after"])
+async def test_the_next_of_a_session_is_called_although_the_server_that_owed_it_the_word_died(
+    tmp_path: Path, dies: str
+) -> None:
+    """Its workflow has begun, found it in line, and waits for a word: a start that finds it there is none."""
+    store = Store(tmp_path / "stigmer.db")
+    first, second = await accept(store, session="ses_1"), await accept(store, session="ses_1")
+    end = [pb.Event(finished=pb.Finished(outcome="completed"))]
+    if dies == "before":
+        await store.control(first.no, end)
+    temporal = Temporal()
+    engine = TemporalEngine(store, Runner(tmp_path, Keys()), temporal, lease=0.3)
+    await engine.start()
+    if dies == "after":
+        await temporal.until("start", row=second)
+        await store.control(first.no, end)
+    await temporal.until("wake", row=second)
+    await temporal.until(
+        "start", "start", "start", row=second
+    )  # It is looked at ever again, but called no more.
+    await engine.stop()
+    await store.close()
