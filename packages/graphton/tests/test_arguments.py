@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,9 +94,12 @@ def test_a_field_too_many_is_left_out_only_for_a_tool_that_changes_nothing() -> 
 
     given_ = {"file_path": "a", "zzz": 1}
     writes = Tool("writes", "Writes.", SCHEMA, run)
+    sets = Tool("sets", "Writes, and the same again changes nothing.", SCHEMA, run, effect=Effect.IDEMPOTENT)
     reads = Tool("reads", "Reads.", SCHEMA, run, effect=Effect.READ)
     assert check_arguments(reads, given_) == ({"file_path": "a"}, [])
-    assert check_arguments(writes, given_)[1][0].startswith("unknown field 'zzz'; the fields are: file_path,")
+    for changing in (writes, sets):
+        problem = check_arguments(changing, given_)[1][0]
+        assert problem.startswith("unknown field 'zzz'; the fields are: file_path,")
     near = {"file_path": "a", "sizes": 1}
     assert check_arguments(reads, near)[1] == ["unknown field 'sizes'; did you mean 'size'?"]
 
@@ -144,6 +148,17 @@ async def test_a_repair_is_in_the_record_and_the_tool_gets_the_mended_arguments(
     assert started.arguments == mended
     (ended,) = [event for event in journal.events if isinstance(event, ToolFinished)]
     assert ended.result == "a.txt: red"
+
+
+async def test_a_file_is_not_replaced_where_something_was_to_be_appended(tmp_path: Path) -> None:
+    (tmp_path / "guests.txt").write_text("Ann\n")
+    wrote = {"path": "guests.txt", "content": "Kofi\n", "append": True}
+    model = ScriptedModel([calls(("write_file", wrote)), "It does not append."])
+    journal = MemoryJournal()
+    await create_deep_agent(model, workspace=tmp_path, tool_mode="native").run("Add Kofi.", journal=journal)
+    (ended,) = [event for event in journal.events if isinstance(event, ToolFinished)]
+    assert ended.result == ("The arguments do not fit: unknown field 'append'; the fields are: path, content")
+    assert (tmp_path / "guests.txt").read_text() == "Ann\n"
 
 
 async def test_a_person_decides_about_the_mended_arguments() -> None:

@@ -30,7 +30,7 @@ def fit(
     """The arguments as the schema wants them, and what is wrong with them in words for the model.
 
     The same object comes back where nothing had to be mended. `drops`: a field that the schema forbids may be left out
-    instead of being a problem; so it may not for a tool that writes, where it could have meant something.
+    instead of being a problem; so it may not for a tool that changes anything, where it could have meant something.
     """
     work = _Work(schema, drops)
     checked = work.value(schema, arguments, "")

@@ -459,4 +459,4 @@ def check_arguments(tool: Tool, arguments: dict[str, Any]) -> tuple[dict[str, An
     Where something was mended, the returned object is another one than the given one; else it is the same object (`is`).
     With problems the call must not be run.
     """
-    return fit(tool.parameters, arguments, drops=tool.effect is not Effect.WRITE)
+    return fit(tool.parameters, arguments, drops=tool.effect is Effect.READ)
