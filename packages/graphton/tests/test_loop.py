@@ -272,6 +272,20 @@ async def test_a_lost_harmless_call_runs_again_with_the_same_key(effect: Effect)
     assert len(events_of(lost, ToolDispatched)) == 1
 
 
+async def test_a_lost_harmless_call_runs_again_with_the_arguments_it_was_begun_with() -> None:
+    """An earlier version mended them in another way; the same key must not mean another call."""
+    counter = Counter(effect=Effect.IDEMPOTENT)
+    journal = MemoryJournal()
+    given = {"n": 1, "extra": True}
+    journal.append(ModelRequested("", 1, 1, "scripted:model", "turn", "", 1))
+    reply = AssistantMessage((ToolCall("count", given, id="1.0"),), stop=StopReason.TOOLS)
+    journal.append(ModelReplied("", 1, 1, "turn", reply))
+    journal.append(ToolDispatched("", "1.0", "count", {"n": 1}, "", "idempotent", "key"))
+    result = await agent_of(ScriptedModel(["done"]), counter.tool).run("go", journal=journal)
+    assert result.text == "done"
+    assert (counter.seen, counter.keys) == ([1], ["key"])
+
+
 async def test_a_lost_write_is_unknown_never_repeated_and_the_model_is_told() -> None:
     counter = Counter()
     journal = MemoryJournal()

@@ -134,14 +134,14 @@ async def _plan(agent: Definition, call: ToolCall, journal: Journal, path: str) 
     tool = agent.tools.get(call.name)
     if tool is None:
         return _Refused(f"There is no tool {call.name!r}. Tools: {', '.join(agent.tools) or 'none'}.")
+    if dispatched:  # With the arguments that its key stands for, whatever would be made of them today.
+        return _Ready(replace(call, arguments=dispatched.arguments), tool, dispatched=True)
     if call.malformed:
         return _Refused(f"The arguments are no JSON object: {call.malformed[:200]!r}")
     arguments, problems = check_arguments(tool, call.arguments)
     if problems:
         return _Refused("The arguments do not fit: " + "; ".join(problems))
     good = replace(call, arguments=arguments)
-    if dispatched:
-        return _Ready(good, tool, dispatched=True)
     if arguments is not call.arguments and journal.approval(path, call.id) is None:
         journal.append(ArgumentsRepaired(path, call.id, call.arguments, arguments))
     match _ruling(agent, good, tool, journal, path):
