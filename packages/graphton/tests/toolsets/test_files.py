@@ -167,6 +167,26 @@ async def test_a_long_file_is_cut_and_says_how_to_read_on(folder: Path, call: An
     assert (await call("read_file", path="one.txt")).endswith("x\n(line 1 is cut: it has 50000 characters)")
 
 
+async def test_what_is_not_there_is_answered_with_some_of_what_is(folder: Path, call: Any) -> None:
+    for name in ("empty", "hidden", "dozen", "many"):
+        (folder / name).mkdir()
+    for name in (
+        "hidden/.env",
+        "dozen/.env",
+        *(f"{at}/{n:02}" for at in ("dozen", "many") for n in range(12)),
+    ):
+        (folder / name).write_text("")
+    (folder / "many/12").write_text("")
+    names = ", ".join(f"{n:02}" for n in range(12))
+    for where, said in (
+        ("empty", "there are no files"),
+        ("hidden", "there are only hidden files"),
+        ("dozen", f"there is: {names}"),
+        ("many", f"there is: {names}, …"),
+    ):
+        assert await call("read_file", path=f"{where}/q") == f"error: there is no '{where}/q'; {said}"
+
+
 async def test_what_cannot_be_read_says_why(folder: Path, call: Any) -> None:
     (folder / "picture.png").write_bytes(b"\x89PNG\0\0")
     assert (

@@ -279,13 +279,19 @@ def _missing(folder: int, name: str, parts: Iterable[str]) -> Missing:
     folded = {one.casefold(): one for one in names}
     near = difflib.get_close_matches(name.casefold(), list(folded), n=3, cutoff=0.6)
     if not near:
-        there = ", ".join(sorted(one for one in names if not one.startswith("."))[:_FEW])
-        more = ", …" if len(names) > _FEW else ""
-        return Missing(f"there is no {shown!r}; there {f'is: {there}{more}' if there else 'are no files'}")
+        return Missing(f"there is no {shown!r}; {_there(names)}")
     above = shown[: -len(name)]
     return Missing(
         f"there is no {shown!r}; did you mean {' or '.join(repr(above + folded[one]) for one in near)}?"
     )
+
+
+def _there(names: list[str]) -> str:
+    """What a folder holds, as an error tells it; hidden files are not named."""
+    visible = sorted(name for name in names if not name.startswith("."))
+    if not visible:
+        return "there are only hidden files" if names else "there are no files"
+    return f"there is: {', '.join(visible[:_FEW])}{', …' if len(visible) > _FEW else ''}"
 
 
 def _failed(doing: str, shown: str, error: OSError) -> ToolError:
