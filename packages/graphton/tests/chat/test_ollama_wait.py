@@ -210,6 +210,20 @@ async def test_a_server_that_went_away_is_looked_for_again(fake: FakeProviders) 
     assert not one._known.is_fresh()
 
 
+async def test_what_is_known_stays_known_while_another_chat_asks_the_server(fake: FakeProviders) -> None:
+    fake.reply("Hi.")
+    one = chat(fake)
+    assert [c async for c in one.stream(HELLO)]
+    known = one._known.facts
+    asked = sum(r.path == "/api/version" for r in fake.requests)
+    asking = asyncio.create_task(chat(fake).facts())
+    await fake.wait_for_requests(asked + 1, path="/api/version")
+    assert not asking.done()
+    assert known is not None
+    assert (one._known.facts, one._known.in_memory) == (known, 16_384)
+    assert await asking == known
+
+
 @pytest.mark.parametrize(
     ("words", "hint", "retryable"),
     [

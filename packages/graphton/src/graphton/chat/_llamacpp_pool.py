@@ -223,10 +223,12 @@ class Pool:
                 server.released.clear()
                 used = asyncio.create_task(server.released.wait())
                 limit = None if server.users else self.idle_seconds
-                done, _ = await asyncio.wait(
-                    {death, used}, timeout=limit, return_when=asyncio.FIRST_COMPLETED
-                )
-                used.cancel()
+                try:
+                    done, _ = await asyncio.wait(
+                        {death, used}, timeout=limit, return_when=asyncio.FIRST_COMPLETED
+                    )
+                finally:
+                    used.cancel()
                 if not done and not server.users:
                     return
         finally:
@@ -236,21 +238,20 @@ class Pool:
 async def _verify(server: Server) -> None:
     """Ask the server itself what window each of its slots has: that is the truth from here on."""
     headers = {**HEADERS, "authorization": f"Bearer {server.api_key}"}
-    said = _json.loads(
-        await fetch(
-            f"{server.url}/props",
-            headers=headers,
-            provider="llamacpp",
-            limits=_ASK_ITSELF,
-            secrets=(server.api_key,),
-            method="GET",
-        )
+    answer = await fetch(
+        f"{server.url}/props",
+        headers=headers,
+        provider="llamacpp",
+        limits=_ASK_ITSELF,
+        secrets=(server.api_key,),
+        method="GET",
     )
     try:
+        said = _json.loads(answer)
         server.window = int(said["default_generation_settings"]["n_ctx"])
         server.template = said.get("chat_template") or ""
     except (LookupError, TypeError, ValueError) as error:
-        raise ProviderError(f"no context window in what it says of itself: {said!r:.300}") from error
+        raise ProviderError(f"no context window in what it says of itself: {answer[:300]!r}") from error
 
 
 def _config(server: Server) -> dict[str, object]:

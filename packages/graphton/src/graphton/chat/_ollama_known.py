@@ -59,15 +59,19 @@ class Known:
 
     async def look(self, api_key: str | None, provider: str) -> str:
         """Measure; "" or why it could not be. Raises where nothing listens, or something that is no Ollama."""
-        self.server = self.facts = self.in_memory = None
+        # Other chats go by what is known: it is replaced in one step, never empty while the server is asked.
+        server, facts = None, None
         try:
-            self.server = await measure(self.base_url, api_key=api_key, provider=provider)
-            self.in_memory = self.loaded.window if self.loaded else None
-            self.facts = await model_facts(self.server, self.model)
+            server = await measure(self.base_url, api_key=api_key, provider=provider)
+            facts = await model_facts(server, self.model)
         except (ProviderTimeout, StatusError, BrokenStream) as error:
             return error.message
-        self._seen = time.monotonic()
-        return ""
+        else:
+            self._seen = time.monotonic()
+            return ""
+        finally:
+            self.server, self.facts = server, facts
+            self.in_memory = self.loaded.window if self.loaded else None
 
     @property
     def missing(self) -> bool:

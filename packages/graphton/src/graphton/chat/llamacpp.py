@@ -211,9 +211,9 @@ class LlamaCppChat(OpenAIChat):
         self.resolve()
         prompt = self._measured(request)
         server, goal, said = await self._fitting(prompt)
-        if said:
-            yield WaitChunk("load", text=said)
-        with server.in_use():
+        with server.in_use():  # At once: an idle server may be ended for the memory that another one needs.
+            if said:
+                yield WaitChunk("load", text=said)
             async with aclosing(wait_until_loaded(server)) as waits:
                 async for wait in waits:
                     yield wait

@@ -1,5 +1,6 @@
 """What goes wrong with a model file or its process, each in its own words and with a way out."""
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from graphton.chat._llamacpp_file import ModelFile, Room
+from graphton.chat._llamacpp_pool import Server, _verify
 from graphton.chat._llamacpp_trouble import cannot_serve, ended_midway
 from graphton.chat.base import Chunk, Request, TextChunk
 from graphton.chat.llamacpp import LlamaCppChat, served
@@ -50,6 +52,18 @@ async def refusal(path: str) -> ProviderError:
         await gather(chat_with(path).stream(ask()))
     assert served() == []
     return caught.value
+
+
+async def test_a_server_that_says_nothing_readable_of_itself_is_told() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nnope")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
+        server = Server(FILE, ROOM, url=f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
+        with pytest.raises(ProviderError, match="no context window in what it says of itself: b'nope'"):
+            await _verify(server)
 
 
 async def test_an_unknown_architecture_is_named_with_what_may_help(tiny: Callable[..., str]) -> None:

@@ -1,5 +1,6 @@
 """The window of the built-in llama.cpp: chosen once, by the prompt and by memory, grown once, and never a surprise."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -163,6 +164,26 @@ async def test_a_server_that_nobody_needs_is_ended_for_one_that_needs_its_memory
     server = await pool().server(huge, 4096, lambda free: Room(4096, 1))
     await server.ready.wait()
     assert sorted(name for name, _ in served()) == ["huge.gguf", "needed.gguf"]
+
+
+async def test_a_larger_server_counts_as_needed_from_the_moment_that_it_is_announced(
+    tiny: Callable[..., str],
+) -> None:
+    chat = chat_with(tiny("announced", ENDLESS))
+    await reply(chat, "x" * 3000)
+    async with aclosing(chat.stream(ask("x" * 16_340))) as stream:  # type: ignore[type-var]  # a generator by another name
+        said = await anext(stream)
+        assert isinstance(said, WaitChunk)
+        assert "raised from 8192 to 16384" in said.text
+        assert [s.idle for s in pool()._servers if s.room.window == 16_384] == [False]
+
+
+async def test_a_server_that_is_ended_leaves_no_task_behind(tiny: Callable[..., str]) -> None:
+    server = await pool().server(locate(tiny("ends", ENDLESS)), 4096, lambda free: Room(4096, 1))
+    await server.ready.wait()
+    await close_all()
+    await asyncio.sleep(0)  # What was cancelled ends with the loop's next round.
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_a_conversation_that_outgrows_its_window_gets_one_step_up_and_says_so(
