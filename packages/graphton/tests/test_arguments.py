@@ -77,6 +77,7 @@ def test_what_can_be_meant_in_one_way_is_mended(given_: dict[str, Any], mended: 
         ({"file_path": "a", "counts": "many"}, "field 'counts' must be an array, not \"many\""),
         ({"file_path": "a", "owner": {}}, "missing field 'owner.first_name' (string)"),
         ({"file_path": "a", "kind": "folder"}, 'field \'kind\' must be one of "file", not "folder"'),
+        ({"file_path": 1.10}, "field 'file_path' must be a string, not 1.1"),
         ({"file_path": "a", "both": {"a": "x"}}, "field 'both.a' must be an integer, not \"x\""),
         (
             {"file_path": "a", "tree": {"next": {"next": 5}}},

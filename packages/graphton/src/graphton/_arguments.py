@@ -3,6 +3,7 @@
 Mended is only what can be meant in one way:
 
     "5" where a number is wanted, "true", JSON in a string     the value itself
+    12 where a text is wanted                                  "12"
     one value where a list is wanted                           a list of it
     a choice in another case or with blanks                    the choice
     a field in another case, with - or without _               the field
@@ -230,8 +231,8 @@ def _mend(value: Any, kinds: list[str]) -> Any:
     if isinstance(value, float) and value.is_integer() and "integer" in kinds:
         return int(value)
     if not isinstance(value, str):
-        if "string" in kinds and isinstance(value, int | float) and not isinstance(value, bool):
-            return json.dumps(value)
+        if "string" in kinds and isinstance(value, int) and not isinstance(value, bool):
+            return json.dumps(value)  # Of a float nobody knows how it was written: 1.10 has become 1.1.
         return _BROKEN
     text = value.strip()
     if "boolean" in kinds and text.lower() in ("true", "false"):
