@@ -281,6 +281,16 @@ async def test_what_an_old_version_does_not_take_is_left_out_and_said(
     assert any(said in notice for notice in one.notices)
 
 
+async def test_a_version_that_reads_over_tools_is_said_where_there_are_some(fake: FakeProviders) -> None:
+    fake.library.version = "0.2.8"
+    fake.rule(lambda request: Reply(text="Hi."))
+    one = chat(fake)
+    assert [c async for c in one.stream(HELLO)]
+    assert not any("tools" in notice for notice in one.notices)
+    assert [c async for c in one.stream(Request("", [UserMessage("x")], tools=[READ]))]
+    assert "Ollama 0.2.8 reads over the tools that are offered: they began with 0.3.0" in one.notices
+
+
 async def test_a_model_is_made_ready_before_anybody_asks_it_and_then_found_loaded(
     fake: FakeProviders,
 ) -> None:

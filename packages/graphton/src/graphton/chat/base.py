@@ -83,9 +83,10 @@ Chunk = TextChunk | ThinkingChunk | WaitChunk | Done
 class Chat(Protocol):
     """A conversation partner: one model at one address with fixed settings. Safe for several calls at once.
 
-    `stream` sends exactly one HTTP request and never retries (the loop is the one owner of retries); it raises
-    the ProviderError family. Closing the iterator early cancels the request at the server. `notices` says which
-    settings somebody set and this model does not take.
+    `stream` asks the model exactly once and never retries (the loop is the one owner of retries); a server on this
+    machine may be measured, and its model loaded, before that. It raises the ProviderError family. Closing the
+    iterator early cancels the request at the server. `notices` says which settings somebody set and this model does
+    not take, and what else a run should know of it.
     """
 
     ref: ModelRef
@@ -100,7 +101,7 @@ class Chat(Protocol):
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]: ...
     def preview(self, request: Request) -> Preview:
-        """The exact HTTP request that `stream` would send, with secrets masked; sends nothing."""
+        """The HTTP request with which `stream` would ask the model, with secrets masked; sends nothing."""
         ...
 
     async def close(self) -> None: ...

@@ -192,11 +192,15 @@ class OllamaChat:
     # --- the call ---------------------------------------------------------------------------------------------------
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """Send the request once; text and thinking as they come, then the whole message."""
+        """Send the request once, to a server that was measured and has the model loaded; then the reply as it comes."""
         await self._measure()
         out = self._outgoing(request)
         if out.tools and self._known.facts and self._known.facts.tools is False:
             raise self._explained(no_tools(self.ref.model, self._url), out.prompt)
+        if out.tools and not self._known.takes("tools"):
+            self._notice(
+                f"Ollama {self._version} reads over the tools that are offered: they began with 0.3.0"
+            )
         said = self._window.fit(out.prompt, self.ref.model, self._notice)
         out = replace(out, prompt=replace(out.prompt, reply=self._window.reply))
         if out.prompt.words > (self.window or 0):
@@ -254,7 +258,7 @@ class OllamaChat:
         return replace(self._limits, first_token=first, idle=idle)
 
     def preview(self, request: Request) -> Preview:
-        """The exact request, its key masked; the window is the one that the first request would choose."""
+        """The request, its key masked. As long as the server is not measured, window and thinking go by our table."""
         out = self._outgoing(request)
         num_ctx, reply = self._window.would_be(out.prompt)
         headers = self._headers(self._key.masked)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -23,7 +23,6 @@ from graphton.chat._wire import (
     joined,
     result_text,
     sent_arguments,
-    translated,
 )
 from graphton.chat.base import Chunk, Done, Preview, Request, ToolSpec, WaitChunk
 from graphton.errors import (
@@ -296,13 +295,8 @@ def _response_format(schema: dict[str, Any]) -> Fragment:
     return Fragment(dumps({"type": "json_schema", "json_schema": named}))
 
 
-def _wire_messages(messages: Iterable[Message], provider: str) -> Iterator[Fragment]:
-    """Every message as it goes out, each translated once; one that says nothing to this provider is left out."""
-    for message in messages:
-        yield from map(Fragment, translated(message, f"openai:{provider}", _wire(provider)))
-
-
 def _wire(provider: str) -> Callable[[Message], Iterator[bytes]]:
+    """How a message goes out; one that says nothing to this provider is left out."""
     return lambda message: map(dumps, _translate(message, provider))
 
 
