@@ -1,6 +1,6 @@
 """Time to the first token: through our chat, and by a direct call with the same body to the same server.
 
-    .venv/bin/python bench/first_token.py [--rounds 5] [--server fake|ollama|llamacpp] [--ollama BINARY] [--gguf FILE] [--words 700]
+    .venv/bin/python bench/first_token.py [--rounds 5] [--server fake|ollama|llamacpp] [--ollama BINARY] [--gguf FILE] [--words 900]
 
 Every prompt is new from its first word on (none is cached) and has 900 tokens and more. Both ways take turns, each
 round in the other order, on a server that has the model loaded. `fake` is FakeProviders, which answers at once: what
@@ -26,6 +26,7 @@ from pathlib import Path
 import aiohttp
 from graphton.catalog import models_dir
 from graphton.chat import Chat, Request, TextChunk, create_chat
+from graphton.chat.base import chunks_of
 from graphton.messages import UserMessage
 from graphton.models import ModelRef, ModelSettings
 from graphton.testing import FakeProviders, Reply
@@ -52,9 +53,10 @@ class Bench:
     async def ours(self, session: aiohttp.ClientSession) -> float:
         request = self.request()
         begun = time.perf_counter()
-        async for chunk in self.chat.stream(request):
-            if isinstance(chunk, TextChunk):
-                return (time.perf_counter() - begun) * 1000
+        async with chunks_of(self.chat, request) as chunks:
+            async for chunk in chunks:
+                if isinstance(chunk, TextChunk):
+                    return (time.perf_counter() - begun) * 1000
         raise SystemExit("the model said nothing")
 
     async def direct(self, session: aiohttp.ClientSession) -> float:
