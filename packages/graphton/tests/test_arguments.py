@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,15 @@ import pytest
 from graphton._arguments import fit
 from graphton.agent import create_deep_agent
 from graphton.approval import Answer, Approval
-from graphton.journal import ApprovalRequested, ArgumentsRepaired, MemoryJournal, ToolDispatched, ToolFinished
+from graphton.journal import (
+    ApprovalDecided,
+    ApprovalRequested,
+    ArgumentsRepaired,
+    MemoryJournal,
+    ModelReplied,
+    ToolDispatched,
+    ToolFinished,
+)
 from graphton.testing import ScriptedModel, calls
 from graphton.tools import Effect, Tool, ToolContext, check_arguments, tool
 from hypothesis import given
@@ -149,6 +158,39 @@ async def test_a_repair_is_in_the_record_and_the_tool_gets_the_mended_arguments(
     assert started.arguments == mended
     (ended,) = [event for event in journal.events if isinstance(event, ToolFinished)]
     assert ended.result == "a.txt: red"
+
+
+async def test_a_repair_is_decided_once_and_holds_when_a_run_goes_on() -> None:
+    asking = Tool(label.name, label.description, label.parameters, label.run, asks=True)
+    model = ScriptedModel([calls(("label", {"file_path": "a.txt", "tags": "red"})), "Done."])
+    journal = MemoryJournal()
+    agent = create_deep_agent(model, tools=[asking], tool_mode="native")
+    assert (await agent.run("Label it.", journal=journal)).outcome == "waiting"
+    mended = {"file_path": "a.txt", "tags": ["dark red"]}  # As an earlier version would have put it.
+    earlier = MemoryJournal()
+    for event in journal.events:
+        earlier.append(replace(event, after=mended) if isinstance(event, ArgumentsRepaired) else event)
+    for _ in range(2):
+        (question,) = (await agent.run("Label it.", journal=earlier)).waiting
+    earlier.append(ApprovalDecided("", question.call, question.digest, "approved", "Ada"))
+    await agent.run("Label it.", journal=earlier)
+    (repaired,) = [event for event in earlier.events if isinstance(event, ArgumentsRepaired)]
+    (started,) = [event for event in earlier.events if isinstance(event, ToolDispatched)]
+    assert repaired.after == started.arguments == mended
+
+
+async def test_a_repair_is_recorded_once_by_a_run_that_is_paused_before_the_call() -> None:
+    def pause(event: object) -> None:
+        journal.pausing = isinstance(event, ModelReplied) or journal.pausing
+
+    journal = MemoryJournal(on_event=pause)
+    model = ScriptedModel([calls(("label", {"file_path": "a.txt", "tags": "red"})), "Done."])
+    agent = create_deep_agent(model, tools=[label], tool_mode="native")
+    assert (await agent.run("Label it.", journal=journal)).paused
+    assert not [event for event in journal.events if isinstance(event, ToolDispatched)]
+    journal.pausing = False
+    await agent.run("Label it.", journal=journal)
+    assert len([event for event in journal.events if isinstance(event, ArgumentsRepaired)]) == 1
 
 
 async def test_a_file_is_not_replaced_where_something_was_to_be_appended(tmp_path: Path) -> None:

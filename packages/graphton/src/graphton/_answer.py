@@ -138,11 +138,13 @@ async def _plan(agent: Definition, call: ToolCall, journal: Journal, path: str) 
         return _Ready(replace(call, arguments=dispatched.arguments), tool, dispatched=True)
     if call.malformed:
         return _Refused(f"The arguments are no JSON object: {call.malformed[:200]!r}")
-    arguments, problems = check_arguments(tool, call.arguments)
+    before = journal.repaired(path, call.id)
+    given = before.after if before else call.arguments
+    arguments, problems = check_arguments(tool, given)
     if problems:
         return _Refused("The arguments do not fit: " + "; ".join(problems))
     good = replace(call, arguments=arguments)
-    if arguments is not call.arguments and journal.approval(path, call.id) is None:
+    if arguments is not given:
         journal.append(ArgumentsRepaired(path, call.id, call.arguments, arguments))
     match _ruling(agent, good, tool, journal, path):
         case Ruling("deny", rule):

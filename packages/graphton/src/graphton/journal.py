@@ -399,6 +399,7 @@ class Journal(Protocol):
     def approval(self, path: str, call: str) -> ApprovalRequested | None: ...
     def decision(self, path: str, call: str, digest: str) -> ApprovalDecided | None: ...
     def rule(self, path: str, call: str) -> RuleMatched | None: ...
+    def repaired(self, path: str, call: str) -> ArgumentsRepaired | None: ...
     def subagent(self, path: str, call: str) -> SubagentStarted | None: ...
     def subagent_finished(self, path: str, call: str) -> bool: ...
     def loop_warned(self, path: str, step: int) -> LoopWarned | None: ...
@@ -448,6 +449,7 @@ class Record:
     decisions: dict[tuple[str, str, str], ApprovalDecided] = field(default_factory=dict)
     """By path, call and digest: a call may be asked about twice, once before it runs and once when its outcome is lost."""
     rules: dict[tuple[str, str], RuleMatched] = field(default_factory=dict)
+    repairs: dict[tuple[str, str], ArgumentsRepaired] = field(default_factory=dict)
     subagents: dict[tuple[str, str], SubagentStarted] = field(default_factory=dict)
     subagents_finished: set[tuple[str, str]] = field(default_factory=set)
     loop_warnings: dict[tuple[str, int], LoopWarned] = field(default_factory=dict)
@@ -484,6 +486,8 @@ class Record:
                 self.decisions[event.path, event.call, event.digest] = event
             case RuleMatched():
                 self.rules[event.path, event.call] = event
+            case ArgumentsRepaired():
+                self.repairs[event.path, event.call] = event
             case SubagentStarted():
                 self.subagents[event.path, event.call] = event
             case SubagentFinished():
@@ -564,6 +568,9 @@ class Record:
 
     def rule(self, path: str, call: str) -> RuleMatched | None:
         return self.rules.get((path, call))
+
+    def repaired(self, path: str, call: str) -> ArgumentsRepaired | None:
+        return self.repairs.get((path, call))
 
     def subagent(self, path: str, call: str) -> SubagentStarted | None:
         return self.subagents.get((path, call))
