@@ -103,12 +103,26 @@ def register(
     if target.exists() and _recorded(entry, folder) is None:
         return _adopted(replace(entry, size=target.stat().st_size), target, on_progress, folder)
     _record(entry, folder)
-    if not (target.exists() and target.samefile(path)):
-        link = Path(tempfile.mkdtemp(dir=folder, prefix=".link-"))
-        (link / "file").symlink_to(path)
-        os.replace(link / "file", target)
-        link.rmdir()
+    try:
+        _link(path, target)
+    except OSError as error:
+        if not target.exists():
+            record_of(entry.file, folder=folder).unlink(missing_ok=True)
+        raise DownloadError(
+            f"no link to {str(path)!r} can be made at {str(target)!r}: {error.strerror or error}",
+            hint=f"use the file by its path: --model llamacpp:{path}",
+        ) from error
     return target
+
+
+def _link(path: Path, target: Path) -> None:
+    """Make `target` lead to `path`, in one step."""
+    if target.exists() and target.samefile(path):
+        return
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".link-") as made:
+        link = Path(made) / "file"
+        link.symlink_to(path)
+        os.replace(link, target)
 
 
 def forget(entry: Entry, *, folder: Path | None = None) -> int:
@@ -180,7 +194,14 @@ def _record(entry: Entry, folder: Path) -> None:
 
 def _adopted(entry: Entry, there: Path, on_progress: Progress | None, folder: Path) -> Path:
     """A file that somebody put under this name is it where the digest says so."""
-    if _digest(there, entry.size, on_progress) != entry.sha256:
+    try:
+        digest = _digest(there, entry.size, on_progress)
+    except OSError as error:
+        raise DownloadError(
+            f"there is {str(there)!r} already, and it cannot be read: {error.strerror or error}",
+            hint=f"give this one another name: --name {entry.name}-2",
+        ) from error
+    if digest != entry.sha256:
         raise ModelNameError(
             f"there is a file {str(there)!r} already, and it is another one",
             hint=f"give this one another name: --name {entry.name}-2",

@@ -175,6 +175,20 @@ def test_a_file_elsewhere_is_kept_by_a_link(tmp_path: Path, folder: Path) -> Non
     assert (tmp_path / "mine.gguf").read_bytes() == CONTENT
 
 
+def test_what_stands_in_the_way_of_a_model_is_named(tmp_path: Path, url: str, folder: Path) -> None:
+    (folder / "tiny.gguf").mkdir(parents=True)
+    with pytest.raises(DownloadError, match="already, and it cannot be read: Is a directory"):
+        own.pull_from(url, DIGEST, "tiny")
+    (tmp_path / "mine.gguf").write_bytes(CONTENT)
+    link = own.register(tmp_path / "mine.gguf", "mine")
+    link.unlink()
+    link.mkdir()
+    with pytest.raises(DownloadError, match=r"no link to .* can be made at .*: Is a directory") as caught:
+        own.register(tmp_path / "mine.gguf", "mine")
+    assert caught.value.hint == f"use the file by its path: --model llamacpp:{tmp_path / 'mine.gguf'}"
+    assert not list(folder.glob(".link-*"))
+
+
 def test_what_is_no_model_or_another_file_is_not_linked(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "text.gguf").write_text("hello, world")
     with pytest.raises(DownloadError, match=r"it is no GGUF file: it begins with b'hello, world'"):
