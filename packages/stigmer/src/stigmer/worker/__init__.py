@@ -96,48 +96,84 @@ class Hands:
         self._always: dict[str, Sequence[Rule]] = {}
         self._runner = Runner(home.path, self._keys, always=lambda agent: self._always.get(agent, ()))
         self._name = f"{socket.gethostname()}:{os.getpid()}"
-        self._attempts: dict[str, Attempt] = {}
+        self._latest: dict[str, _Taken] = {}
 
-    async def drive(self, execution: str) -> str:
-        """One attempt; how it ended: done | waiting | shutdown. Raises JournalError when it could not be recorded."""
-        line = Line(self._plane, execution, worker=self._name)
-        try:
-            began = await line.begin()
-            if isinstance(began, str):
-                return "done" if began == "finished" else "waiting"
-            return await self._attempt(line, execution, began)
-        finally:
-            await line.close()
+    def take(self, execution: str) -> _Taken:
+        """The next attempt of an execution, to be driven here."""
+        return _Taken(self, Line(self._plane, execution, worker=self._name), execution)
 
-    async def _attempt(self, line: Line, execution: str, began: api.Began) -> str:
-        row = Row(
-            began.no, execution, began.request, "running", began.attempt, began.seq, began.created_ms, None
-        )
-        records = await line.replay(began.no)
-        await _end_leftovers(execution, records)
+    def attempt(self, taken: _Taken, began: api.Began, records: Sequence[pb.Event]) -> Attempt:
+        """The attempt that has begun, with what it needs of answers and keys."""
         agent = agent_name(service.CreateExecutionRequest.FromString(began.request))
         self._always[agent] = [_rule(rule) for rule in began.always]
         for key in began.keys:
-            self._keys.put(execution, key.key, provider=key.provider, base_url=key.base_url)
-        attempt = Attempt(self._runner, line, row=row, epoch=began.attempt, records=records)
-        self._attempts[execution] = attempt
+            self._keys.put(taken.execution, key.key, provider=key.provider, base_url=key.base_url)
+        self._latest[taken.execution] = taken
+        row = Row(
+            began.no,
+            taken.execution,
+            began.request,
+            "running",
+            began.attempt,
+            began.seq,
+            began.created_ms,
+            None,
+        )
+        return Attempt(self._runner, taken.line, row=row, epoch=began.attempt, records=records)
+
+    def forget(self, taken: _Taken) -> None:
+        """The attempt has ended; its keys go with it, unless the execution is here anew."""
+        if self._latest.get(taken.execution) is taken:
+            del self._latest[taken.execution]
+            self._keys.forget(taken.execution)
+
+
+class _Taken:
+    """One attempt of an execution here. Temporal may give one back to a worker that still has an attempt of it."""
+
+    def __init__(self, hands: Hands, line: Line, execution: str) -> None:
+        self.execution, self.line = execution, line
+        self._hands = hands
+        self._attempt: Attempt | None = None
+        self._leaves = False
+
+    async def drive(self) -> str:
+        """Drives it; how it ended: done | waiting | shutdown. Raises JournalError when it could not be recorded."""
         try:
+            began = "shutdown" if self._leaves else await self.line.begin()
+            if isinstance(began, str):
+                return {"finished": "done", "shutdown": "shutdown"}.get(began, "waiting")
+            return await self._drive(began)
+        finally:
+            await self.line.close()
+
+    async def _drive(self, began: api.Began) -> str:
+        records = await self.line.replay(began.no)
+        await _end_leftovers(self.execution, records)
+        attempt = self._attempt = self._hands.attempt(self, began, records)
+        try:
+            if self._leaves:
+                attempt.interrupt("shutdown")
             for record in records:
                 if record.HasField("cancel_requested"):
                     attempt.hear(record)
-            line.tell(attempt.hear)
-            log.info("attempt started execution=%s attempt=%d", execution, began.attempt)
+            self.line.tell(attempt.hear)
+            log.info("attempt started execution=%s attempt=%d", self.execution, began.attempt)
             outcome = await attempt.run()
-            log.info("attempt ended execution=%s attempt=%d outcome=%s", execution, began.attempt, outcome)
+            log.info(
+                "attempt ended execution=%s attempt=%d outcome=%s", self.execution, began.attempt, outcome
+            )
             return outcome if outcome in ("waiting", "shutdown") else "done"
         finally:
-            del self._attempts[execution]
-            self._keys.forget(execution)
+            self._hands.forget(self)
 
-    def hand_over(self, execution: str) -> None:
-        """Stops an execution here, so that another worker goes on with it."""
-        if (attempt := self._attempts.get(execution)) is not None:
-            attempt.interrupt("shutdown")
+    def hand_over(self) -> None:
+        """Stops it here, so that another worker goes on with it; one that has not begun does not begin."""
+        self._leaves = True
+        if self._attempt is not None:
+            self._attempt.interrupt("shutdown")
+        else:
+            self.line.give_up()
 
 
 async def _end_leftovers(execution: str, records: Sequence[pb.Event]) -> None:

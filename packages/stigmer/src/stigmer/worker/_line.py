@@ -83,13 +83,18 @@ class Line:
         self._keeper: asyncio.Task[None] | None = None
 
     async def begin(self) -> api.Began | str:
-        """Takes the execution over. A word instead of an attempt: nothing is to be done, for it is in that state.
+        """Takes the execution over. A word instead of an attempt: nothing is to be done, for it is in that state, or
+        `give_up` came first: `shutdown`.
 
         Raises JournalError when the server refuses.
         """
         self._began = asyncio.get_running_loop().create_future()
         self._keeper = asyncio.create_task(self._keep(), name=f"line {self._execution}")
         return await self._began
+
+    def give_up(self) -> None:
+        """Whoever waits for the beginning waits no longer."""
+        self._answer("shutdown")
 
     def tell(self, hear: Callable[[pb.Event], object]) -> None:
         """From now on `hear` is told of every event that somebody else appends; first of those that came already."""
@@ -188,6 +193,10 @@ class Line:
                     return
                 if not tries:
                     log.warning("line broken execution=%s reason=%r", self._execution, error.details())
+            except Exception as error:  # Whoever waits for a batch would wait for ever.
+                log.exception("line given up execution=%s", self._execution)
+                self._fail(JournalError(f"the line to the control plane failed: {error!r}"))
+                return
             await asyncio.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
             tries += 1
 

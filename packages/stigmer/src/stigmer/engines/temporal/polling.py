@@ -19,7 +19,7 @@ from stigmer.engines.temporal.workflow import ACTIVITY, HEARTBEAT, AgentExecutio
 if TYPE_CHECKING:
     from temporalio.client import Client
 
-__all__ = ["Drives", "poll"]
+__all__ = ["Drives", "Takes", "poll"]
 
 log = logging.getLogger("stigmer.worker")
 
@@ -31,18 +31,26 @@ HAND_OVER = 0.8
 class Drives(Protocol):
     """What runs one attempt of an execution here."""
 
-    async def drive(self, execution: str) -> str:
-        """One attempt; how it ended: done | waiting | shutdown."""
+    async def drive(self) -> str:
+        """Drives it; how it ended: done | waiting | shutdown."""
         ...
 
-    def hand_over(self, execution: str) -> None:
-        """Stops an execution here, so that another worker goes on with it."""
+    def hand_over(self) -> None:
+        """Stops it here, so that another worker goes on with the execution."""
+        ...
+
+
+class Takes(Protocol):
+    """What takes executions."""
+
+    def take(self, execution: str) -> Drives:
+        """The next attempt of an execution."""
         ...
 
 
 async def poll(
     client: Client,
-    hands: Drives,
+    hands: Takes,
     *,
     queue: str,
     grace: float,
@@ -53,10 +61,11 @@ async def poll(
 
     @activity.defn(name=ACTIVITY)
     async def run_execution(execution: str) -> str:
+        taken = hands.take(execution)
         beating = asyncio.create_task(_beat(), name=f"heartbeat {execution}")
-        leaving = asyncio.create_task(_leave(hands, execution, grace * HAND_OVER), name=f"leave {execution}")
+        leaving = asyncio.create_task(_leave(taken, grace * HAND_OVER), name=f"leave {execution}")
         try:
-            outcome = await _driven(hands, execution)
+            outcome = await _driven(taken)
         except JournalError as error:
             log.warning("attempt given up execution=%s reason=%r", execution, error.message)
             raise ApplicationError(
@@ -91,13 +100,13 @@ async def poll(
             await asyncio.Event().wait()
 
 
-async def _driven(hands: Drives, execution: str) -> str:
+async def _driven(taken: Drives) -> str:
     """Drives it; a cancelled activity (the worker ends, or Temporal has given it to another) hands it over first."""
-    driving = asyncio.ensure_future(hands.drive(execution))
+    driving = asyncio.ensure_future(taken.drive())
     try:
         return await asyncio.shield(driving)
     except asyncio.CancelledError:
-        hands.hand_over(execution)
+        taken.hand_over()
         with suppress(JournalError):
             await driving
         raise
@@ -109,8 +118,8 @@ async def _beat() -> None:
         await asyncio.sleep(BEAT_SECONDS)
 
 
-async def _leave(hands: Drives, execution: str, patience: float) -> None:
+async def _leave(taken: Drives, patience: float) -> None:
     """When the worker ends: lets the execution go on for a while, then hands it over."""
     await activity.wait_for_worker_shutdown()
     await asyncio.sleep(patience)
-    hands.hand_over(execution)
+    taken.hand_over()

@@ -1,0 +1,110 @@
+"""A worker's attempts against a real control plane: taken twice, given up before they begin, told nonsense."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from graphton.errors import JournalError
+from graphton.testing import FakeProviders, Reply
+from stigmer.api import worker_pb2, worker_pb2_grpc
+from stigmer.home import Home
+from stigmer.worker import Hands, plane_at
+from stigmer.worker._line import Line
+
+DEADLINE = 30.0
+
+
+@asynccontextmanager
+async def hands_at(home: Home, address: str, token: str) -> AsyncIterator[Hands]:
+    """A worker's hands, at the control plane there."""
+    plane, channel = plane_at(address, token)
+    try:
+        yield Hands(home, plane, key_for=lambda provider, base_url: None)
+    finally:
+        await channel.close(None)
+
+
+async def accepted(idle: Any) -> str:
+    await idle.start(engine="temporal")
+    async with idle.client() as client:
+        return str((await client.create(idle.request("Go."))).execution.id)
+
+
+async def ends(idle: Any, execution: str) -> list[str]:
+    """How each attempt ended, and at last the execution."""
+    async with idle.client() as client, asyncio.timeout(DEADLINE):
+        found = [event async for event in client.watch(execution)]
+    return [e.attempt_ended.outcome for e in found if e.HasField("attempt_ended")] + [
+        e.finished.outcome for e in found if e.HasField("finished")
+    ]
+
+
+async def test_an_execution_that_comes_back_to_the_same_worker_is_driven_by_its_last_attempt(
+    idle: Any, fake: FakeProviders
+) -> None:
+    """Temporal was away longer than a heartbeat may be: it gives the execution out again, and calls the first off."""
+    fake.add(Reply(text="never", stall_after=0), Reply(text="Done.", first_token_delay=0.5))
+    execution = await accepted(idle)
+    async with hands_at(idle.home, idle.address, idle.token) as hands, asyncio.timeout(DEADLINE):
+        first = hands.take(execution)
+        driving = asyncio.create_task(first.drive())
+        await fake.wait_for_requests(1)
+        second = hands.take(execution)
+        again = asyncio.create_task(second.drive())
+        await fake.wait_for_requests(2)
+        first.hand_over()
+        with pytest.raises(JournalError):
+            await driving
+        assert await again == "done"
+    assert await ends(idle, execution) == ["lost", "done", "completed"]
+
+
+async def test_what_is_handed_over_before_it_has_begun_does_not_begin(idle: Any, short_folder: Path) -> None:
+    """The control plane is away, and the worker is told to end: it does not wait for it."""
+    async with (
+        hands_at(idle.home, f"unix:{short_folder}/nobody", "x") as hands,
+        asyncio.timeout(DEADLINE),
+    ):
+        taken = hands.take("exec_1")
+        driving = asyncio.create_task(taken.drive())
+        await asyncio.sleep(0)
+        taken.hand_over()
+        assert await driving == "shutdown"
+        at_once = hands.take("exec_1")
+        at_once.hand_over()
+        assert await at_once.drive() == "shutdown"
+
+
+class Babbles(worker_pb2_grpc.WorkerServiceServicer):
+    """A control plane that begins an attempt and then says what is no event."""
+
+    async def Attend(self, requests: AsyncIterator[worker_pb2.FromWorker], context: Any) -> None:
+        await context.write(worker_pb2.ToWorker(began=worker_pb2.Began(attempt=1, no=1)))
+        await context.write(worker_pb2.ToWorker(heard=[b"\xff"], seen=1))
+        await asyncio.Event().wait()
+
+
+async def test_a_line_that_cannot_be_understood_fails_whoever_waits_for_it(short_folder: Path) -> None:
+    server = grpc.aio.server()
+    rpc: Any = worker_pb2_grpc
+    rpc.add_WorkerServiceServicer_to_server(Babbles(), server)
+    server.add_insecure_port(f"unix:{short_folder}/s")
+    await server.start()
+    plane, channel = plane_at(f"unix:{short_folder}/s", "x")
+    line = Line(plane, "exec_1", worker="test:1")
+    async with asyncio.timeout(DEADLINE):
+        await line.begin()
+        told = asyncio.Event()
+        stored = line.append(1, 1, batch=1, events=[], told=lambda done: told.set())
+        await told.wait()
+    with pytest.raises(JournalError, match="the line to the control plane failed"):
+        stored.result()
+    await line.close()
+    await channel.close(None)
+    await server.stop(None)
