@@ -32,6 +32,8 @@ OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),
     ("grpc.max_send_message_length", MESSAGE_LIMIT),
     ("grpc.so_reuseport", 0),
+    # Workers ask every 10 s whether the line still stands; gRPC hangs up on who asks more often than every 5 minutes.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
 _WARM = (
     "graphton.toolsets._workspace",
