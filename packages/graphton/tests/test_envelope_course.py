@@ -126,6 +126,27 @@ def test_a_tool_that_writes_is_never_the_only_way_on() -> None:
     assert offered(failed, SEND, WRITE, READ)[0] == ["send_mail", "read_file"]
 
 
+def test_a_list_of_plans_is_no_way_on() -> None:
+    plans = ToolSpec("todos", "Keep a list.", PATH, reads=True)
+    failed = [ASKED, *did(1, "unknown address", tool="send_mail", failed=True)]
+    assert offered(failed, SEND, plans)[0] == ["send_mail", "todos", "reply"]
+    unknown = [ASKED, *did(1, "there is no tool 'post'", tool="post", failed=True)]
+    assert offered(unknown, SEND, plans)[0] == ["send_mail", "todos", "reply"]
+
+
+@pytest.mark.parametrize("tool", ["run_command", "task"])
+def test_what_a_command_or_a_sub_agent_came_to_may_be_told_at_once(tool: str) -> None:
+    other = ToolSpec(tool, "Does something.", PATH)
+    history = [ASKED, *did(1, "exit code 1, 0.2 seconds", tool=tool, failed=True)]
+    assert offered(history, other, READ)[0] == [tool, "read_file", "reply"]
+
+
+def test_looking_again_after_a_change_is_no_circle() -> None:
+    history = [ASKED, *did(1, A), *did(2, "written", tool="write_file"), *did(3, A)]
+    assert offered(history)[0] == ALL
+    assert offered([*history, *did(4, A)])[0] == ["read_file", "write_file", "reply"]
+
+
 def test_one_of_several_calls_that_failed_leaves_the_reply() -> None:
     calls = [ToolCall("read_file", {"path": path}, f"1.{n}") for n, path in enumerate("ab")]
     results = [ToolResult(call.id, "", call.name, "text", bool(n)) for n, call in enumerate(calls)]

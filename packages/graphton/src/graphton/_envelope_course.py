@@ -18,6 +18,8 @@ __all__ = ["Course", "course_of"]
 
 PLANS = "todos"
 """It reads, by its effect, but shows nothing that is not known."""
+ANSWERS = ("run_command", "task")
+"""What a command or a sub-agent came to is an answer, also where it failed: it may be told at once."""
 MOST_RETRIES = 2
 """So often in a task a failed call must be followed by a call."""
 
@@ -52,6 +54,7 @@ def course_of(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Course:
     seen: set[tuple[str, str, str]] = set()
     calls: Mapping[str, ToolCall] = {}
     course, retries = Course(), 0
+    writing = {tool.name for tool in tools if not tool.reads}
     for message in messages:
         match message:
             case UserMessage():
@@ -61,11 +64,13 @@ def course_of(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Course:
             case ToolResults():
                 again = _made(message, calls) <= seen
                 retry = _failed(message, seen) if retries < MOST_RETRIES else frozenset[str]()
-                if not any(tool.reads for tool in tools):
+                if not any(tool.reads and tool.name != PLANS for tool in tools):
                     retry = frozenset()  # A tool that writes is never the only way on.
                 known = frozenset(r.name for r in message.results if again)
                 course = Course(again, course.repeats + again, known, retry)
                 retries += bool(retry)
+                if not again and any(r.name in writing and not r.is_error for r in message.results):
+                    seen = set()  # Something is another way now: a look at it is no repetition.
                 seen |= _made(message, calls)
     return course
 
@@ -82,7 +87,10 @@ def _failed(message: ToolResults, seen: set[tuple[str, str, str]]) -> frozenset[
     """The tools of a turn in which every call failed in a way that another call may mend, each with a new error."""
     old = {(name, text) for name, _, text in seen}
     mendable = all(
-        r.is_error and not is_final(r.text) and (r.name, of_the_tool(r.text)) not in old
+        r.is_error
+        and r.name not in ANSWERS
+        and not is_final(r.text)
+        and (r.name, of_the_tool(r.text)) not in old
         for r in message.results
     )
     return frozenset(r.name for r in message.results) if mendable else frozenset()
