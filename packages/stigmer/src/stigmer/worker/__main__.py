@@ -12,10 +12,12 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from graphton._proxies import is_loopback
 from graphton.errors import GraphtonError
 
-from stigmer.errors import StigmerError
+from stigmer.errors import StigmerError, UsageError
 from stigmer.home import Home
 from stigmer.server.auth import token_of
 from stigmer.worker import GRACE_SECONDS, MOST, work
@@ -34,10 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     home = Home(given.home)
     _log_to_stderr()
-    # Never an argument: everybody on the machine can read those.
-    token = os.environ.pop("STIGMER_API_KEY", "").strip() or token_of(home.create().token)
 
-    async def run() -> None:
+    async def run(token: str) -> None:
         task = asyncio.ensure_future(
             work(
                 home,
@@ -56,11 +56,30 @@ def main(arguments: list[str] | None = None) -> int:
             await task
 
     try:
-        asyncio.run(run())
+        asyncio.run(run(_shown(home, given.server)))
     except (GraphtonError, StigmerError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return getattr(error, "exit_code", 1)
     return 0
+
+
+def _shown(home: Home, server: str) -> str:
+    """What lets us in: the key of the environment, else this home's token, which leaves this machine never.
+
+    Never an argument: everybody on the machine can read those.
+    """
+    if key := os.environ.pop("STIGMER_API_KEY", "").strip():
+        return key
+    here = False
+    with suppress(ValueError):  # What cannot be read is not ours either.
+        host = urlsplit(server if "://" in server else f"http://{server}").hostname or ""
+        here = server.startswith("unix:") or is_loopback(host)
+    if here:
+        return token_of(home.create().token)
+    raise UsageError(
+        f"the control plane at {server!r} is another machine, and STIGMER_API_KEY is not set",
+        hint="there: stigmer key create --name worker-1 --scope worker",
+    )
 
 
 def _log_to_stderr() -> None:
