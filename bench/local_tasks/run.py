@@ -1,7 +1,7 @@
 """The scoreboard of local models: both models of the default family, on Ollama and on llama.cpp.
 
-scripts/bench local                                        # the short form of four rows, about 15 minutes
-scripts/bench local --full                                 # every task in three wordings, under 90 minutes
+scripts/bench local                                        # the short form of four rows
+scripts/bench local --full                                 # every task in three wordings
 scripts/bench local --model llamacpp:qwen2.5-coder:0.5b    # one row
 scripts/bench local --native --full                        # the other column, once per model and server
 """
