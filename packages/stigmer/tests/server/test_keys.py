@@ -224,6 +224,28 @@ async def test_a_worker_comes_in_over_tls_with_its_key(
         await channel.close(None)
 
 
+async def test_a_worker_shows_its_certificate_where_the_server_wants_one(
+    idle: Any, certificate: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = certificate["STIGMER_TLS_CERT"]
+    named = {"STIGMER_TLS_CLIENT_CA": authority, "STIGMER_TLS_CA": authority, "STIGMER_MODE": "local"}
+    for variable, value in {**certificate, **named}.items():
+        monkeypatch.setenv(variable, value)
+    address = f"127.0.0.1:{free_port()}"
+    await idle.start(listen=[address], engine="temporal")
+    async with idle.client() as client:
+        execution = (await client.create(idle.request("Go."))).execution.id
+    assert (await begun(f"https://{address}", idle.token, execution)).attempt == 1
+    monkeypatch.delenv("STIGMER_TLS_KEY")
+    with pytest.raises(ConfigError, match="own certificate needs STIGMER_TLS_CERT and STIGMER_TLS_KEY"):
+        plane_at(f"https://{address}", idle.token)
+    monkeypatch.delenv("STIGMER_TLS_CERT")
+    plane, channel = plane_at(f"https://{address}", idle.token)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await plane.stub.Attend(metadata=plane.metadata).read()
+    await channel.close(None)
+
+
 async def begun(target: str, token: str, execution: str) -> worker_pb2.Began:
     """What a worker is told at the beginning of an attempt."""
     plane, channel = plane_at(target, token)

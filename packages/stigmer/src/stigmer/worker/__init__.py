@@ -68,7 +68,11 @@ def plane_at(target: str, token: str) -> tuple[Plane, Any]:
     rpc: Any = worker_pb2_grpc  # The generated stubs carry no types.
     plain = target.removeprefix("http://")
     if target.startswith("https://"):
-        secure = grpc.ssl_channel_credentials(_authority())
+        authority, key, certificate = map(_file, ("STIGMER_TLS_CA", "STIGMER_TLS_KEY", "STIGMER_TLS_CERT"))
+        if (key is None) != (certificate is None):
+            raise ConfigError(["a worker's own certificate needs STIGMER_TLS_CERT and STIGMER_TLS_KEY"])
+        # No authority: gRPC's own list of public ones.
+        secure = grpc.ssl_channel_credentials(authority, key, certificate)
         channel = grpc.aio.secure_channel(target.removeprefix("https://"), secure, options=OPTIONS)
     else:
         # A socket's path is no host name.
@@ -78,13 +82,13 @@ def plane_at(target: str, token: str) -> tuple[Plane, Any]:
     return Plane(rpc.WorkerServiceStub(channel), (("authorization", f"Bearer {token}"),)), channel
 
 
-def _authority() -> bytes | None:
-    """The certificates of STIGMER_TLS_CA; None: gRPC's own list of public authorities."""
-    named = os.environ.get("STIGMER_TLS_CA", "").strip()
+def _file(variable: str) -> bytes | None:
+    """The file that a variable names; None where it names none."""
+    named = os.environ.get(variable, "").strip()
     try:
         return Path(named).expanduser().read_bytes() if named else None
     except OSError as error:
-        raise ConfigError([f"STIGMER_TLS_CA {named!r} cannot be read: {error.strerror}"]) from error
+        raise ConfigError([f"{variable} {named!r} cannot be read: {error.strerror}"]) from error
 
 
 class Hands:
