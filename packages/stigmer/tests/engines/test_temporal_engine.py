@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from stigmer.api import event_pb2 as pb
 from stigmer.api import service_pb2 as api
+from stigmer.engines.temporal.connection import TemporalAway, TemporalWorkflows, connect
 from stigmer.engines.temporal.engine import TemporalEngine
 from stigmer.runner import Runner
 from stigmer.secrets import Keys
@@ -77,3 +78,23 @@ async def test_the_next_of_a_session_is_called_although_the_server_that_owed_it_
     )  # It is looked at ever again, but called no more.
     await engine.stop()
     await store.close()
+
+
+async def test_a_temporal_that_takes_the_call_and_says_nothing_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else what was asked would never be asked again."""
+    held: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda reader, writer: held.append(writer), "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    monkeypatch.setenv("TEMPORAL_ADDRESS", f"127.0.0.1:{port}")
+    workflows = TemporalWorkflows(await connect(lazy=True), queue="q", limit=0.5)
+    async with asyncio.timeout(DEADLINE):
+        with pytest.raises(TemporalAway, match=r"Temporal did not answer within 0.5 s"):
+            await workflows.wake("exec_1")
+        with pytest.raises(TemporalAway, match=r"Temporal at '127.0.0.1:\d+' did not answer within 0.5 s"):
+            await connect(limit=0.5)
+    for writer in held:
+        writer.close()
+    silent.close()
+    await silent.wait_closed()

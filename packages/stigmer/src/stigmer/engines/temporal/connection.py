@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_QUEUE", "TemporalAway", "TemporalWorkflows", "connect", "task_queue"]
 
 DEFAULT_QUEUE = "stigmer"
+LIMIT_SECONDS = 10.0
+"""So long an answer is waited for: a connection to a machine that has vanished says nothing for ever."""
 
 
 class TemporalAway(OSError):
@@ -27,7 +30,7 @@ def task_queue(environ: Mapping[str, str] | None = None) -> str:
     return environ.get("STIGMER_TASK_QUEUE", "").strip() or DEFAULT_QUEUE
 
 
-async def connect(*, lazy: bool = False) -> Client:
+async def connect(*, lazy: bool = False, limit: float = LIMIT_SECONDS) -> Client:
     """A client by Temporal's own settings: TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE, TEMPORAL_API_KEY, TEMPORAL_TLS_* and
     the profile file (docs.temporal.io, environment configuration). `lazy` does not wait for it.
 
@@ -45,7 +48,11 @@ async def connect(*, lazy: bool = False) -> Client:
         ) from error
     settings.setdefault("target_host", "localhost:7233")
     try:
-        return await Client.connect(**settings, lazy=lazy)
+        async with asyncio.timeout(limit):
+            return await Client.connect(**settings, lazy=lazy)
+    except TimeoutError as error:
+        where = settings["target_host"]
+        raise TemporalAway(f"Temporal at {where!r} did not answer within {limit:g} s") from error
     except RuntimeError as error:
         raise TemporalAway(f"Temporal at {settings['target_host']!r} does not answer: {error}") from error
 
@@ -53,8 +60,8 @@ async def connect(*, lazy: bool = False) -> Client:
 class TemporalWorkflows:
     """The workflows of executions, on one task queue."""
 
-    def __init__(self, client: Client, *, queue: str) -> None:
-        self._client, self._queue = client, queue
+    def __init__(self, client: Client, *, queue: str, limit: float = LIMIT_SECONDS) -> None:
+        self._client, self._queue, self._limit = client, queue, limit
 
     async def start(self, execution: str) -> None:
         """Starts the execution's workflow, where none is running."""
@@ -80,14 +87,17 @@ class TemporalWorkflows:
         from temporalio.service import RPCError
 
         try:
-            await self._client.start_workflow(
-                WORKFLOW,
-                execution,
-                id=execution,
-                task_queue=self._queue,
-                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                **more,
-            )
+            async with asyncio.timeout(self._limit):
+                await self._client.start_workflow(
+                    WORKFLOW,
+                    execution,
+                    id=execution,
+                    task_queue=self._queue,
+                    id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                    **more,
+                )
+        except TimeoutError as error:
+            raise TemporalAway(f"Temporal did not answer within {self._limit:g} s") from error
         except (RPCError, RuntimeError) as error:  # RuntimeError: a lazy connection that cannot be made.
             raise TemporalAway(str(error)) from error
