@@ -47,9 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     home = Home(given.home)
     try:
         lock = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(
-            lock, fcntl.LOCK_EX
-        )  # An old daemon that is about to end; who started us limits the wait.
+        _take(lock, home, tells=given.ready_fd is None)
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
         _serve(home, given)
@@ -62,6 +60,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {known}", file=sys.stderr, flush=True)
         return 1
     return 0
+
+
+def _take(lock: int, home: Home, *, tells: bool) -> None:
+    """Takes the home's lock. An old daemon may be about to end: who started us limits the wait, or hears of it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if tells:
+            holder = os.pread(lock, 32, 0).decode() or "?"
+            text = f"waiting for the server of {home.path} (pid {holder}) to end; stigmer down ends it"
+            print(text, file=sys.stderr, flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def _serve(home: Home, given: Any) -> None:
