@@ -82,7 +82,11 @@ def call(command: str) -> dict[str, Any]:
 
 @pytest.fixture
 def shape(stigmer: Any, fake: Any) -> Iterator[Any]:
-    """The production shape on one machine: a Temporal server, the control plane, one worker."""
+    """The production shape on one machine: a Temporal server, the control plane, one worker.
+
+    The shell's key is for another server: it counts for nothing here.
+    """
+    stigmer.environment["STIGMER_API_KEY"] = "for-another-server"
     up = stigmer("up", "--engine", "temporal")
     assert up.returncode == 0, up.stderr
     yield stigmer

@@ -102,9 +102,9 @@ async def _keep(name: str, command: Sequence[str], log_file: Path) -> None:
 
 
 def _environment(name: str) -> Mapping[str, str]:
-    """What the process inherits: Temporal needs none of our keys."""
+    """What the process inherits: Temporal needs none of our keys, and a worker beside us shows the home's token."""
     if name == "worker":
-        return os.environ
+        return {key: value for key, value in os.environ.items() if key != "STIGMER_API_KEY"}
     return {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "TMPDIR") if key in os.environ}
 
 
