@@ -266,7 +266,7 @@ def _from_hub(job: _Job, source: HubFile) -> None:
     job.tell(job.have(), text)
 
     def step() -> None:
-        state = job.read_state(source.url)
+        state = job.read_state(str(source))
         offset = job.have() if state else 0
         if offset > job.entry.size:
             offset = 0
@@ -276,7 +276,7 @@ def _from_hub(job: _Job, source: HubFile) -> None:
             _expect_size(reply, job.entry.size)
             if not state:
                 _begin(job, source)
-            job.write_state(source=source.url, etag=reply.etag)
+            job.write_state(source=str(source), etag=reply.etag)
             with open(job.bytes, "r+b" if job.bytes.exists() else "wb") as out:
                 out.truncate(reply.start)
                 out.seek(reply.start)
@@ -289,7 +289,7 @@ def _from_hub(job: _Job, source: HubFile) -> None:
                     done += len(block)
                     job.tell(done, text)
 
-    if job.read_state(source.url):
+    if job.read_state(str(source)):
         _begin(job, source)
     _persistently(job, text, step, job.have)
 

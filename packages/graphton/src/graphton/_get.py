@@ -203,7 +203,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if req.type == "https" and not newurl.startswith("https:"):
-            raise SourceFailed(f"redirected from https to {newurl!r}: refused")
+            raise SourceFailed(f"redirected from https to {newurl.partition('?')[0]!r}: refused")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

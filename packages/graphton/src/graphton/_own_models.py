@@ -235,6 +235,6 @@ def _size_at(entry: Entry, url: str, folder: Path) -> int:
         if known:
             return known  # An earlier call asked; whether it can go on now, the download itself tells.
         raise DownloadError(
-            f"model {entry.name!r} could not be downloaded; {url}: {failed}",
+            f"model {entry.name!r} could not be downloaded; {entry.sources[0]}: {failed}",
             hint="check the address and the network (proxies are taken from HTTPS_PROXY), and run it again",
         ) from failed

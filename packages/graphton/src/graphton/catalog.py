@@ -35,7 +35,8 @@ class HubFile:
     url: str
 
     def __str__(self) -> str:
-        return self.url
+        """The address as it may be shown and kept: what stands behind `?` may be somebody's signature."""
+        return self.url.partition("?")[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,3 +256,13 @@ def test_a_file_that_may_not_grow_is_told_and_goes_on_where_it_may(
     server.asked.clear()
     own.pull_from(url, DIGEST, "tiny")
     assert server.asked[-1][1] == "bytes=100000-"
+
+
+def test_the_signature_of_an_address_is_neither_shown_nor_kept(server: Any, url: str, folder: Path) -> None:
+    server.files["/Tiny-Q4.gguf?signature=hunter22"] = CONTENT
+    own.pull_from(f"{url}?signature=hunter22", DIGEST, "signed")
+    assert "hunter22" not in (folder / "signed.gguf.json").read_text()
+    assert str(catalog.find("signed").sources[0]) == url
+    with pytest.raises(DownloadError) as caught:
+        own.pull_from(f"{server.url}/none.gguf?signature=hunter22", DIGEST, "none")
+    assert "hunter22" not in str(caught.value)
