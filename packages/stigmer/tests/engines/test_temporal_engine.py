@@ -12,6 +12,7 @@ from stigmer.engines.temporal.connection import TemporalAway, TemporalWorkflows,
 from stigmer.engines.temporal.engine import TemporalEngine
 from stigmer.runner import Runner
 from stigmer.secrets import Keys
+from stigmer.server.workers import Attended
 from stigmer.store import Row, Store, new_id
 
 DEADLINE = 30.0
@@ -98,3 +99,25 @@ async def test_a_temporal_that_takes_the_call_and_says_nothing_is_away(
         writer.close()
     silent.close()
     await silent.wait_closed()
+
+
+async def test_an_attempt_that_begins_while_leases_are_renewed_is_not_taken_for_the_lost_one(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path / "stigmer.db")
+    row = await accept(store, session="ses_1")
+    engine = TemporalEngine(store, Runner(tmp_path, Keys()), Temporal())
+    attempts = [await engine.take_over(row, worker=f"test:{n}") for n in (1, 2)]
+    assert attempts == [1, 2]
+    first, second = (Attended(store, row, n, seen=row.seq) for n in (1, 2))
+    engine.attend(first)
+    renewing = asyncio.create_task(engine._renew())
+    await asyncio.sleep(0)  # It waits for the store.
+    engine.attend(second)
+    await renewing
+    told = await anext(first.messages())
+    assert told.refused.code == "fenced"
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(anext(second.messages()), 0.05)
+    await engine.stop()
+    await store.close()

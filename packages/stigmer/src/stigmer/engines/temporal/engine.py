@@ -175,9 +175,10 @@ class TemporalEngine(EmbeddedEngine):
                 self._errand(attended.look())
 
     async def _renew(self) -> None:
-        held = [(attended.row.no, attended.attempt) for attended in self._attended.values()]
+        looked_at = list(self._attended.values())  # What begins meanwhile is another attempt.
+        held = [(attended.row.no, attended.attempt) for attended in looked_at]
         lost = await self._store.renew(held, lease=self._lease) if held else []
-        for attended in list(self._attended.values()):
+        for attended in looked_at:
             if attended.row.no in lost:
                 attended.refuse(pb.Error(code="fenced", message=f"attempt {attended.attempt} is over"))
 
