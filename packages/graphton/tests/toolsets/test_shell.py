@@ -171,17 +171,21 @@ class Family:
     def __init__(self, folder: Path) -> None:
         self.pids, self.fds = folder / "pids", list[int]()
         os.mkfifo(self.pids)
+        # Open at both ends and never blocking: one that is not born is a failed test, and no thread that waits for ever.
+        self.pipe = os.open(self.pids, os.O_RDWR | os.O_NONBLOCK)
 
     def command(self, last: str = "sleep 600") -> str:
         return FAMILY.format(pids=self.pids, last=last)
 
     async def born(self) -> None:
         """Wait until three processes have said their numbers."""
-        await asyncio.wait_for(asyncio.to_thread(self.meet), 60)
+        await asyncio.to_thread(self.meet, time.monotonic() + 60)
 
-    def meet(self) -> None:
+    def meet(self, end: float) -> None:
         while len(self.fds) < 3:
-            self.fds += [os.pidfd_open(int(pid)) for pid in self.pids.read_text().split()]
+            told, _, _ = select.select([self.pipe], [], [], max(0.0, end - time.monotonic()))
+            assert told, "they were not born in time"
+            self.fds += [os.pidfd_open(int(pid)) for pid in os.read(self.pipe, 4096).split()]
 
     def alive(self, seconds: float = 0) -> int:
         """How many are left after at most so many seconds."""
@@ -202,6 +206,7 @@ def family(folder: Path) -> Iterator[Family]:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(fd, signal.SIGKILL)
         os.close(fd)
+    os.close(family.pipe)
 
 
 @linux
@@ -283,7 +288,7 @@ asyncio.run(tool.run({"command": sys.argv[2], "timeout_seconds": 600}, ToolConte
 @linux
 def test_nothing_is_left_when_the_parent_is_killed(folder: Path, family: Family) -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT, str(folder), family.command()]) as parent:
-        family.meet()
+        family.meet(time.monotonic() + 60)
         assert family.alive() == 3
         family.fds += [os.pidfd_open(pid) for pid in children_of(parent.pid)]
         assert len(family.fds) == 4
