@@ -332,7 +332,9 @@ async def test_whoever_kills_a_guard_leaves_nothing_of_its_command(
 async def test_a_command_that_empties_its_environment_outlives_no_guard(
     run_command: Tool, folder: Path, family: Family
 ) -> None:
-    hidden = f"env -i setsid sh -c 'echo $$ $$ $$ > {family.pids}; exec sleep 600' & kill -9 $PPID; sleep 600"
+    born = family.pids.with_name("born")
+    child = f"env -i setsid sh -c 'echo $$ $$ $$ > {family.pids}; : > {born}; exec sleep 600'"
+    hidden = f"{child} & until [ -e {born} ]; do sleep 0.02; done; kill -9 $PPID; sleep 600"
     work = asyncio.ensure_future(run(run_command, hidden, timeout_seconds=600))
     await family.born()
     with pytest.raises(Exception, match="the command's guard process was killed"):
