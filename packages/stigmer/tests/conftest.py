@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import psutil
 import pytest
 from stigmer import redact
@@ -28,6 +29,10 @@ from stigmer.home import Home
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that starts the tests in the background lets them, and what they start, ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Held as long as the tests run: given up by the garbage collector, in the middle of some later test, gRPC waits for ever for a
+# thread of its own that is gone.
+grpc.aio.init_grpc_aio()
 
 LIMIT = 60.0
 """Seconds for one command: far more than it takes, for busy machines."""
