@@ -165,6 +165,9 @@ class House:
         for process in (self._provider, self._spare):
             process.kill()
             process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None and not pipe.closed:
+                    pipe.close()
         self._server.close()
         await self._server.wait_closed()
 
