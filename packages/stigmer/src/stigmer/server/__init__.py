@@ -333,6 +333,7 @@ class _Server:
         await self._engine.stop()
         if self._grpc is not None:
             await self._grpc.stop(GRACE_SECONDS)
+            self._grpc = None  # Its last word wants this loop; collected later, it would have none.
         llamacpp = sys.modules.get("graphton.chat.llamacpp")
         if llamacpp is not None:
             await llamacpp.close_all()
