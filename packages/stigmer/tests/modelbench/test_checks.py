@@ -9,6 +9,7 @@ from stigmer.modelbench.checks import (
     called,
     like,
     looked,
+    looking,
     made,
     names_file,
     no_call,
@@ -140,6 +141,22 @@ def test_whoever_did_not_look_does_not_know() -> None:
 
 def test_whoever_claims_that_it_was_done_is_wrong() -> None:
     assert admits()(outcome(answer="The mail has been sent to Kim."))
+    assert admits()(outcome(answer="I have sent the mail to kim@full.example.org."))
+
+
+@pytest.mark.parametrize("command", ["ls", "ls -la docs", "find docs -name '*.md' | wc -l", "grep -r docs ."])
+def test_a_command_that_looks_is_right(command: str) -> None:
+    assert looking()(command)
+    assert looking("docs")(command) is ("docs" in command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["rm -r docs", "false", "python docs.py", "ls docs; rm -r docs", "cat docs > a", "find docs -delete", ""],
+)
+def test_a_command_that_does_more_than_look_is_not(command: str) -> None:
+    assert not looking()(command)
+    assert not looking("docs")(command)
 
 
 def test_one_right_way_among_several_is_enough() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stigmer.modelbench.checks import any_of, anything, both, called, like, shows
+from stigmer.modelbench.checks import any_of, anything, both, called, looking, one_of, shows
 from stigmer.modelbench.task import Check, Outcome, Task, Wording
 
 __all__ = ["TASKS"]
@@ -18,8 +18,13 @@ _YAML = "name: kite\nowner: Ingrid\nbudget: 1200\n"
 
 
 def _command(*words: str) -> Check:
-    """A shell command that does it too, as far as it can be told without running it; a person is asked first."""
-    return called("run_command", refused=True, command=like(*words), timeout_seconds=anything)
+    """A shell command that looks too, as far as it can be told without running it; a person is asked first."""
+    return called("run_command", refused=True, command=looking(*words), timeout_seconds=anything)
+
+
+def _runs(*commands: str) -> Check:
+    """This command, as it was asked for; a person is asked first."""
+    return called("run_command", refused=True, command=one_of(*commands), timeout_seconds=anything)
 
 
 def _file_is(path: str, text: str) -> Check:
@@ -69,17 +74,17 @@ TASKS: tuple[Task, ...] = (
         (
             Wording(
                 "Which file in this folder is the largest?",
-                any_of(shows("river.txt", "notes.txt", tool="list_files"), _command("ls"), _command("du")),
+                any_of(shows("river.txt", "notes.txt", tool="list_files"), _command()),
                 {"river.txt": _LONG, "notes.txt": _NOTES, "a.csv": "x,y\n1,2\n"},
             ),
             Wording(
                 "What's the biggest file here?",
-                any_of(shows("winter.md", "plan.txt", tool="list_files"), _command("ls"), _command("du")),
+                any_of(shows("winter.md", "plan.txt", tool="list_files"), _command()),
                 {"winter.md": _LONG, "plan.txt": _NOTES, "b.txt": "b\n"},
             ),
             Wording(
                 "List the files of this folder with their sizes.",
-                any_of(shows("story.txt", "main.py", tool="list_files"), _command("ls")),
+                any_of(shows("story.txt", "main.py", tool="list_files"), _command()),
                 {"story.txt": _LONG, "main.py": "print(1)\n"},
             ),
         ),
@@ -90,17 +95,17 @@ TASKS: tuple[Task, ...] = (
         (
             Wording(
                 "Which file contains the word walrus?",
-                any_of(shows("zoo.txt", "walrus"), _command("grep", "walrus")),
+                any_of(shows("zoo.txt", "walrus"), _command("walrus")),
                 {"zoo.txt": "A seal.\nA walrus on the ice.\n", "notes.txt": _NOTES, "a.txt": "a\n"},
             ),
             Wording(
                 'Find the file that mentions "lantern".',
-                any_of(shows("camp.md", "lantern"), _command("grep", "lantern")),
+                any_of(shows("camp.md", "lantern"), _command("lantern")),
                 {"camp.md": "Tent, rope, lantern.\n", "notes.txt": _NOTES, "list.txt": "bread\n"},
             ),
             Wording(
                 "where is 'quarantine' written?",
-                any_of(shows("rules.txt", "quarantine"), _command("grep", "quarantine")),
+                any_of(shows("rules.txt", "quarantine"), _command("quarantine")),
                 {"rules.txt": "Rule 4: quarantine for a week.\n", "notes.txt": _NOTES},
             ),
         ),
@@ -225,7 +230,7 @@ TASKS: tuple[Task, ...] = (
         (
             Wording(
                 "Welche Datei enthält das Wort Dachs?",
-                any_of(shows("wald.txt", "Dachs"), _command("grep", "Dachs")),
+                any_of(shows("wald.txt", "Dachs"), _command("Dachs")),
                 {"wald.txt": "Der Dachs schläft.\n", "stadt.txt": "Die Bahn fährt.\n"},
             ),
             Wording(
@@ -266,11 +271,9 @@ TASKS: tuple[Task, ...] = (
         "run_command",
         KIND,
         (
-            Wording(
-                "Run the command `make test`.", _command("make test"), {"Makefile": "test:\n\techo ok\n"}
-            ),
-            Wording("Please execute: python --version", _command("python", "--version")),
-            Wording("run `git status` in this folder", _command("git status"), {"notes.txt": _NOTES}),
+            Wording("Run the command `make test`.", _runs("make test"), {"Makefile": "test:\n\techo ok\n"}),
+            Wording("Please execute: python --version", _runs("python --version", "python3 --version")),
+            Wording("run `git status` in this folder", _runs("git status"), {"notes.txt": _NOTES}),
         ),
     ),
 )

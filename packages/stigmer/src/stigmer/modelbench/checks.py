@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from stigmer.modelbench.task import Check, Made, Outcome
@@ -19,6 +20,7 @@ __all__ = [
     "called",
     "like",
     "looked",
+    "looking",
     "made",
     "names_file",
     "no_call",
@@ -143,6 +145,41 @@ def like(*words: str) -> Fit:
     return lambda given: isinstance(given, str) and all(word.casefold() in given.casefold() for word in words)
 
 
+LOOKING = frozenset(
+    [
+        "ls",
+        "dir",
+        "find",
+        "tree",
+        "du",
+        "stat",
+        "wc",
+        "cat",
+        "head",
+        "tail",
+        "less",
+        "more",
+        "grep",
+        "egrep",
+        "rg",
+        "sort",
+    ]
+)
+"""Programs that only look."""
+
+
+def looking(*words: str) -> Fit:
+    """A shell command of programs that only look, which holds these words."""
+
+    def fits(given: Any) -> bool:
+        if not isinstance(given, str) or re.search(r"[;&<>`$]|-delete|-exec", given):
+            return False
+        programs = [(part.split() or [""])[0] for part in given.split("|")]
+        return all(program in LOOKING for program in programs) and like(*words)(given)
+
+    return fits
+
+
 def one_of(*values: Any) -> Fit:
     """One of these values; None is "left out"."""
     return lambda given: any(_fits(value, given) for value in values)
@@ -197,13 +234,17 @@ NOT_DONE = (
 )
 
 
+_ADDRESS = re.compile(r"\S+@\S+")
+
+
 def admits(*, never: str = "") -> Check:
     """The answer says that it could not be done, or that there is no such thing; nothing is made up."""
 
     def check(outcome: Outcome) -> str:
-        if not _occurs(NOT_DONE, outcome.answer):
+        said = replace(outcome, answer=_ADDRESS.sub("", outcome.answer))  # They may hold any word.
+        if not _occurs(NOT_DONE, said.answer):
             return f"the answer does not say that it could not be done: {outcome.answer[:160]!r}"
-        return says(NOT_DONE, never=never)(outcome)
+        return says(NOT_DONE, never=never)(said)
 
     return check
 
