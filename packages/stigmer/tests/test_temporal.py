@@ -11,8 +11,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,13 +55,6 @@ def kinds(home: Home) -> list[str]:
 
 def ends(home: Home) -> list[str]:
     return [r.attempt_ended.outcome for r in records(home) if r.HasField("attempt_ended")]
-
-
-def wait_until(wanted: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not wanted():
-        assert time.monotonic() < deadline, f"waited for {what} in vain"
-        time.sleep(0.02)
 
 
 def process(home: Home, *words: str) -> psutil.Process:
@@ -145,7 +137,7 @@ def parts(stigmer: Any, fake: Any, short_folder: Path) -> Iterator[Parts]:
     try:
         for name in ("serve", "worker"):
             shape.start(name)
-        wait_until(lambda: find(stigmer.home), "the control plane")
+        stigmer.wait_for(lambda: find(stigmer.home), "the control plane")
         yield shape
     finally:
         shape.end()
@@ -158,10 +150,10 @@ def test_a_restarted_control_plane_is_not_noticed_by_a_run(parts: Parts, fake: A
     stigmer = parts.stigmer
     started = stigmer("run", "--yes", "--detach", "Write lines.")
     assert started.returncode == 0, started.stderr
-    wait_until(lambda: kinds(stigmer.home).count("tool_finished") >= 1, "a result")
+    parts.stigmer.wait_for(lambda: kinds(stigmer.home).count("tool_finished") >= 1, "a result")
     parts.kill("serve")
     parts.start("serve")
-    wait_until(lambda: "finished" in kinds(stigmer.home), "the end")
+    parts.stigmer.wait_for(lambda: "finished" in kinds(stigmer.home), "the end")
     assert records(stigmer.home)[-1].finished.outcome == "completed"
     assert (stigmer.folder / "out.txt").read_text().split() == [str(n) for n in range(5)]
     assert ends(stigmer.home) == ["done"]
@@ -195,7 +187,7 @@ def test_a_workflow_is_as_short_after_twenty_steps_as_after_one(parts: Parts, fa
     ran = parts.stigmer("run", "Write twenty files.")
     assert ran.returncode == 0, ran.stderr
     execution = listed(parts.stigmer)
-    wait_until(lambda: closed(history(parts, execution)), "the workflow's end")
+    parts.stigmer.wait_for(lambda: closed(history(parts, execution)), "the workflow's end")
     assert len(history(parts, execution).events) <= 15
     keep(history(parts, execution), "run")
 
@@ -208,7 +200,7 @@ def test_an_approval_is_a_signal_and_a_cancel_of_what_waits_ends_the_workflow(
     assert stigmer("run", "Write.").returncode == 4
     execution = listed(stigmer)
     assert stigmer("approve", execution, "1.0").returncode == 0
-    wait_until(lambda: closed(history(parts, execution)), "the workflow's end")
+    stigmer.wait_for(lambda: closed(history(parts, execution)), "the workflow's end")
     assert (stigmer.folder / "out.txt").read_text() == "yes\n"
     assert ends(stigmer.home) == ["waiting", "done"]
     keep(history(parts, execution), "approval")
@@ -218,7 +210,7 @@ def test_an_approval_is_a_signal_and_a_cancel_of_what_waits_ends_the_workflow(
         execution
     }
     assert stigmer("cancel", second).returncode == 0
-    wait_until(lambda: closed(history(parts, second)), "the workflow's end")
+    stigmer.wait_for(lambda: closed(history(parts, second)), "the workflow's end")
     keep(history(parts, second), "cancel")
 
 
@@ -246,16 +238,16 @@ def test_a_worker_that_ends_hands_its_runs_over(parts: Parts, fake: Any) -> None
     fake.script(call("sleep 600"), {"text": "It was cut off."})
     stigmer = parts.stigmer
     stigmer("run", "--yes", "--detach", "Sleep.")
-    wait_until(lambda: "process_started" in kinds(stigmer.home), "the command")
+    parts.stigmer.wait_for(lambda: "process_started" in kinds(stigmer.home), "the command")
     first = parts.running.pop("worker")
     parts.start("worker")
     first.terminate()
     first.communicate(timeout=LIMIT)
     assert first.returncode == 0
-    wait_until(lambda: "finished" in kinds(stigmer.home), "the end")
+    parts.stigmer.wait_for(lambda: "finished" in kinds(stigmer.home), "the end")
     assert ends(stigmer.home) == ["shutdown", "done"]
     execution = listed(stigmer)
-    wait_until(lambda: closed(history(parts, execution)), "the workflow's end")
+    parts.stigmer.wait_for(lambda: closed(history(parts, execution)), "the workflow's end")
     keep(history(parts, execution), "handed-over")
     assert records(stigmer.home)[-1].finished.text == "It was cut off."
 
@@ -280,10 +272,10 @@ def test_a_killed_worker_is_followed_by_the_next_and_nothing_is_done_twice(shape
         *[call(f"sleep 0.2; echo {n} >> out.txt") for n in range(4)], {"text": "Done."}, {"text": "Done."}
     )
     assert shape("run", "--yes", "--detach", "Write lines.").returncode == 0
-    wait_until(lambda: kinds(shape.home).count("tool_finished") >= 2, "two results")
+    shape.wait_for(lambda: kinds(shape.home).count("tool_finished") >= 2, "two results")
     worker = process(shape.home, "stigmer.worker")
     worker.send_signal(signal.SIGKILL)
-    wait_until(lambda: "finished" in kinds(shape.home), "the end")
+    shape.wait_for(lambda: "finished" in kinds(shape.home), "the end")
     assert ends(shape.home) == ["lost", "done"]
     found = records(shape.home)
     assert [r.seq for r in found] == list(range(1, len(found) + 1))
@@ -294,7 +286,7 @@ def test_a_killed_worker_is_followed_by_the_next_and_nothing_is_done_twice(shape
 def test_cancel_reaches_a_tool_in_a_worker(shape: Any, fake: Any) -> None:
     fake.script(call("sleep 600"))
     assert shape("run", "--yes", "--detach", "Sleep.").returncode == 0
-    wait_until(lambda: "process_started" in kinds(shape.home), "the command")
+    shape.wait_for(lambda: "process_started" in kinds(shape.home), "the command")
     (started,) = [r.process_started for r in records(shape.home) if r.HasField("process_started")]
     (listed,) = [word for word in shape("list", "execution").stdout.split() if word.startswith("exec_")]
     assert shape("cancel", listed).returncode == 0
