@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 from graphton.errors import JournalError
 from graphton.testing import FakeProviders, Reply
 from stigmer.api import worker_pb2, worker_pb2_grpc
+from stigmer.errors import StigmerError
 from stigmer.home import Home
-from stigmer.worker import Hands, plane_at
+from stigmer.worker import Hands, plane_at, work
 from stigmer.worker._line import Line
 
 DEADLINE = 30.0
@@ -108,3 +110,16 @@ async def test_a_line_that_cannot_be_understood_fails_whoever_waits_for_it(short
     await line.close()
     await channel.close(None)
     await server.stop(None)
+
+
+async def test_without_temporals_sdk_both_sides_say_what_is_missing(
+    idle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "temporalio.client", None)
+    for starting in (
+        idle.start(engine="temporal"),
+        work(idle.home, target="127.0.0.1:1", token="x" * 64, beside=True),
+    ):
+        with pytest.raises(StigmerError, match="the engine temporal needs Temporal's SDK") as refused:
+            await starting
+        assert "pip install 'stigmer[temporal]'" in refused.value.hint

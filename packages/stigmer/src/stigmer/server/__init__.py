@@ -123,6 +123,9 @@ async def _engine_of(name: str) -> Callable[[Store, Runner], EmbeddedEngine]:
         from stigmer.engines.embedded import EmbeddedEngine
 
         return EmbeddedEngine
+    from stigmer.engines.temporal import insist_on_temporalio
+
+    insist_on_temporalio()
     from stigmer.engines.temporal.connection import TemporalWorkflows, connect, task_queue
     from stigmer.engines.temporal.engine import TemporalEngine
 

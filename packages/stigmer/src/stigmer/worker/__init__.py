@@ -213,6 +213,9 @@ async def work(
     """
     from graphton._process import make_undumpable
 
+    from stigmer.engines.temporal import insist_on_temporalio
+
+    insist_on_temporalio()
     from stigmer.engines.temporal.connection import task_queue
     from stigmer.engines.temporal.polling import poll
     from stigmer.health import health_at

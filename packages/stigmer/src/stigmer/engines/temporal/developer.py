@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+from stigmer.engines.temporal import insist_on_temporalio
 from stigmer.errors import StigmerError
 from stigmer.home import Home
 
@@ -38,6 +39,7 @@ async def temporal_beside(home: Home) -> AsyncIterator[None]:
 
     Raises StigmerError when there is no such program, or it does not start.
     """
+    insist_on_temporalio()
     if os.environ.get("TEMPORAL_ADDRESS", "").strip():
         yield
         return
