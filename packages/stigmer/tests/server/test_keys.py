@@ -300,11 +300,24 @@ async def test_an_attempt_whose_worker_sends_nonsense_is_left(
         await channel.close(None)
 
 
+async def test_a_worker_sends_its_key_in_the_clear_only_where_somebody_says_so() -> None:
+    for target in ("10.0.0.7:7244", "127.0.0.1.example.org:7244", "plane:7244"):
+        with pytest.raises(
+            ConfigError, match=f"'{target}' is another machine: write https://{target}, or http"
+        ):
+            plane_at(target, "k")
+    for target in ("http://10.0.0.7:7244", "127.0.0.1:7244", "[::1]:7244", "localhost:7244", "unix:/x"):
+        _, channel = plane_at(target, "k")
+        await channel.close(None)
+
+
 def test_what_others_can_reach_needs_tls_or_a_word(certificate: dict[str, str]) -> None:
     for loopback in ("127.0.0.1:1", "[::1]:1", "localhost:1"):
         assert credentials(loopback, plaintext=False, environ={}) is None
     assert credentials("0.0.0.0:1", plaintext=True, environ={}) is None
     assert credentials("0.0.0.0:1", plaintext=False, environ=certificate) is not None
+    with pytest.raises(ConfigError, match="has no TLS"):
+        credentials("127.0.0.1.example.org:1", plaintext=False, environ={})
     with pytest.raises(ConfigError, match=r"'0.0.0.0:1' can be reached from elsewhere and has no TLS"):
         credentials("0.0.0.0:1", plaintext=False, environ={})
     with pytest.raises(ConfigError, match="STIGMER_TLS_KEY is not set"):

@@ -92,7 +92,8 @@ def worker(server: str | None, grace: float, most: int, http: str, **given: Any)
     """Take executions from Temporal's queue and run them, until SIGTERM.
 
     It speaks to the control plane with STIGMER_API_KEY (scope worker), or the home's token, and needs no database.
-    ADDRESS is HOST:PORT, with https:// before it for TLS (STIGMER_TLS_CA names the authority's file).
+    ADDRESS is HOST:PORT on this machine, https://HOST:PORT for TLS (STIGMER_TLS_CA names the authority's file), or
+    http://HOST:PORT where the network is private.
     """
     home, flags = Home.find(), _flags(given, command="worker")
     home.create()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import grpc
+from graphton._proxies import is_loopback
 
 from stigmer.errors import ConfigError
 
@@ -26,7 +27,7 @@ def credentials(
     environ = os.environ if environ is None else environ
     named = {name: environ.get(name, "").strip() for name in (CERTIFICATE, KEY, CLIENTS)}
     if not named[CERTIFICATE] and not named[KEY]:
-        if plaintext or _is_loopback(address):
+        if plaintext or is_loopback(address.rpartition(":")[0].strip("[]")):
             return None
         raise ConfigError(
             [
@@ -42,11 +43,6 @@ def credentials(
         root_certificates=clients,
         require_client_auth=clients is not None,
     )
-
-
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _read(name: str, path: str) -> bytes:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphton._proxies import is_loopback
 from graphton.approval import Rule
 
 from stigmer import redact
@@ -59,7 +60,8 @@ OPTIONS = (
 def plane_at(target: str, token: str) -> tuple[Plane, Any]:
     """The control plane at an address, and the channel to be closed in the end.
 
-    The address is `unix:PATH` or HOST:PORT, with `https://` before it for TLS. Raises ConfigError.
+    The address is `unix:PATH` or HOST:PORT, with `https://` before it for TLS. Without TLS the token stays on this
+    machine, unless `http://` says that the network is private. Raises ConfigError.
     """
     import grpc.aio
 
@@ -74,12 +76,22 @@ def plane_at(target: str, token: str) -> tuple[Plane, Any]:
         # No authority: gRPC's own list of public ones.
         secure = grpc.ssl_channel_credentials(authority, key, certificate)
         channel = grpc.aio.secure_channel(target.removeprefix("https://"), secure, options=OPTIONS)
+    elif plain == target and not _here(target):
+        raise ConfigError(
+            [
+                f"{target!r} is another machine: write https://{target}, or http://{target} where the network is private"
+            ]
+        )
     else:
         # A socket's path is no host name.
         channel = grpc.aio.insecure_channel(
             plain, options=(*OPTIONS, ("grpc.default_authority", "localhost"))
         )
     return Plane(rpc.WorkerServiceStub(channel), (("authorization", f"Bearer {token}"),)), channel
+
+
+def _here(target: str) -> bool:
+    return target.startswith("unix:") or is_loopback(target.rpartition(":")[0].strip("[]"))
 
 
 def _file(variable: str) -> bytes | None:
