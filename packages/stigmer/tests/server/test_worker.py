@@ -14,7 +14,7 @@ import pytest
 from graphton.errors import JournalError
 from graphton.testing import FakeProviders, Reply
 from stigmer.api import worker_pb2, worker_pb2_grpc
-from stigmer.errors import StigmerError
+from stigmer.errors import ConfigError, StigmerError
 from stigmer.home import Home
 from stigmer.worker import Hands, plane_at, work
 from stigmer.worker._line import Line
@@ -123,3 +123,8 @@ async def test_without_temporals_sdk_both_sides_say_what_is_missing(
         with pytest.raises(StigmerError, match="the engine temporal needs Temporal's SDK") as refused:
             await starting
         assert "pip install 'stigmer[temporal]'" in refused.value.hint
+
+
+async def test_a_worker_does_not_guess_its_mode(idle: Any) -> None:
+    with pytest.raises(ConfigError, match="mode is not set, and `stigmer worker` does not guess it"):
+        await work(idle.home, target="127.0.0.1:1", token="x" * 64)

@@ -159,7 +159,9 @@ class _Server:
         self._end = asyncio.Event()
         self._activity = Activity()
         self._store = store
-        self._resolver = Resolver(home, flags=flags, serves=bool(listen) or not address.startswith("unix:"))
+        self._resolver = Resolver(
+            home, flags=flags, where="serve" if listen or not address.startswith("unix:") else "local"
+        )
         self._keys = Keys(otherwise=self._resolver.key_for)
         self._engine = drives(self._store, Runner(home.path, self._keys))
         self._pruner = Pruner(

@@ -58,16 +58,19 @@ class Resolver:
         *,
         flags: Mapping[str, str],
         environ: Mapping[str, str] | None = None,
-        serves: bool = False,
+        where: Literal["local", "serve", "worker"] = "local",
     ) -> None:
-        """`serves`: over TCP, for others than the user of this machine. Raises ConfigError on a bad variable of its own."""
+        """`where`: a daemon for the user of this machine, or a server or a worker for others too.
+
+        Raises ConfigError on a bad variable of its own.
+        """
         self._environ = dict(os.environ if environ is None else environ)
-        self._where = "serve" if serves else "local"
+        self._where = where
         self._allowed = config.allowed_hosts(self._environ)
         self._retention = config.retention(self._environ)
         self._home = home
         self._process = (
-            config.layer_from_flags(flags, "process_flag", command="serve" if serves else "up"),
+            config.layer_from_flags(flags, "process_flag", command="up" if where == "local" else where),
             config.layer_from_environment(self._environ),
         )
         self._vault = Vault(home)

@@ -239,7 +239,7 @@ async def work(
     with scrubbed_logs():
         home.create()
         redact.remember([token])
-        resolver = Resolver(home, flags=dict(flags or {}), serves=not beside)
+        resolver = Resolver(home, flags=dict(flags or {}), where="local" if beside else "worker")
         if (problems := await resolver.log()) and not beside:
             raise ConfigError(problems)
         plane, channel = plane_at(target, token)
