@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from graphton.errors import Fenced
 from graphton.testing import FakeProviders
 from stigmer.api import event_pb2 as pb
 from stigmer.engines.embedded import going_on
@@ -76,8 +78,9 @@ async def test_pause_and_resume_at_any_moment_lose_nothing(
     fake.reply("Done.")
     row = await house.accept("Write.", approve_all=True)
     await house.until(row, lambda r: r.seq >= 3 + 2 * moment)
-    await asked_to_pause(house, row)
-    await resumed(house, row)
+    with suppress(Fenced):  # It may have ended before either came.
+        await asked_to_pause(house, row)
+        await resumed(house, row)
     assert (await house.finished(row)).text == "Done."
     assert (house.workspace / "out.txt").read_text() == "0\n1\n2\n"
     assert len(fake.chats) == 4

@@ -40,14 +40,17 @@ class Serving:
         await asyncio.wait({self.task, waiting}, timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         if self.task.done():
-            await self.task
+            refused, self.task = self.task, None
+            await refused
         assert ready.is_set()
 
     async def stop(self) -> None:
         if self.task is not None:
             self.task.cancel()
-            await asyncio.gather(self.task, return_exceptions=True)
+            (ended,) = await asyncio.gather(self.task, return_exceptions=True)
             self.task = None
+            if isinstance(ended, Exception):  # Not the cancelling: a fault while it stopped.
+                raise ended
 
     async def restart(self, **options: Any) -> None:
         await self.stop()

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -334,14 +334,15 @@ class _Server:
         self._ready = False
         for task in self._beside:
             task.cancel()
-        await asyncio.gather(*self._beside, return_exceptions=True)
-        await self._engine.stop()
-        if self._grpc is not None:
-            await self._grpc.stop(GRACE_SECONDS)
-            self._grpc = None  # Its last word wants this loop; collected later, it would have none.
-        llamacpp = sys.modules.get("graphton.chat.llamacpp")
-        if llamacpp is not None:
-            await llamacpp.close_all()
+        # Each is stopped, even where one before it fails or is cut short.
+        async with AsyncExitStack() as left:
+            if (llamacpp := sys.modules.get("graphton.chat.llamacpp")) is not None:
+                left.push_async_callback(llamacpp.close_all)
+            if self._grpc is not None:
+                left.push_async_callback(self._grpc.stop, GRACE_SECONDS)
+                self._grpc = None  # Its last word wants this loop; collected later, it would have none.
+            left.push_async_callback(self._engine.stop)
+            await asyncio.gather(*self._beside, return_exceptions=True)
 
     async def _warm_up(self) -> None:
         """What the first run needs, then a word in the log on what this process's own settings come to."""
