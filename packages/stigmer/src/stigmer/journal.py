@@ -315,6 +315,11 @@ def is_paused(records: Sequence[pb.Event]) -> bool:
     return False
 
 
+def cancelled_by(records: Iterable[pb.Event]) -> str:
+    """Who asked for the execution's end first; empty where nobody did. From then on nobody decides anything about it."""
+    return next((r.cancel_requested.by or "somebody" for r in records if r.HasField("cancel_requested")), "")
+
+
 def running_seconds(records: Iterable[pb.Event], *, now_ms: int) -> float:
     """How long attempts ran, waiting and time between them left out; a lost one counts to its last record.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,7 +13,8 @@ from graphton.testing import FakeProviders
 from stigmer.client import Client
 
 DEADLINE = 30.0
-COMMAND = {"calls": [{"name": "run_command", "arguments": {"command": "touch began; sleep 611"}}]}
+SLEEP = ["sleep", f"611.{os.getpid()}"]
+COMMAND = {"calls": [{"name": "run_command", "arguments": {"command": f"touch began; {' '.join(SLEEP)}"}}]}
 Reach = Callable[[Any, FakeProviders, Client], Awaitable[str]]
 
 
@@ -90,7 +92,7 @@ async def test_cancel_ends_a_run_in_whatever_state_it_is(
         open_ = {e.approval_requested.call for e in events if e.HasField("approval_requested")}
         closed = {e.approval_decided.call for e in events if e.HasField("approval_decided")}
         assert open_ <= closed
-        assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "611"]]
+        assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == SLEEP]
         assert (await client.cancel(id, by="eve")).already_finished
         assert len(fake.requests) == asked
         again = [event async for event in client.watch(id)]

@@ -21,7 +21,7 @@ from stigmer.api import event_pb2 as pb
 from stigmer.engines._attempt import Attempt, Drives, closing, decided, ended, finished
 from stigmer.engines._here import has_ended, here, machine
 from stigmer.engines._leftovers import end_leftovers
-from stigmer.journal import is_paused, open_questions
+from stigmer.journal import cancelled_by, is_paused, open_questions
 from stigmer.store import Moved, Row, Store
 
 __all__ = ["EmbeddedEngine", "Runs", "going_on", "of_this_machine"]
@@ -363,7 +363,7 @@ class EmbeddedEngine:
         With `expired`, another server may still live: only an attempt whose lease has run out is lost.
         """
         records = await self._store.replay(row.no)
-        cancelled = next((r for r in records if r.HasField("cancel_requested")), None)
+        cancelled = cancelled_by(records)
         if row.state == "running" or _is_open(records):
             if not await self._store.lose(row, expired=expired):
                 return  # It lives after all, or another server was faster.
@@ -371,8 +371,8 @@ class EmbeddedEngine:
             pids = await asyncio.to_thread(end_leftovers, row.id, here)
             log.warning("taken back execution=%s attempt=%d ended_processes=%s", row.id, row.epoch, pids)
             records = await self._store.replay(row.no)
-        if cancelled is not None:
-            await self._close(row, by=cancelled.cancel_requested.by)
+        if cancelled:
+            await self._close(row, by=cancelled)
         elif not await self._given_up(row, records) and (
             row.state != "waiting" or self._may_go_on(row, records)
         ):
@@ -431,7 +431,7 @@ class EmbeddedEngine:
         now = self._store.now_ms
         records = await self._store.replay(row.no)
         late = [q for q in open_questions(records) if q.approval_requested.expires_ms <= now]
-        if late:
+        if late and not cancelled_by(records):
             answers = [decided(question, "expired", by="stigmer") for question in late]
             with suppress(Fenced, Moved):  # Somebody decided meanwhile, or another server saw it too.
                 events = [*answers, going_on(records, answers, by="stigmer")]

@@ -22,7 +22,7 @@ from stigmer.approvals import Answers, agent_name, offered, rules_of
 from stigmer.engines import Engine
 from stigmer.engines.embedded import going_on
 from stigmer.home import Home
-from stigmer.journal import is_paused, masked, open_questions, read_back
+from stigmer.journal import cancelled_by, is_paused, masked, open_questions, read_back
 from stigmer.redact import MASK
 from stigmer.runner import agent_for, enough, limits_of, needed_models, recorded_chat, said_before
 from stigmer.secrets import Keys
@@ -773,6 +773,10 @@ def _question(records: list[pb.Event], request: api.DecideApprovalRequest) -> pb
                     code="changed",
                     hint="look at it again: stigmer approvals",
                 )
+            if by := cancelled_by(records):
+                # Whoever cancels closes the question; no answer may come in between.
+                wrong = f"call {request.call!r} needs no decision: {by} cancels the run"
+                raise Refused(wrong, code="decided")
             return question
     raise _already(records, request, f"there is no open question about call {request.call!r}")
 

@@ -16,6 +16,7 @@ from graphton.errors import Fenced
 
 from stigmer.api import event_pb2 as pb
 from stigmer.engines.embedded import LEASE_SECONDS, LOOK_SECONDS, EmbeddedEngine, Runs
+from stigmer.journal import cancelled_by
 from stigmer.store import Row, Store
 
 __all__ = ["Attends", "TemporalEngine", "Workflows"]
@@ -199,9 +200,9 @@ class TemporalEngine(EmbeddedEngine):
     async def _take_back(self, row: Row, *, expired: bool) -> None:
         """That its worker is gone is for Temporal to say: an attempt whose server was away goes on with the next one."""
         records = await self._store.replay(row.no)
-        cancelled = next((r for r in records if r.HasField("cancel_requested")), None)
-        if cancelled is not None and (row.state != "running" or await self._store.lose(row)):
-            await self._close(row, by=cancelled.cancel_requested.by)
+        cancelled = cancelled_by(records)
+        if cancelled and (row.state != "running" or await self._store.lose(row)):
+            await self._close(row, by=cancelled)
             self._ask(row.id, self._workflows.wake)
         elif row.state == "queued" and await self._is_called_first(row):
             self.wake(row.id)
