@@ -194,8 +194,7 @@ class _Server:
         token = token_of(self._home.token)
         redact.remember([token])  # A command may print the file.
         keys = KeyTable(self._store)
-        here = not self._listen and self._address.startswith("unix:")
-        check = Access(token, keys, beyond=not here)
+        check = Access(token, keys)
         self._grpc = grpc.aio.server(interceptors=(check,), options=OPTIONS)
         executions = ExecutionService(
             home=self._home,

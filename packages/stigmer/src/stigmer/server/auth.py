@@ -10,8 +10,9 @@ import os
 import secrets
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import grpc
 import grpc.aio
@@ -19,14 +20,17 @@ from graphton.errors import JournalError
 
 from stigmer.api import event_pb2 as pb
 from stigmer.server.status import DETAIL, status_of
-from stigmer.store import KeyRow, KeyTable
+from stigmer.store import DEFAULT_ORGANISATION, KeyRow, KeyTable, is_organisation
 
 __all__ = [
+    "ORGANISATION",
     "SCOPES",
     "Access",
+    "Caller",
     "allows",
     "by_unix_socket",
     "caller",
+    "caller_of_call",
     "digest_of",
     "new_key",
     "token_of",
@@ -74,12 +78,38 @@ FRESH_SECONDS = 5.0
 """So long a key that was looked up is believed: a revoked one works no longer than that."""
 _PREFIX = "stk_"
 
-_caller: ContextVar[str] = ContextVar("caller", default="")
+ORGANISATION = "stigmer-organisation"
+"""The metadata that names the organisation a call is about: any with the home's token, its own with a key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is calling, as this server has checked it, and the organisation that the call sees and acts in."""
+
+    name: str
+    """What records say of him, as `key ci`; "" for the home's token, whose holder says it himself."""
+    scopes: frozenset[str]
+    organisation: str
+    kind: Literal["token", "key", "oidc"]
+
+    @property
+    def owns_the_machine(self) -> bool:
+        """He has the home's token: every organisation is his, and what concerns the whole server."""
+        return self.kind == "token"
+
+
+_caller: ContextVar[Caller] = ContextVar("caller")
+_OWNER = Caller("", frozenset({"read", "run", "worker", "admin"}), DEFAULT_ORGANISATION, "token")
+
+
+def caller_of_call() -> Caller:
+    """Who makes the call that is being answered. Raises LookupError outside of one."""
+    return _caller.get()
 
 
 def caller(claimed: str) -> str:
     """Who is calling: a key's name where one was shown, else what the caller says of himself."""
-    return _caller.get() or claimed
+    return caller_of_call().name or claimed
 
 
 def allows(scopes: str, needed: str) -> bool:
@@ -129,12 +159,11 @@ def _from_here(context: Any) -> bool:
 class Access(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
     """Lets a call in that shows the home's token, from this machine, or an API key with the scope that it needs.
 
-    Words are compared in constant time. `beyond` says that callers may come from elsewhere; else the socket alone
-    is open, and a token that is right needs no second look.
+    Words are compared in constant time. No method runs before it is known who calls it.
     """
 
-    def __init__(self, token: str, keys: KeyTable, *, beyond: bool = False) -> None:
-        self._token, self._keys, self._beyond = token.encode(), keys, beyond
+    def __init__(self, token: str, keys: KeyTable) -> None:
+        self._token, self._keys = token.encode(), keys
         self._known: dict[str, tuple[float, KeyRow | None]] = {}
 
     async def intercept_service(
@@ -145,19 +174,18 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic i
         if handler is None:
             return None
         shown = _shown(handler_call_details.invocation_metadata)
-        if not self._beyond and hmac.compare_digest(shown, self._token):
-            return handler
+        about = _organisation(handler_call_details.invocation_metadata)
         method = str(handler_call_details.method)
 
         async def admit(context: Any) -> None:
-            await self._admit(context, shown, method)
+            _caller.set(await self._admitted(context, shown, method, about))
 
         return _guarded(handler, admit)
 
-    async def _admit(self, context: Any, shown: bytes, method: str) -> None:
-        """Returns when the call may go on, and remembers whose it is; else ends it."""
+    async def _admitted(self, context: Any, shown: bytes, method: str, about: str) -> Caller:
+        """Whose call it is, when it may go on; else ends it. `about` is the organisation that it names."""
         if hmac.compare_digest(shown, self._token) and _from_here(context):
-            return
+            return _OWNER if not about else replace(_OWNER, organisation=await _checked(context, about))
         needed = SCOPES.get(method, "admin")
         try:
             key = await self._key(shown.decode("utf-8", "replace"))
@@ -175,9 +203,12 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic i
                     hint=f"stigmer key create --scope {needed}",
                 ),
             )
-        _caller.set(f"key {key.name}")
+        who = Caller(f"key {key.name}", frozenset(key.scopes.split()), DEFAULT_ORGANISATION, "key")
+        if about not in ("", who.organisation):
+            await _end(context, _another(who))
         if needed != "read":
             log.info("called method=%s key=%s name=%r peer=%s", method, key.id, key.name, context.peer())
+        return who
 
     async def _key(self, shown: str) -> KeyRow | None:
         """The key that was shown, where it is one of ours and still holds."""
@@ -203,6 +234,34 @@ def _shown(metadata: Any) -> bytes:
     given = found[0] if len(found) == 1 else ""
     data = given if isinstance(given, bytes) else given.encode("utf-8", "replace")
     return data.removeprefix(b"Bearer ") if data.startswith(b"Bearer ") else b""
+
+
+def _organisation(metadata: Any) -> str:
+    """The organisation that a call names; "" where it names none."""
+    return next((str(value) for key, value in metadata or () if key == ORGANISATION), "")
+
+
+async def _checked(context: Any, organisation: str) -> str:
+    """The same name; ends the call where no organisation can be called so."""
+    if not is_organisation(organisation):
+        await _end(
+            context,
+            pb.Error(
+                code="usage",
+                message=f"no organisation can be called {organisation[:100]!r}",
+                hint="up to 100 letters, digits, '.', '_' and '-'",
+            ),
+        )
+    return organisation
+
+
+def _another(who: Caller) -> pb.Error:
+    """The refusal of a call about an organisation that is not the caller's: it tells nothing of that one."""
+    return pb.Error(
+        code="forbidden",
+        message=f"{who.name} belongs to the organisation {who.organisation!r}, and the call names another",
+        hint="leave the organisation out: a key acts in its own",
+    )
 
 
 def _guarded(handler: Any, admit: Callable[[Any], Awaitable[None]]) -> Any:
