@@ -229,7 +229,7 @@ async def replay(database: Path, home: Path) -> tuple[float, float, float]:
 
     took: list[tuple[float, float, float]] = []
     store = await Store.open(database)
-    (row,) = await store.page(limit=1)
+    (row,) = await store.page(organisation="default", limit=1)
     for _ in range(ROUNDS):
         began = time.process_time()
         records = await store.replay(row.no)

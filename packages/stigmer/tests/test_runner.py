@@ -127,10 +127,16 @@ async def test_budgets_that_nobody_said_are_the_defaults() -> None:
 
 def test_a_key_serves_its_provider_and_origin_and_no_other() -> None:
     keys = Keys(otherwise=lambda provider, url: "from-the-environment" if provider == "groq" else None)
-    keys.put("exec_1", "sk-one-of-the-first", provider="openai", base_url="https://api.openai.com/v1")
+    keys.put(
+        "exec_1",
+        "sk-one-of-the-first",
+        organisation="default",
+        provider="openai",
+        base_url="https://api.openai.com/v1",
+    )
 
     def find(execution: str, provider: str, url: str) -> str | None:
-        return keys.find(execution, provider=provider, base_url=url)
+        return keys.find(execution, organisation="default", provider=provider, base_url=url)
 
     assert find("exec_2", "openai", "https://api.openai.com/v1") == "sk-one-of-the-first"
     assert find("exec_2", "openai", "https://api.openai.com.evil.example/v1") is None

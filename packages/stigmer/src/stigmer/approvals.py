@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stigmer.config.edit import write_atomically
 from stigmer.errors import StigmerError
+from stigmer.organisations import DEFAULT_ORGANISATION
 
 if TYPE_CHECKING:
     from graphton.approval import Rule
@@ -36,13 +37,14 @@ class AnswersError(StigmerError):
 
 
 class Answer(NamedTuple):
-    """Calls of `tool` whose arguments fit `when` may run, in runs of this agent."""
+    """Calls of `tool` whose arguments fit `when` may run, in runs of this agent by the same organisation."""
 
     agent: str
     tool: str
     when: Mapping[str, str]
     by: str
     time_ms: int
+    organisation: str = DEFAULT_ORGANISATION
 
     @property
     def rule(self) -> Rule:
@@ -50,6 +52,11 @@ class Answer(NamedTuple):
         from graphton.approval import Rule
 
         return Rule(self.tool, self.when, "allow", source=f"always, said by {self.by}")
+
+    @property
+    def about(self) -> tuple[object, ...]:
+        """What it answers: another answer about the same says nothing new."""
+        return (self.organisation, self.agent, self.tool, self.when)
 
     def __str__(self) -> str:
         return str(replace(self.rule, source=""))
@@ -73,6 +80,7 @@ class Answers:
                     {str(key): str(pattern) for key, pattern in row["when"].items()},
                     str(row["by"]),
                     int(row["time_ms"]),
+                    str(row.get("organisation", DEFAULT_ORGANISATION)),
                 )
                 for row in rows
             ]
@@ -84,15 +92,16 @@ class Answers:
                 hint=f"mv {self.path} {self.path}.broken, then answer again as you are asked",
             ) from error
 
-    def rules(self, agent: str) -> tuple[Rule, ...]:
-        """What runs of this agent need not ask."""
-        return tuple(answer.rule for answer in self.all() if answer.agent == agent)
+    def rules(self, agent: str, organisation: str) -> tuple[Rule, ...]:
+        """What runs of this agent need not ask in this organisation."""
+        found = (answer for answer in self.all() if answer.organisation == organisation)
+        return tuple(answer.rule for answer in found if answer.agent == agent)
 
     def add(self, answer: Answer) -> None:
         """Keeps an answer, once."""
         with self._locked():
             answers = self.all()
-            if all(known[:3] != answer[:3] for known in answers):
+            if all(known.about != answer.about for known in answers):
                 self._write([*answers, answer])
 
     def remove(self, number: int) -> Answer:

@@ -347,10 +347,18 @@ class Client:
             await asyncio.gather(begun, return_exceptions=True)
 
     async def create_key(
-        self, name: str, *, scopes: Sequence[str], expires_days: int = 0, by: str = ""
+        self,
+        name: str,
+        *,
+        scopes: Sequence[str],
+        organisation: str = "",
+        expires_days: int = 0,
+        by: str = "",
     ) -> CreateKeyResponse:
-        """Makes an API key; the answer is the only place where its text is ever shown."""
-        request = CreateKeyRequest(name=name, scopes=scopes, expires_days=expires_days, by=by)
+        """Makes an API key for an organisation; the answer is the only place where its text is ever shown."""
+        request = CreateKeyRequest(
+            name=name, scopes=scopes, organisation=organisation, expires_days=expires_days, by=by
+        )
         return await self._ask(CreateKeyResponse, "CreateKey", request)
 
     async def keys(self) -> Sequence[ApiKey]:

@@ -53,7 +53,7 @@ __all__ = [
 class KeySource(Protocol):
     """Where a run's key comes from; `stigmer.secrets.Keys` is one."""
 
-    def find(self, execution: str, *, provider: str, base_url: str) -> str | None: ...
+    def find(self, execution: str, *, organisation: str, provider: str, base_url: str) -> str | None: ...
     def forget(self, execution: str) -> None: ...
 
 
@@ -61,9 +61,9 @@ class Runner:
     """Drives attempts. `home` is closed to every tool; reports of our own defects are written below it."""
 
     def __init__(
-        self, home: Path, keys: KeySource, *, always: Callable[[str], Sequence[Rule]] | None = None
+        self, home: Path, keys: KeySource, *, always: Callable[[str, str], Sequence[Rule]] | None = None
     ) -> None:
-        """`always` gives the answers for all runs of an agent; else they are read from the home."""
+        """`always` gives the answers for all runs of an agent in an organisation; else they are read from the home."""
         self._home, self._keys = home, keys
         self._answers = always or Answers(home).rules
 
@@ -90,7 +90,9 @@ class Runner:
         self._keys.forget(id)
 
     def _key(self, row: Row, model: pb.ResolvedModel) -> str | None:
-        return self._keys.find(row.id, provider=model.provider, base_url=model.base_url)
+        return self._keys.find(
+            row.id, organisation=row.organisation, provider=model.provider, base_url=model.base_url
+        )
 
     async def _run(self, row: Row, records: Sequence[pb.Event], journal: StoreJournal) -> list[pb.Event]:
         request = CreateExecutionRequest.FromString(row.request)
@@ -108,7 +110,7 @@ class Runner:
             closed=(self._home,),
             fallbacks=chats.pop("")[1:],
             children=chats,
-            always=self._always(request, journal, told),
+            always=self._always(row, request, journal, told),
             tool_modes=Home(self._home).tool_modes,
         )
         try:
@@ -142,12 +144,12 @@ class Runner:
         return [chat, *fallbacks]
 
     def _always(
-        self, request: CreateExecutionRequest, journal: StoreJournal, told: set[str]
+        self, row: Row, request: CreateExecutionRequest, journal: StoreJournal, told: set[str]
     ) -> Sequence[Rule]:
-        """The answers that people gave for all runs of this agent, as they are now."""
+        """The answers that people of its organisation gave for all runs of this agent, as they are now."""
         name = agent_name(request)
         try:
-            return self._answers(name) if name else ()
+            return self._answers(name, row.organisation) if name else ()
         except AnswersError as error:  # Asking is the safe way on.
             _say(error.message, journal, told)
             return ()

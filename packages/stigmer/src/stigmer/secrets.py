@@ -19,24 +19,24 @@ class Keys:
     ) -> None:
         self._otherwise = otherwise
         self._own: dict[str, dict[tuple[str, str], str]] = {}
-        self._shared: dict[tuple[str, str], str] = {}
+        self._shared: dict[tuple[str, str, str], str] = {}
 
-    def put(self, execution: str, key: str, *, provider: str, base_url: str) -> None:
-        """A key for one execution; others of the same provider and origin that lack theirs may use it too."""
+    def put(self, execution: str, key: str, *, organisation: str, provider: str, base_url: str) -> None:
+        """A key for one execution; others of its organisation, provider and origin that lack theirs may use it too."""
         redact.remember([key])
         place = (provider, origin(base_url))
         self._own.setdefault(execution, {})[place] = key
-        self._shared[place] = key
+        self._shared[organisation, *place] = key
 
-    def find(self, execution: str, *, provider: str, base_url: str) -> str | None:
+    def find(self, execution: str, *, organisation: str, provider: str, base_url: str) -> str | None:
         """The execution's own key, else one for the same provider and origin; never any other.
 
-        Without its own `otherwise` is asked, before what other callers gave: what this process's environment, a
-        stored secret and the user file bind to that address now.
+        Without its own `otherwise` is asked, before what other callers of the organisation gave: what this process's
+        environment, a stored secret and the user file bind to that address now.
         """
         place = (provider, origin(base_url))
         own = self._own.get(execution, {}).get(place)
-        return own or self._otherwise(provider, base_url) or self._shared.get(place)
+        return own or self._otherwise(provider, base_url) or self._shared.get((organisation, *place))
 
     def given(self, execution: str) -> list[tuple[str, str, str]]:
         """Provider, origin and key of those that were given for this execution."""

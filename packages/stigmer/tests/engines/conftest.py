@@ -67,7 +67,7 @@ class House:
         request = api.CreateExecutionRequest(task=task, **fields)
         id = new_id()
         if key is not None:
-            self.keys.put(id, key, provider="openai", base_url=self.fake.openai_url)
+            self.keys.put(id, key, organisation="default", provider="openai", base_url=self.fake.openai_url)
         row, _ = await self.store.accept(
             id,
             request.SerializeToString(),
@@ -169,7 +169,7 @@ async def servers(
     async def start() -> House:
         house = House(tmp_path / f"home{len(houses)}", fake, database=shared)
         houses.append(house)
-        house.keys.put("any", KEY, provider="openai", base_url=fake.openai_url)
+        house.keys.put("any", KEY, organisation="default", provider="openai", base_url=fake.openai_url)
         house.lease = 1.5
         house.engine = EmbeddedEngine(house.store, Runner(house.home, house.keys), lease=house.lease)
         await house.engine.start()

@@ -232,7 +232,13 @@ async def test_a_key_that_only_a_shell_had_is_waited_for(house: Any, fake: FakeP
     assert (await house.waiting(row)).reason == "key"
     await house.restart()
     assert house.engine.running == 0
-    house.keys.put("other", "sk-another-key-000000", provider="openai", base_url=house.fake.openai_url)
+    house.keys.put(
+        "other",
+        "sk-another-key-000000",
+        organisation="default",
+        provider="openai",
+        base_url=house.fake.openai_url,
+    )
     house.engine.wake(row.id)
     assert (await house.finished(row)).text == "Whole."
     assert fake.chats[-1].headers["authorization"] == "Bearer sk-another-key-000000"

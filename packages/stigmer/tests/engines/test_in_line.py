@@ -18,7 +18,7 @@ COMMAND = {"calls": [{"name": "run_command", "arguments": {"command": "echo hi"}
 async def accept(house: Any, task: str) -> Row:
     request = api.CreateExecutionRequest(task=task, session=SESSION, workspace=str(house.workspace))
     id = new_id()
-    house.keys.put(id, KEY, provider="openai", base_url=house.fake.openai_url)
+    house.keys.put(id, KEY, organisation="default", provider="openai", base_url=house.fake.openai_url)
     row, _ = await house.store.accept(
         id,
         request.SerializeToString(),

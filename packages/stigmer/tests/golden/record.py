@@ -236,7 +236,13 @@ async def retried(house: Any, fake: FakeProviders) -> Row:
     )
     created = pb.Created(task="Which bird?", retry_of=first.id, parent=first.id)
     notice = pb.Notice(code="retry", text=f"goes on from {first.id}")
-    house.keys.put("any", "sk-golden-0000000000", provider="openai", base_url=house.fake.openai_url)
+    house.keys.put(
+        "any",
+        "sk-golden-0000000000",
+        organisation="default",
+        provider="openai",
+        base_url=house.fake.openai_url,
+    )
     row, _ = await house.store.accept(
         new_id(),
         request.SerializeToString(),
@@ -279,7 +285,13 @@ async def ended(house: Any, task: str, **more: Any) -> Row:
         row: Row = await house.accept(task, **more)
     else:
         request = api.CreateExecutionRequest(task=task, workspace=str(house.workspace), **more)
-        house.keys.put("any", "sk-golden-0000000000", provider="openai", base_url=house.fake.openai_url)
+        house.keys.put(
+            "any",
+            "sk-golden-0000000000",
+            organisation="default",
+            provider="openai",
+            base_url=house.fake.openai_url,
+        )
         events = [
             pb.Event(created=pb.Created(task=task, session=session)),
             pb.Event(config_resolved=house.config()),

@@ -115,15 +115,15 @@ async def test_the_timer_prunes_while_nothing_runs_and_leaves_what_has_just_ende
         assert await rounds() == {"busy"}
         runs[0] = False
         assert await rounds() == {"busy", "setting"}
-        assert len(await store.page(limit=10)) == 6  # Nobody set it: nothing goes.
+        assert len(await store.page(organisation="default", limit=10)) == 6  # Nobody set it: nothing goes.
         said[0] = Retention(keep=1)
         await rounds()
-        assert [row.id for row in reversed(await store.page(limit=10))] == young
+        assert [row.id for row in reversed(await store.page(organisation="default", limit=10))] == young
         assert await store.get(old[0]) is None
         said[0] = Retention(days=1)
         now[0] += 86_400 + 60
         await rounds()
-        assert await store.page(limit=10) == []
+        assert await store.page(organisation="default", limit=10) == []
     finally:
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)

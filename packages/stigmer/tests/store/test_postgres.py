@@ -239,7 +239,7 @@ async def test_a_commit_whose_answer_is_lost_happens_once(postgres: Any, stores:
         assert await texts(store, other) == ["c"]
         assert [seq for seq, _ in watcher.take()] == [3, 4]
         assert await store.append(row.no, 1, batch=3, events=[notice("d")]) == 5
-        assert len(await store.page(limit=9)) == 3
+        assert len(await store.page(organisation="default", limit=9)) == 3
         await store.close()
 
 

@@ -31,7 +31,7 @@ async def prune(store: Store, *, before_ms: int = LATER, keep: int = 0) -> int:
 
 
 async def left(store: Store) -> list[str]:
-    return [row.id for row in reversed(await store.page(limit=1000))]
+    return [row.id for row in reversed(await store.page(organisation="default", limit=1000))]
 
 
 async def test_only_what_has_ended_goes_with_all_its_events(database: Any) -> None:
@@ -111,7 +111,7 @@ async def test_ten_thousand_are_listed_and_pruned_while_others_run(database: Any
     running = await accept(store, ended=False)
     await store.claim(running.no, worker="w", lease=60)
     seen, before = 0, None
-    while page := await store.page(limit=200, before=before, state="completed"):
+    while page := await store.page(organisation="default", limit=200, before=before, state="completed"):
         seen, before = seen + len(page), page[-1].no
     assert seen == MANY
     full = await database.size(store)

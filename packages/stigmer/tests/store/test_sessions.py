@@ -76,24 +76,24 @@ async def test_sessions_are_listed_with_their_first_and_last_execution(store: St
     other = await accept(store, "ses_2")
     await accept(store, "")
     last = await accept(store)
-    found = await store.sessions(limit=10)
+    found = await store.sessions(organisation="default", limit=10)
     assert [(one.id, one.count, one.first.id, one.last.id) for one in found] == [
         ("ses_1", 2, first.id, last.id),
         ("ses_2", 1, other.id, other.id),
     ]
-    assert len(await store.sessions(limit=1)) == 1
-    assert [row.id for row in await store.of_session("ses_1")] == [first.id, last.id]
-    assert await store.of_session("ses_3") == []
+    assert len(await store.sessions(organisation="default", limit=1)) == 1
+    assert [row.id for row in await store.of_session("ses_1", organisation="default")] == [first.id, last.id]
+    assert await store.of_session("ses_3", organisation="default") == []
 
 
 async def test_a_session_is_deleted_whole_and_nothing_else(store: Store) -> None:
     first, other = await accept(store), await accept(store, "ses_2")
     with pytest.raises(Busy, match=first.id):
-        await store.delete_session("ses_1")
+        await store.delete_session("ses_1", organisation="default")
     await finish(store, first)
     last = await accept(store)
     await finish(store, last)
-    assert await store.delete_session("ses_1") == 2
+    assert await store.delete_session("ses_1", organisation="default") == 2
     assert (await store.get(first.id), await store.replay(first.no), await store.replay(last.no)) == (
         None,
         [],
@@ -101,7 +101,7 @@ async def test_a_session_is_deleted_whole_and_nothing_else(store: Store) -> None
     )
     assert await store.get(other.id) == other
     assert len(await store.replay(other.no)) == 1
-    assert await store.delete_session("ses_1") == 0
+    assert await store.delete_session("ses_1", organisation="default") == 0
     assert (await accept(store)).no > last.no  # Numbers are never used twice.
 
 
@@ -114,7 +114,9 @@ async def test_a_run_that_joins_a_session_as_it_goes_is_refused_or_keeps_it(stor
         found = await store.expendable(before_ms=store.now_ms + 1)
 
         goes: Awaitable[Any] = (
-            store.delete_session(f"ses_{first}") if how == "deleted" else store.prune(found)
+            store.delete_session(f"ses_{first}", organisation="default")
+            if how == "deleted"
+            else store.prune(found)
         )
         works: list[Awaitable[Any]] = [accept(store, f"ses_{first}", joins=True), goes]
         joined, gone = 0, 1
@@ -122,7 +124,7 @@ async def test_a_run_that_joins_a_session_as_it_goes_is_refused_or_keeps_it(stor
             works.reverse()
             joined, gone = 1, 0
         ends = await asyncio.gather(*works, return_exceptions=True)
-        there = await store.of_session(f"ses_{first}")
+        there = await store.of_session(f"ses_{first}", organisation="default")
         if isinstance(ends[joined], Gone):
             assert str(ends[joined]).startswith(f"there is no session 'ses_{first}'")
             assert there == []

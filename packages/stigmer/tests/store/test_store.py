@@ -222,10 +222,12 @@ async def test_pages_are_bounded_and_lose_nothing(store: Store) -> None:
 async def test_executions_are_listed_newest_first_in_pages(store: Store) -> None:
     rows = [await accept(store) for _ in range(5)]
     await store.control(rows[2].no, [finished("failed")])
-    page = await store.page(limit=2)
+    page = await store.page(organisation="default", limit=2)
     assert [r.id for r in page] == [rows[4].id, rows[3].id]
-    assert [r.id for r in (await store.page(limit=9, before=page[-1].no))] == [rows[i].id for i in (2, 1, 0)]
-    assert [r.id for r in (await store.page(limit=9, state="failed"))] == [rows[2].id]
+    assert [r.id for r in (await store.page(organisation="default", limit=9, before=page[-1].no))] == [
+        rows[i].id for i in (2, 1, 0)
+    ]
+    assert [r.id for r in (await store.page(organisation="default", limit=9, state="failed"))] == [rows[2].id]
     assert (await store.count("queued")) == 4
     assert len(await store.unfinished()) == 4
 
@@ -348,7 +350,7 @@ async def test_a_zero_byte_in_a_key_harms_nobody_else(store: Store) -> None:
     with pytest.raises(StoreError, match="zero byte"):
         store.accept(new_id(), b"", events=[notice("x")], idempotency_key="a\0b")
     await accept(store, key="ключ 🔑 'quoted' %s :no")
-    assert await store.by_idempotency_key("ключ 🔑 'quoted' %s :no") is not None
+    assert await store.by_idempotency_key("ключ 🔑 'quoted' %s :no", organisation="default") is not None
 
 
 async def test_an_event_of_256_kib_is_kept_and_sent_whole(store: Store) -> None:

@@ -800,20 +800,22 @@ class SystemServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def GetStatus(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Of executions, a key hears of its own organisation's only.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Shutdown(self, request, context):
-        """Stops the server: running executions are handed back to be resumed by the next one.
+        """Stops the server, if the caller shows the token of its home: running executions are handed back to be resumed by the next one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PruneExecutions(self, request, context):
-        """Deletes executions that have ended, for good, and gives their room back. A session goes as a whole or not at all.
+        """Deletes executions of the organisation that have ended, for good, and gives their room back. A session goes as a
+        whole or not at all.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1005,7 +1007,8 @@ class ModelService:
 
 
 class KeyServiceStub:
-    """Keys for callers of a server that others reach, too. Needs the scope admin.
+    """Keys for callers of a server that others reach, too. Needs the scope admin; a key makes, sees and ends those of its own
+    organisation, the token of the server's home all.
     """
 
     def __init__(self, channel):
@@ -1032,7 +1035,8 @@ class KeyServiceStub:
 
 
 class KeyServiceServicer:
-    """Keys for callers of a server that others reach, too. Needs the scope admin.
+    """Keys for callers of a server that others reach, too. Needs the scope admin; a key makes, sees and ends those of its own
+    organisation, the token of the server's home all.
     """
 
     def CreateKey(self, request, context):
@@ -1082,7 +1086,8 @@ def add_KeyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class KeyService:
-    """Keys for callers of a server that others reach, too. Needs the scope admin.
+    """Keys for callers of a server that others reach, too. Needs the scope admin; a key makes, sees and ends those of its own
+    organisation, the token of the server's home all.
     """
 
     @staticmethod

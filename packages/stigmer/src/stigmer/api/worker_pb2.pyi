@@ -168,6 +168,7 @@ class Began(_message.Message):
     STORED_FIELD_NUMBER: _builtins.int
     ALWAYS_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
+    ORGANISATION_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     no: _builtins.int
     """The execution's short number, its request, and the last event there is."""
@@ -178,6 +179,8 @@ class Began(_message.Message):
     """The server's clock."""
     stored: _builtins.int
     """The last batch of this attempt that is stored."""
+    organisation: _builtins.str
+    """Whose execution it is: no key and no answer of another organisation counts for it."""
     @_builtins.property
     def always(self) -> _containers.RepeatedCompositeFieldContainer[_service_pb2.ApprovalRule]:
         """Answers that people gave for all runs of this agent."""
@@ -198,10 +201,11 @@ class Began(_message.Message):
         stored: _builtins.int = ...,
         always: _abc.Iterable[_service_pb2.ApprovalRule] | None = ...,
         keys: _abc.Iterable[Global___ModelKey] | None = ...,
+        organisation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["always", b"always", "attempt", b"attempt", "created_ms", b"created_ms", "keys", b"keys", "no", b"no", "now_ms", b"now_ms", "request", b"request", "seq", b"seq", "stored", b"stored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["always", b"always", "attempt", b"attempt", "created_ms", b"created_ms", "keys", b"keys", "no", b"no", "now_ms", b"now_ms", "organisation", b"organisation", "request", b"request", "seq", b"seq", "stored", b"stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stigmer.cli._main import asked, json_option
+from stigmer.cli._main import about_this_machine, asked, json_option
 from stigmer.cli._session import connected
 from stigmer.cli._terminal import harmless, terminal
 from stigmer.home import Home
@@ -77,19 +77,23 @@ def _text(execution: str, open_: ApprovalRequested) -> str:
 @click.pass_context
 def rules(ctx: click.Context) -> int:
     """List the answers that were given with --always, by number."""
+    about_this_machine("approvals rules")
     if ctx.invoked_subcommand is not None:
         return 0
     from stigmer.approvals import Answers
     from stigmer.events import time_text
+    from stigmer.organisations import DEFAULT_ORGANISATION
 
     found = Answers(Home.find().path).all()
     for number, one in enumerate(found, start=1):
         said = time_text(one.time_ms)
         if asked().json:
             row = {"number": number, "agent": one.agent, "tool": one.tool, "when": dict(one.when)}
-            terminal().data(json.dumps({**row, "by": one.by, "time": said}, ensure_ascii=False) + "\n")
+            row |= {"organisation": one.organisation, "by": one.by, "time": said}
+            terminal().data(json.dumps(row, ensure_ascii=False) + "\n")
         else:
-            terminal().data(f"{number}  agent {one.agent}: {one}, said by {one.by} at {said}\n")
+            where = f" of {one.organisation}" if one.organisation != DEFAULT_ORGANISATION else ""
+            terminal().data(f"{number}  agent {one.agent}{where}: {one}, said by {one.by} at {said}\n")
     if not found and not asked().json:
         terminal().say("no call has been allowed for always. Rules of your own: `approvals:` in config.yaml")
     return 0
@@ -101,6 +105,7 @@ def remove(number: int) -> int:
     """Forget the answer NUMBER: such calls are asked about again."""
     from stigmer.approvals import Answers
 
+    about_this_machine("approvals rules remove")
     gone = Answers(Home.find().path).remove(number)
     terminal().say(f"removed: agent {gone.agent}: {gone}")
     return 0

@@ -12,6 +12,7 @@ import click
 from stigmer.cli._main import asked, json_option
 from stigmer.cli._session import connected
 from stigmer.cli._terminal import harmless, terminal
+from stigmer.organisations import DEFAULT_ORGANISATION
 
 if TYPE_CHECKING:
     from stigmer.api.service_pb2 import ApiKey
@@ -35,14 +36,26 @@ def key() -> None:
     "[default: run]",
 )
 @click.option("--admin", is_flag=True, help="Everything, other keys too, but what is a worker's.")
+@click.option(
+    "--organisation",
+    metavar="NAME",
+    default="",
+    help="What it sees and acts in: nothing of another one. On the server's machine any name will do.  [default: your own]",
+)
 @click.option("--expires-days", type=click.IntRange(1, 3650), help="It ends by itself after so many days.")
 @json_option
-def create(name: str, scopes: tuple[str, ...], admin: bool, expires_days: int | None) -> int:
+def create(
+    name: str, scopes: tuple[str, ...], admin: bool, organisation: str, expires_days: int | None
+) -> int:
     """Make a key and print it; it is shown this once and kept nowhere."""
     wanted = [*scopes, *(["admin"] if admin else [])] or ["run"]
     made = connected(
         lambda client: client.create_key(
-            name, scopes=wanted, expires_days=expires_days or 0, by=getpass.getuser()
+            name,
+            scopes=wanted,
+            organisation=organisation,
+            expires_days=expires_days or 0,
+            by=getpass.getuser(),
         )
     )
     talk = terminal()
@@ -50,7 +63,8 @@ def create(name: str, scopes: tuple[str, ...], admin: bool, expires_days: int | 
         talk.data(json.dumps({**_as_json(made.key), "secret": made.secret}) + "\n")
     else:
         talk.say(
-            f"{made.key.id}, {harmless(made.key.name)}: {' '.join(made.key.scopes)}; keep it, it is not shown again:"
+            f"{made.key.id}, {harmless(made.key.name)}: {' '.join(made.key.scopes)}{_where(made.key)}; keep it, it is "
+            "not shown again:"
         )
         talk.data(made.secret + "\n")
     return 0
@@ -59,7 +73,7 @@ def create(name: str, scopes: tuple[str, ...], admin: bool, expires_days: int | 
 @key.command("list")
 @json_option
 def list_() -> int:
-    """List the keys, also those that hold no more; never their text."""
+    """List the keys of all organisations, or of that of your own key, also those that hold no more; never their text."""
     found, talk = connected(lambda client: client.keys()), terminal()
     if asked().json:
         for one in found:
@@ -67,7 +81,8 @@ def list_() -> int:
         return 0
     for one in found:
         talk.data(
-            f"{one.id}  {_day(one.created_ms)}  {_state(one):<18}  {' '.join(one.scopes):<11}  {harmless(one.name)}\n"
+            f"{one.id}  {_day(one.created_ms)}  {_state(one):<18}  {' '.join(one.scopes):<11}  "
+            f"{harmless(one.name)}{_where(one)}\n"
         )
     if not found:
         talk.say("there is no key; e.g. stigmer key create --name ci --scope run")
@@ -96,6 +111,11 @@ def _state(one: ApiKey) -> str:
     return "holds"
 
 
+def _where(one: ApiKey) -> str:
+    """The organisation, where it is not everybody's."""
+    return f" of {one.organisation}" if one.organisation != DEFAULT_ORGANISATION else ""
+
+
 def _day(ms: int) -> str:
     return time.strftime("%Y-%m-%d", time.localtime(ms / 1000))
 
@@ -105,6 +125,7 @@ def _as_json(one: ApiKey) -> dict[str, Any]:
         "id": one.id,
         "name": one.name,
         "scopes": list(one.scopes),
+        "organisation": one.organisation,
         "created_by": one.created_by,
         "created_ms": one.created_ms,
         "expires_ms": one.expires_ms or None,

@@ -55,11 +55,23 @@ class Pruner:
         self._look, self._rest = look, rest
         self._one = asyncio.Lock()
 
-    async def prune(self, wanted: Retention, *, dry_run: bool = False, grace_ms: int = 0) -> Pruned:
-        """Deletes what has ended and `wanted` does not keep; with `dry_run` only says what that would be."""
+    async def prune(
+        self,
+        wanted: Retention,
+        *,
+        dry_run: bool = False,
+        grace_ms: int = 0,
+        organisation: str | None = None,
+    ) -> Pruned:
+        """Deletes what has ended and `wanted` does not keep, of one organisation or of each.
+
+        With `dry_run` only says what that would be.
+        """
         async with self._one:
             before = self._store.now_ms + 1 - max((wanted.days or 0) * DAY_MS, grace_ms)
-            found = await self._store.expendable(before_ms=before, keep=wanted.keep or 0)
+            found = await self._store.expendable(
+                before_ms=before, keep=wanted.keep or 0, organisation=organisation
+            )
             size = await self._store.bytes_of(found)
             count = sum(len(one.ages) for one in found)
             sessions = sum(1 for one in found if one.session)

@@ -19,8 +19,9 @@ import grpc.aio
 from graphton.errors import JournalError
 
 from stigmer.api import event_pb2 as pb
+from stigmer.organisations import DEFAULT_ORGANISATION, RULE, is_organisation
 from stigmer.server.status import DETAIL, status_of
-from stigmer.store import DEFAULT_ORGANISATION, KeyRow, KeyTable, is_organisation
+from stigmer.store import KeyRow, KeyTable
 
 __all__ = [
     "ORGANISATION",
@@ -32,6 +33,7 @@ __all__ = [
     "caller",
     "caller_of_call",
     "digest_of",
+    "may",
     "new_key",
     "token_of",
 ]
@@ -117,6 +119,13 @@ def allows(scopes: str, needed: str) -> bool:
     return any(needed in _GRANTS.get(scope, ()) for scope in scopes.split())
 
 
+def may(who: Caller, needed: str) -> bool:
+    """Whether he may call a method that needs this. A worker serves all organisations: in `default` alone it is one."""
+    if needed == "worker" and who.organisation != DEFAULT_ORGANISATION:
+        return False
+    return allows(" ".join(who.scopes), needed)
+
+
 def new_key() -> tuple[str, str]:
     """A new key's id, and the key itself, which begins with it."""
     id = _PREFIX + secrets.token_hex(6)
@@ -193,7 +202,8 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic i
             await _end(context, pb.Error(code="store", message=error.message, hint=error.hint))
         if key is None:
             await _end(context, _UNKNOWN)
-        if not allows(key.scopes, needed):
+        who = Caller(f"key {key.name}", frozenset(key.scopes.split()), key.organisation, "key")
+        if not may(who, needed):
             log.warning("refused method=%s key=%s name=%r needs=%s", method, key.id, key.name, needed)
             await _end(
                 context,
@@ -203,7 +213,6 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic i
                     hint=f"stigmer key create --scope {needed}",
                 ),
             )
-        who = Caller(f"key {key.name}", frozenset(key.scopes.split()), DEFAULT_ORGANISATION, "key")
         if about not in ("", who.organisation):
             await _end(context, _another(who))
         if needed != "read":
@@ -249,7 +258,7 @@ async def _checked(context: Any, organisation: str) -> str:
             pb.Error(
                 code="usage",
                 message=f"no organisation can be called {organisation[:100]!r}",
-                hint="up to 100 letters, digits, '.', '_' and '-'",
+                hint=RULE,
             ),
         )
     return organisation

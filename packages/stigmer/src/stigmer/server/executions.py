@@ -30,7 +30,7 @@ from stigmer.server._activity import Activity
 from stigmer.server._models_here import check_models
 from stigmer.server._resolve import Resolved
 from stigmer.server._retry import carried, request_again
-from stigmer.server.auth import by_unix_socket, caller
+from stigmer.server.auth import by_unix_socket, caller, caller_of_call
 from stigmer.server.status import Refused, abort
 from stigmer.store import Moved, Row, Store, Watcher, new_id
 
@@ -177,7 +177,9 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
 
     async def _accept(self, request: api.CreateExecutionRequest, *, local: bool) -> tuple[Row, bool]:
         if request.idempotency_key:
-            known = await self._store.by_idempotency_key(request.idempotency_key)
+            known = await self._store.by_idempotency_key(
+                request.idempotency_key, organisation=_organisation()
+            )
             if known is not None:
                 return _same(known, request), False
         before: list[pb.Event] = []
@@ -201,9 +203,9 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         )
         id = new_id(self._store.now_ms / 1000)
         if resolved.key is not None and not resolved.key_is_stored:
-            self._keys.put(id, resolved.key, provider=resolved.provider, base_url=resolved.base_url)
+            self._put(id, resolved.key, provider=resolved.provider, base_url=resolved.base_url)
         for provider, base_url, key in resolved.fallback_keys:
-            self._keys.put(id, key, provider=provider, base_url=base_url)
+            self._put(id, key, provider=provider, base_url=base_url)
         events = [pb.Event(created=_created(request)), pb.Event(config_resolved=resolved.config), *before]
         events.append(pb.Event(notice=pb.Notice(code="model", text=resolved.line)))
         if request.retry_of:
@@ -215,6 +217,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
                 id,
                 _without_secrets(request).SerializeToString(),
                 events=[masked(event) for event in events],
+                organisation=_organisation(),
                 idempotency_key=request.idempotency_key,
                 session=request.session,
                 alone=request.if_running == "reject",
@@ -229,15 +232,19 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         log.info("execution accepted id=%s provider=%s model=%s", row.id, resolved.provider, resolved.model)
         self._engine.submit(row.id)
         if resolved.key is not None:
-            await self._wake_those_without_a_key()
+            await self._wake_those_without_a_key(_organisation())
         return row, True
+
+    def _put(self, execution: str, key: str, *, provider: str, base_url: str) -> None:
+        """Keeps a key that the caller gives for an execution of his organisation."""
+        self._keys.put(execution, key, organisation=_organisation(), provider=provider, base_url=base_url)
 
     async def _join(self, request: api.CreateExecutionRequest) -> bool:
         """Begins a session, or finds the one that the request names and says that it joins: one may go meanwhile."""
         if request.session == "new":
             request.session = new_id(self._store.now_ms / 1000, kind="ses")
             return False
-        if request.session and not await self._store.of_session(request.session):
+        if request.session and not await self._of_session(request):
             raise Refused(
                 f"there is no session {request.session!r}",
                 code="not_found",
@@ -247,7 +254,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
 
     async def _make_way(self, request: api.CreateExecutionRequest) -> list[pb.Event]:
         """Where executions of the session have not finished: stops them, if that is wanted, or says what is waited for."""
-        rows = await self._store.of_session(request.session) if request.session else []
+        rows = await self._of_session(request)
         running = [row for row in rows if row.finished_ms is None]
         if request.if_running == "interrupt":
             for row in running:
@@ -257,19 +264,42 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             return [pb.Event(notice=pb.Notice(code="queued", text=text))]
         return []
 
-    async def _wake(self) -> api.WakeExecutionsResponse:
-        return api.WakeExecutionsResponse(woken=await self._wake_those_without_a_key())
+    async def _of_session(self, request: api.CreateExecutionRequest) -> list[Row]:
+        """The executions of the session that a request names, where the caller's organisation has it."""
+        if not request.session:
+            return []
+        return await self._store.of_session(request.session, organisation=_organisation())
 
-    async def _wake_those_without_a_key(self) -> int:
-        """Wakes the executions whose key is at hand now, and says how many those are."""
-        woken, before = 0, None
-        while page := await self._store.page(limit=PAGE_LIMIT, before=before, state="waiting"):
-            before = page[-1].no
-            for row in page:
-                if await self._lacked_its_key(row):
-                    self._engine.wake(row.id)
-                    woken += 1
+    async def _wake(self) -> api.WakeExecutionsResponse:
+        """A secret that was stored serves all organisations, and the machine's owner wakes them all."""
+        who = caller_of_call()
+        woken = await self._wake_those_without_a_key("" if who.owns_the_machine else who.organisation)
+        return api.WakeExecutionsResponse(woken=woken)
+
+    async def _wake_those_without_a_key(self, organisation: str) -> int:
+        """Wakes the executions of an organisation, or of all, whose key is at hand now; says how many those are."""
+        woken = 0
+        async for row in self._waiting(organisation):
+            if await self._lacked_its_key(row):
+                self._engine.wake(row.id)
+                woken += 1
         return woken
+
+    async def _waiting(self, organisation: str) -> AsyncIterator[Row]:
+        """What waits, of an organisation or of all, page after page."""
+        last: Row | None = None
+        while page := await (
+            self._store.page(
+                organisation=organisation,
+                limit=PAGE_LIMIT,
+                before=last.no if last is not None else None,
+                state="waiting",
+            )
+            if organisation
+            else self._store.in_state("waiting", limit=PAGE_LIMIT, after=last)
+        ):
+            for last in page:
+                yield last
 
     async def _lacked_its_key(self, row: Row) -> bool:
         """Whether an execution waits for a key that is there by now."""
@@ -277,9 +307,11 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         if pb.Event.FromString(last).waiting.reason != "key":
             return False
         needed = needed_models((await self._execution(row)).config)
-        return all(
-            self._keys.find(row.id, provider=model.provider, base_url=model.base_url) is not None
-            for model in needed
+        return all(self._key(row, model) is not None for model in needed)
+
+    def _key(self, row: Row, model: pb.ResolvedModel) -> str | None:
+        return self._keys.find(
+            row.id, organisation=row.organisation, provider=model.provider, base_url=model.base_url
         )
 
     async def _preview(
@@ -312,7 +344,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
 
     async def _said(self, request: api.CreateExecutionRequest, max_tokens: int | None) -> Sequence[Message]:
         """What the executions of the request's session said so far."""
-        rows = await self._store.of_session(request.session) if request.session else []
+        rows = await self._of_session(request)
         return said_before(await read_back(self._store, rows, until=enough()), max_tokens=max_tokens)
 
     # Watching
@@ -361,7 +393,8 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
     # Asking and telling
 
     async def _known(self, id: str) -> Row:
-        row = await self._store.get(id)
+        """The execution of that id. One of another organisation is as unknown as one that never was."""
+        row = await self._store.find(id, organisation=_organisation())
         if row is None:
             raise Refused(f"there is no execution {id!r}", code="not_found", hint="stigmer list execution")
         return row
@@ -377,7 +410,10 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             before = int(request.page_token)
         limit = min(request.limit or 20, PAGE_LIMIT)
         answer = api.ListExecutionsResponse()
-        for row in await self._store.page(limit=limit + 1, before=before, state=request.state):
+        page = await self._store.page(
+            organisation=_organisation(), limit=limit + 1, before=before, state=request.state
+        )
+        for row in page:
             if len(answer.executions) == limit or answer.ByteSize() > PAGE_ROOM:
                 answer.next_page_token = str(before)
                 break
@@ -459,15 +495,15 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             return
         for model in needed_models((await self._execution(row, asked=())).config):
             where = {"provider": model.provider, "base_url": model.base_url}
-            if self._keys.find(row.id, **where) is None and (key := self._resolve.key_from(shell, **where)):
-                self._keys.put(row.id, key, **where)
-                await self._wake_those_without_a_key()
+            if self._key(row, model) is None and (key := self._resolve.key_from(shell, **where)):
+                self._put(row.id, key, **where)
+                await self._wake_those_without_a_key(row.organisation)
 
     def _with_its_key(self, row: Row, records: list[pb.Event]) -> None:
         """Raises Refused where the execution still lacks a key."""
         config = next(record.config_resolved for record in records if record.HasField("config_resolved"))
         for model in needed_models(config):
-            if self._keys.find(row.id, provider=model.provider, base_url=model.base_url) is None:
+            if self._key(row, model) is None:
                 where = f" at {model.base_url}" if model.base_url else ""
                 raise Refused(
                     f"execution {row.id} waits for its key of {model.provider}{where}, and this shell has none",
@@ -548,6 +584,11 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             shown.approvals.extend(_addressed(question, request) for question in open_questions(records))
             shown.waits_for = _last_wait(records) if row.state == "waiting" else ""
         return shown
+
+
+def _organisation() -> str:
+    """What the call that is being answered sees and acts in."""
+    return caller_of_call().organisation
 
 
 def _news(watcher: Watcher, next_seq: int, *, live: bool) -> tuple[list[bytes], int, bool]:
@@ -741,7 +782,8 @@ def _for_always(row: Row, question: pb.Event, request: api.DecideApprovalRequest
             code="not_offered",
             hint=f"stigmer approve {row.id} {request.call}",
         )
-    return StoredAnswer(agent_name(made_by), rule.tool, rule.when, caller(request.by) or "somebody", 0)
+    said_by = caller(request.by) or "somebody"
+    return StoredAnswer(agent_name(made_by), rule.tool, rule.when, said_by, 0, row.organisation)
 
 
 def _why_not_always(

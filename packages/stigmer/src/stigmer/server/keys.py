@@ -9,8 +9,9 @@ from stigmer import redact
 from stigmer.api import service_pb2 as api
 from stigmer.api import service_pb2_grpc
 from stigmer.home import Home
+from stigmer.organisations import DEFAULT_ORGANISATION, RULE, is_organisation
 from stigmer.server._activity import Activity
-from stigmer.server.auth import caller, digest_of, new_key
+from stigmer.server.auth import Caller, caller, caller_of_call, digest_of, new_key
 from stigmer.server.status import Refused, abort
 from stigmer.store import KeyRow, KeyTable
 
@@ -34,7 +35,7 @@ class KeyService(service_pb2_grpc.KeyServiceServicer):
         return await self._answered(context, self._create(request))
 
     async def ListKeys(self, request: api.ListKeysRequest, context: Any) -> api.ListKeysResponse:
-        """All keys, never their text."""
+        """The keys of the caller's organisation, with the home's token of all; never their text."""
         return await self._answered(context, self._list())
 
     async def RevokeKey(self, request: api.RevokeKeyRequest, context: Any) -> api.RevokeKeyResponse:
@@ -56,6 +57,8 @@ class KeyService(service_pb2_grpc.KeyServiceServicer):
                 code="usage",
                 hint="--name says who or what the key is for",
             )
+        scopes = _scopes(request.scopes)
+        organisation = _organisation(request, caller_of_call())
         id, secret = new_key()
         redact.remember([secret])
         days = request.expires_days
@@ -63,20 +66,48 @@ class KeyService(service_pb2_grpc.KeyServiceServicer):
             id,
             name=name,
             digest=digest_of(secret),
-            scopes=_scopes(request.scopes),
+            scopes=scopes,
+            organisation=organisation,
             by=caller(request.by),
             expires_ms=self._keys.now_ms + days * _DAY_MS if days else None,
         )
         return api.CreateKeyResponse(key=_shown(row), secret=secret)
 
     async def _list(self) -> api.ListKeysResponse:
-        return api.ListKeysResponse(keys=map(_shown, await self._keys.all()))
+        found = await self._keys.all(organisation=_whose(caller_of_call()))
+        return api.ListKeysResponse(keys=map(_shown, found))
 
     async def _revoke(self, id: str) -> api.RevokeKeyResponse:
-        revoked = await self._keys.revoke(id)
-        if not revoked and await self._keys.get(id) is None:
+        whose = _whose(caller_of_call())
+        found = await self._keys.get(id)
+        if found is None or whose not in ("", found.organisation):
             raise Refused(f"there is no key {id[:50]!r}", code="not_found", hint="stigmer key list")
-        return api.RevokeKeyResponse(revoked=revoked)
+        return api.RevokeKeyResponse(revoked=await self._keys.revoke(id, organisation=whose))
+
+
+def _whose(who: Caller) -> str:
+    """The organisation whose keys somebody sees and ends; "" is all of them."""
+    return "" if who.owns_the_machine else who.organisation
+
+
+def _organisation(request: api.CreateKeyRequest, who: Caller) -> str:
+    """The organisation that the key is for. Raises Refused where the caller may not make such a key."""
+    wanted = request.organisation or who.organisation
+    if not is_organisation(wanted):
+        raise Refused(f"no organisation can be called {wanted[:100]!r}", code="usage", hint=RULE)
+    if not who.owns_the_machine and wanted != who.organisation:
+        raise Refused(
+            f"{who.name} makes keys of its own organisation, {who.organisation!r}, only",
+            code="forbidden",
+            hint="the owner of the server's machine makes them for any: stigmer key create --organisation NAME",
+        )
+    if "worker" in request.scopes and not (who.owns_the_machine and wanted == DEFAULT_ORGANISATION):
+        raise Refused(
+            "a worker serves all organisations: its key is made on the server's machine, without an organisation",
+            code="forbidden",
+            hint="stigmer key create --name worker-1 --scope worker",
+        )
+    return wanted
 
 
 def _scopes(given: Sequence[str]) -> str:
@@ -100,4 +131,5 @@ def _shown(row: KeyRow) -> api.ApiKey:
         created_ms=row.created_ms,
         expires_ms=row.expires_ms or 0,
         revoked_ms=row.revoked_ms or 0,
+        organisation=row.organisation,
     )

@@ -9,6 +9,7 @@ from stigmer.api import service_pb2 as api
 from stigmer.api import service_pb2_grpc
 from stigmer.home import Home
 from stigmer.server._activity import Activity
+from stigmer.server.auth import caller_of_call
 from stigmer.server.status import Refused, abort
 from stigmer.store import Row, Store
 
@@ -58,17 +59,18 @@ class SessionService(service_pb2_grpc.SessionServiceServicer):
 
     async def _list(self, limit: int) -> api.ListSessionsResponse:
         answer = api.ListSessionsResponse()
-        for one in await self._store.sessions(limit=limit):
+        for one in await self._store.sessions(organisation=caller_of_call().organisation, limit=limit):
             ends = [one.first] if one.count == 1 else [one.first, one.last]
             answer.sessions.append(await self._session(one.id, ends, count=one.count))
         return answer
 
     async def _delete(self, id: str) -> api.DeleteSessionResponse:
         await self._rows(id)
-        return api.DeleteSessionResponse(executions=await self._store.delete_session(id))
+        deleted = await self._store.delete_session(id, organisation=caller_of_call().organisation)
+        return api.DeleteSessionResponse(executions=deleted)
 
     async def _rows(self, id: str) -> list[Row]:
-        rows = await self._store.of_session(id)
+        rows = await self._store.of_session(id, organisation=caller_of_call().organisation)
         if not rows:
             raise Refused(f"there is no session {id!r}", code="not_found", hint="stigmer list session")
         return rows

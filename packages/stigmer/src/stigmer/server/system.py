@@ -15,6 +15,7 @@ from stigmer.engines.embedded import EmbeddedEngine
 from stigmer.home import Home
 from stigmer.server._activity import Activity
 from stigmer.server._retention import Pruner
+from stigmer.server.auth import caller_of_call
 from stigmer.server.status import Refused, abort
 from stigmer.store import Store
 
@@ -42,15 +43,17 @@ class SystemService(service_pb2_grpc.SystemServiceServicer):
         self._started_ms = store.now_ms
 
     async def GetStatus(self, request: api.GetStatusRequest, context: Any) -> api.Status:
-        """What runs and waits here, and which models this server serves itself."""
+        """What runs and waits here, and which models this server serves itself. Of others' executions a key hears nothing."""
+        who = caller_of_call()
+        whose = "" if who.owns_the_machine else who.organisation
         return api.Status(
             version=__version__,
             pid=os.getpid(),
             address=self._address,
             engine=self._engine.name,
             home=str(self._home.path),
-            running=self._engine.running,
-            waiting=await self._store.count("waiting"),
+            running=await self._store.count("running", organisation=whose) if whose else self._engine.running,
+            waiting=await self._store.count("waiting", organisation=whose),
             started_ms=self._started_ms,
             stays=self._stays,
             models=_served(),
@@ -71,7 +74,9 @@ class SystemService(service_pb2_grpc.SystemServiceServicer):
                         hint="stigmer prune --older-than 90; or for always, in ~/.stigmer/config.yaml: "
                         "retention: {days: 90}",
                     )
-                pruned = await self._pruner.prune(wanted, dry_run=request.dry_run)
+                pruned = await self._pruner.prune(
+                    wanted, dry_run=request.dry_run, organisation=caller_of_call().organisation
+                )
             except Exception as error:
                 await abort(context, error, home=self._home.path, about="prune")
         return api.PruneExecutionsResponse(
@@ -84,7 +89,14 @@ class SystemService(service_pb2_grpc.SystemServiceServicer):
         )
 
     async def Shutdown(self, request: api.ShutdownRequest, context: Any) -> api.ShutdownResponse:
-        """Ends the server after the answer; what runs is handed back."""
+        """Ends the server after the answer; what runs is handed back. All organisations lose it: its owner may, no key."""
+        if not caller_of_call().owns_the_machine:
+            refused = Refused(
+                "only the owner of the server's machine may end it, with the token of its home",
+                code="forbidden",
+                hint="stigmer down, on that machine",
+            )
+            await abort(context, refused, home=self._home.path, about="shutdown")
         if request.if_idle and (self._engine.running or self._store.feed.watchers):
             busy = Refused(
                 f"the server is busy: {self._engine.running} executions run", code="busy", hint="stigmer down"

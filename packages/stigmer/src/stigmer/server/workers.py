@@ -202,6 +202,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             created_ms=row.created_ms,
             now_ms=self._store.now_ms,
             stored=await self._store.last_batch(row.no),
+            organisation=row.organisation,
             always=self._always(row),
             keys=[
                 api.ModelKey(provider=provider, base_url=base_url, key=key)
@@ -272,7 +273,7 @@ def always_of(home: Home) -> Callable[[Row], Iterable[service.ApprovalRule]]:
     def rules(row: Row) -> Iterator[service.ApprovalRule]:
         agent = agent_name(service.CreateExecutionRequest.FromString(row.request))
         try:
-            found = answers.rules(agent) if agent else ()
+            found = answers.rules(agent, row.organisation) if agent else ()
         except AnswersError as error:  # Asking is the safe way on.
             log.warning("answers for always are left out reason=%r", error.message)
             found = ()

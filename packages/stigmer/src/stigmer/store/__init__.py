@@ -5,12 +5,10 @@ from __future__ import annotations
 from stigmer.store._dialect import StoreError
 from stigmer.store._feed import Feed, Watcher
 from stigmer.store._keys import KeyRow, KeyTable
-from stigmer.store._organisations import DEFAULT_ORGANISATION, is_organisation
 from stigmer.store._prune import Expendable
 from stigmer.store._store import Busy, Gone, Moved, Row, SessionRow, Store, new_id
 
 __all__ = [
-    "DEFAULT_ORGANISATION",
     "Busy",
     "Expendable",
     "Feed",
@@ -23,6 +21,5 @@ __all__ = [
     "Store",
     "StoreError",
     "Watcher",
-    "is_organisation",
     "new_id",
 ]

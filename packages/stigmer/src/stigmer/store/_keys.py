@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stigmer.organisations import DEFAULT_ORGANISATION
 from stigmer.store._dialect import Session
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class KeyRow:
     created_ms: int
     expires_ms: int | None
     revoked_ms: int | None
+    organisation: str = DEFAULT_ORGANISATION
+    """What it sees and acts in; nothing of another one."""
 
     def holds(self, now_ms: int) -> bool:
         """Whether it still lets anybody in."""
@@ -43,13 +46,24 @@ class KeyTable:
         return self._store.now_ms
 
     async def add(
-        self, id: str, *, name: str, digest: str, scopes: str, by: str, expires_ms: int | None
+        self,
+        id: str,
+        *,
+        name: str,
+        digest: str,
+        scopes: str,
+        by: str,
+        expires_ms: int | None,
+        organisation: str = DEFAULT_ORGANISATION,
     ) -> KeyRow:
         """Keeps a new key."""
+        values = {
+            "id": id, "name": name, "digest": digest, "scopes": scopes, "created_by": by,
+            "expires_ms": expires_ms, "organisation": organisation,
+        }  # fmt: skip
 
         def work(db: Session) -> None:
-            values = {"id": id, "name": name, "digest": digest, "scopes": scopes, "created_by": by}
-            db.run("add_key", {**values, "now": db.now_ms, "expires_ms": expires_ms})
+            db.run("add_key", {**values, "now": db.now_ms})
 
         await self._store.change(work)
         found = await self.get(id)
@@ -57,17 +71,19 @@ class KeyTable:
         return found
 
     async def get(self, id: str) -> KeyRow | None:
+        """The key of that id, whatever its organisation."""
         rows = await self._store.rows("key", {"id": id})
         return next((KeyRow(*row) for row in rows), None)
 
-    async def all(self) -> list[KeyRow]:
-        """The oldest first; those that hold no more too."""
-        return [KeyRow(*row) for row in await self._store.rows("keys", {})]
+    async def all(self, *, organisation: str = "") -> list[KeyRow]:
+        """Those of one organisation, or of all: the oldest first; those that hold no more too."""
+        return [KeyRow(*row) for row in await self._store.rows("keys", {"organisation": organisation})]
 
-    async def revoke(self, id: str) -> bool:
-        """Whether the key held until now."""
+    async def revoke(self, id: str, *, organisation: str = "") -> bool:
+        """Ends a key of this organisation, or of any; whether it held until now."""
 
         def work(db: Session) -> bool:
-            return db.run("revoke_key", {"id": id, "now": db.now_ms}).fetchone() is not None
+            values = {"id": id, "organisation": organisation, "now": db.now_ms}
+            return db.run("revoke_key", values).fetchone() is not None
 
         return await self._store.change(work)

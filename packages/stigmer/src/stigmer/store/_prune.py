@@ -20,6 +20,7 @@ class Age:
     finished_ms: int | None
     seq: int
     bytes: int
+    organisation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +30,25 @@ class Expendable:
     session: str
     ages: tuple[Age, ...]
 
+    @property
+    def organisation(self) -> str:
+        return self.ages[0].organisation
+
 
 def expendable(ages: Iterable[Age], *, before_ms: int, keep: int = 0) -> list[Expendable]:
-    """What ended before that moment and is not among the newest `keep` that have ended, the oldest first.
+    """What ended before that moment and is not among the newest `keep` of its organisation that have ended.
 
-    What has not ended stays. A session is one conversation, which its next execution begins from: it goes as a whole,
+    The oldest come first. What has not ended stays. A session is one conversation, which its next execution begins from: it goes as a whole,
     when its last execution may go and none of it is open.
     """
-    groups: dict[str | int, list[Age]] = {}
-    ended: list[int] = []
+    groups: dict[tuple[str, str] | int, list[Age]] = {}
+    ended: dict[str, list[int]] = {}
     for age in ages:
-        groups.setdefault(age.session if age.session is not None else age.no, []).append(age)
+        place = (age.organisation, age.session) if age.session is not None else age.no
+        groups.setdefault(place, []).append(age)
         if age.finished_ms is not None:
-            ended.append(age.no)
-    kept = set(sorted(ended)[-keep:]) if keep else set()
+            ended.setdefault(age.organisation, []).append(age.no)
+    kept = {no for nos in ended.values() for no in sorted(nos)[-keep:]} if keep else set()
     return [
         Expendable(members[0].session or "", tuple(members))
         for members in groups.values()

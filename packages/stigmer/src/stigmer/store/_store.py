@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from graphton.errors import Fenced, JournalError
 
 from stigmer.api import event_pb2 as pb
+from stigmer.organisations import DEFAULT_ORGANISATION
 from stigmer.store._cut import EVENT_LIMIT, cut
 from stigmer.store._dialect import Dialect, Session, StoreDefect, StoreError
 from stigmer.store._feed import Feed
@@ -73,6 +74,7 @@ class Row:
     seq: int
     created_ms: int
     finished_ms: int | None
+    organisation: str = DEFAULT_ORGANISATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,11 @@ def new_id(now: float | None = None, *, kind: str = "exec") -> str:
 
 
 class Store:
-    """Opened once per process. Reads are answered from what is committed; SQLite answers without giving way."""
+    """Opened once per process. Reads are answered from what is committed; SQLite answers without giving way.
+
+    Whatever a caller of the server names is looked for in his organisation: `find`, `page`, `of_session` and the like
+    ask for it. What takes a number or a Row is for those who have looked so, and for the engines, which serve all.
+    """
 
     def __init__(self, where: Path | str, *, clock: Callable[[], float] = time.time) -> None:
         """Opens the database: a file (its clock may be given, for tests), or a `postgresql://` address.
@@ -172,6 +178,7 @@ class Store:
         request: bytes,
         *,
         events: Sequence[pb.Event],
+        organisation: str = DEFAULT_ORGANISATION,
         idempotency_key: str = "",
         session: str = "",
         alone: bool = False,
@@ -179,7 +186,7 @@ class Store:
     ) -> asyncio.Future[tuple[Row, bool]]:
         """Stores a new execution with its first events; False when the idempotency key named an older one.
 
-        One of a session begins when those before it have finished. With `alone` it raises Busy where one has not; with
+        The key and the session are the organisation's: the same words elsewhere name something else. One of a session begins when those before it have finished. With `alone` it raises Busy where one has not; with
         `joins` it goes on with a conversation, and raises Gone where that has been deleted or pruned meanwhile.
         """
 
@@ -187,18 +194,19 @@ class Store:
             raise StoreError("the idempotency key holds a zero byte", hint="use letters and digits")
 
         def work(db: Session) -> _Done:
-            key = {"idempotency_key": idempotency_key or None}
+            key = {"idempotency_key": idempotency_key or None, "organisation": organisation}
+            line = {"session": session, "organisation": organisation}
             known = idempotency_key and db.run("by_idempotency_key", key).fetchone()
             if known:
                 return _Done((Row(*known), False))
             if session:
                 db.run("lock_session", {"session": session})
-            if joins and not list(db.run("of_session", {"session": session})):
+            if joins and not list(db.run("of_session", line)):
                 raise Gone(
                     f"there is no session {session!r}",
                     hint="stigmer list session; to begin one: --session new",
                 )
-            if alone and (busy := _unfinished(db, session)):
+            if alone and (busy := _unfinished(db, line)):
                 raise Busy(
                     f"{busy.id} of session {session!r} has not finished ({busy.state})",
                     hint=f"wait for it: --if-running enqueue; or stop it: stigmer cancel {busy.id}",
@@ -319,28 +327,35 @@ class Store:
 
         return self._submit(work)
 
-    def delete_session(self, session: str) -> asyncio.Future[int]:
+    def delete_session(self, session: str, *, organisation: str) -> asyncio.Future[int]:
         """Deletes a session's executions and says how many; raises Busy while one of them has not finished."""
+
+        line = {"session": session, "organisation": organisation}
 
         def work(db: Session) -> _Done:
             db.run("lock_session", {"session": session})
-            if busy := _unfinished(db, session):
+            if busy := _unfinished(db, line):
                 raise Busy(
                     f"{busy.id} of session {session!r} has not finished ({busy.state})",
                     hint=f"stigmer cancel {busy.id}",
                 )
-            nos = [row[0] for row in db.run("of_session", {"session": session})]
+            nos = [row[0] for row in db.run("of_session", line)]
             _delete(db, nos)
             return _Done(len(nos))
 
         return self._submit(work)
 
-    async def expendable(self, *, before_ms: int, keep: int = 0) -> list[Expendable]:
-        """What a prune may take: see `_prune.expendable`. Others are let in between the pages that are read."""
+    async def expendable(
+        self, *, before_ms: int, keep: int = 0, organisation: str | None = None
+    ) -> list[Expendable]:
+        """What a prune of one organisation, or of all, may take: see `_prune.expendable`.
+
+        Others are let in between the pages that are read.
+        """
         ages: list[Age] = []
         while page := await self._read(
-            "ages",
-            {"after": ages[-1].no if ages else 0, "limit": _AGES},
+            "ages" if organisation is None else "ages_of_organisation",
+            {"after": ages[-1].no if ages else 0, "limit": _AGES, "organisation": organisation},
             lambda rows: [Age(*r) for r in rows],
         ):
             ages += page
@@ -371,8 +386,9 @@ class Store:
         def work(db: Session) -> _Done:
             nos = [age.no for one in batch for age in one.ages if not one.session]
             for one in sorted((one for one in batch if one.session), key=lambda one: one.session):
+                line = {"session": one.session, "organisation": one.organisation}
                 db.run("lock_session", {"session": one.session})
-                rows = [Row(*row) for row in db.run("of_session", {"session": one.session})]
+                rows = [Row(*row) for row in db.run("of_session", line)]
                 whole = {row.no for row in rows} <= {age.no for age in one.ages}
                 if whole and all(row.finished_ms is not None for row in rows):
                     nos += [row.no for row in rows]
@@ -488,23 +504,42 @@ class Store:
     # Reading
 
     async def get(self, id: str) -> Row | None:
+        """The execution of that id, whoever's it is."""
         return next(iter(await self._rows("get", {"id": id})), None)
+
+    async def find(self, id: str, *, organisation: str) -> Row | None:
+        """The execution of that id, where it is this organisation's."""
+        return next(iter(await self._rows("find", {"id": id, "organisation": organisation})), None)
 
     async def last_batch(self, no: int) -> int:
         """The last batch of the current attempt that is stored; 0 where none is."""
         ((_, batch, _, _),) = await self._read("fence", {"no": no}, list)
         return max(0, int(batch))
 
-    async def by_idempotency_key(self, key: str) -> Row | None:
-        return next(iter(await self._rows("by_idempotency_key", {"idempotency_key": key})), None)
+    async def by_idempotency_key(self, key: str, *, organisation: str) -> Row | None:
+        """The execution that this organisation made with that key."""
+        values = {"idempotency_key": key, "organisation": organisation}
+        return next(iter(await self._rows("by_idempotency_key", values)), None)
 
-    async def page(self, *, limit: int, before: int | None = None, state: str = "") -> list[Row]:
-        """The newest first, those with a number below `before`."""
-        return await self._rows("list", {"before": before or _NEVER, "state": state, "limit": limit})
+    async def page(
+        self, *, organisation: str, limit: int, before: int | None = None, state: str = ""
+    ) -> list[Row]:
+        """An organisation's executions, the newest first, those with a number below `before`."""
+        values = {"organisation": organisation, "before": before or _NEVER, "limit": limit}
+        return await (
+            self._rows("list_in_state", {**values, "state": state}) if state else self._rows("list", values)
+        )
 
-    async def sessions(self, *, limit: int) -> list[SessionRow]:
-        """Those that were used last come first."""
-        found: list[tuple[str, int, int, int]] = await self._read("sessions", {"limit": limit}, list)
+    async def in_state(self, state: str, *, limit: int, after: Row | None = None) -> list[Row]:
+        """Those of every organisation, one organisation after the other; the page that follows the row `after`."""
+        organisation, no = (after.organisation, after.no) if after is not None else ("", 0)
+        values = {"state": state, "organisation": organisation, "after": no, "limit": limit}
+        return await self._rows("in_state", values)
+
+    async def sessions(self, *, organisation: str, limit: int) -> list[SessionRow]:
+        """An organisation's; those that were used last come first."""
+        values = {"limit": limit, "organisation": organisation}
+        found: list[tuple[str, int, int, int]] = await self._read("sessions", values, list)
         rows = {
             no: row
             for no in {no for _, _, *nos in found for no in nos}
@@ -512,9 +547,9 @@ class Store:
         }
         return [SessionRow(id, count, rows[first], rows[last]) for id, count, first, last in found]
 
-    async def of_session(self, session: str) -> list[Row]:
-        """The executions of a session, in their order; none where there is no such session."""
-        return await self._rows("of_session", {"session": session})
+    async def of_session(self, session: str, *, organisation: str) -> list[Row]:
+        """The executions of an organisation's session, in their order; none where it has no such session."""
+        return await self._rows("of_session", {"session": session, "organisation": organisation})
 
     async def earlier(self, no: int) -> list[Row]:
         """The executions of the same session that came before this one."""
@@ -542,8 +577,9 @@ class Store:
         """Waiting executions whose time has come."""
         return await self._rows("due", {"now": self.now_ms})
 
-    async def count(self, state: str) -> int:
-        ((number,),) = await self._read("count", {"state": state}, list)
+    async def count(self, state: str, *, organisation: str = "") -> int:
+        """How many are in that state, of one organisation or of all."""
+        ((number,),) = await self._read("count", {"state": state, "organisation": organisation}, list)
         return int(number)
 
     async def events(
@@ -681,9 +717,9 @@ class Store:
         self._dialect.close()
 
 
-def _unfinished(db: Session, session: str) -> Row | None:
-    """The first execution of a session that has not finished."""
-    rows = (Row(*row) for row in db.run("of_session", {"session": session}))
+def _unfinished(db: Session, line: Mapping[str, str]) -> Row | None:
+    """The first execution of a session (`session` and `organisation`) that has not finished."""
+    rows = (Row(*row) for row in db.run("of_session", line))
     return next((row for row in rows if row.finished_ms is None), None)
 
 

@@ -26,6 +26,7 @@ from stigmer.approvals import agent_name
 from stigmer.engines._attempt import Attempt
 from stigmer.errors import ConfigError, StigmerError
 from stigmer.home import Home
+from stigmer.organisations import DEFAULT_ORGANISATION
 from stigmer.runner import Runner
 from stigmer.secrets import Keys
 from stigmer.store import Row
@@ -109,8 +110,8 @@ class Hands:
     def __init__(self, home: Home, plane: Plane, *, key_for: Callable[[str, str], str | None]) -> None:
         self._plane = plane
         self._keys = Keys(otherwise=key_for)
-        self._always: dict[str, Sequence[Rule]] = {}
-        self._runner = Runner(home.path, self._keys, always=lambda agent: self._always.get(agent, ()))
+        self._always: dict[tuple[str, str], Sequence[Rule]] = {}
+        self._runner = Runner(home.path, self._keys, always=lambda *whose: self._always.get(whose, ()))
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._latest: dict[str, _Taken] = {}
 
@@ -121,9 +122,16 @@ class Hands:
     def attempt(self, taken: _Taken, began: api.Began, records: Sequence[pb.Event]) -> Attempt:
         """The attempt that has begun, with what it needs of answers and keys."""
         agent = agent_name(service.CreateExecutionRequest.FromString(began.request))
-        self._always[agent] = [_rule(rule) for rule in began.always]
+        organisation = began.organisation or DEFAULT_ORGANISATION  # A server of the version before says none.
+        self._always[agent, organisation] = [_rule(rule) for rule in began.always]
         for key in began.keys:
-            self._keys.put(taken.execution, key.key, provider=key.provider, base_url=key.base_url)
+            self._keys.put(
+                taken.execution,
+                key.key,
+                organisation=organisation,
+                provider=key.provider,
+                base_url=key.base_url,
+            )
         self._latest[taken.execution] = taken
         row = Row(
             began.no,
@@ -134,6 +142,7 @@ class Hands:
             began.seq,
             began.created_ms,
             None,
+            organisation,
         )
         return Attempt(self._runner, taken.line, row=row, epoch=began.attempt, records=records)
 

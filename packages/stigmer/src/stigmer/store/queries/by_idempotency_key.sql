@@ -1,1 +1,2 @@
-SELECT no, id, request, state, epoch, seq, created_ms, finished_ms FROM executions WHERE idempotency_key = :idempotency_key
+SELECT no, id, request, state, epoch, seq, created_ms, finished_ms, organisation FROM executions
+WHERE organisation = :organisation AND idempotency_key = :idempotency_key

@@ -1,1 +1,1 @@
-SELECT id, name, digest, scopes, created_by, created_ms, expires_ms, revoked_ms FROM api_keys WHERE id = :id
+SELECT id, name, digest, scopes, created_by, created_ms, expires_ms, revoked_ms, organisation FROM api_keys WHERE id = :id

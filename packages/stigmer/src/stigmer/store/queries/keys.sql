@@ -1,1 +1,4 @@
-SELECT id, name, digest, scopes, created_by, created_ms, expires_ms, revoked_ms FROM api_keys ORDER BY created_ms, id
+-- Of one organisation, or with '' of all.
+SELECT id, name, digest, scopes, created_by, created_ms, expires_ms, revoked_ms, organisation FROM api_keys
+WHERE :organisation = '' OR organisation = :organisation
+ORDER BY created_ms, id

@@ -1,3 +1,3 @@
-SELECT no, id, request, state, epoch, seq, created_ms, finished_ms FROM executions
-WHERE session = :session
+SELECT no, id, request, state, epoch, seq, created_ms, finished_ms, organisation FROM executions
+WHERE organisation = :organisation AND session = :session
 ORDER BY no

@@ -1,1 +1,1 @@
-SELECT no, id, request, state, epoch, seq, created_ms, finished_ms FROM executions WHERE state IN ('queued', 'running', 'waiting') ORDER BY no
+SELECT no, id, request, state, epoch, seq, created_ms, finished_ms, organisation FROM executions WHERE state IN ('queued', 'running', 'waiting') ORDER BY no

@@ -1,0 +1,3 @@
+SELECT no, id, request, state, epoch, seq, created_ms, finished_ms, organisation FROM executions
+WHERE state = :state AND organisation = :organisation AND no < :before
+ORDER BY no DESC LIMIT :limit
