@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
+from stigmer import __version__
 from stigmer.api import event_pb2, service_pb2_grpc
 from stigmer.api.event_pb2 import Event
 from stigmer.api.service_pb2 import (
@@ -95,6 +96,10 @@ _PATIENCE, _PAUSE = 20.0, 0.5
 """Seconds: a server that is gone and does not start is tried again so long, so often: its database may be restarting."""
 _BREATH = 0.2
 """Seconds: the socket of a process that was just killed still answers for a moment."""
+_REMOTE_PATIENCE = 120.0
+"""Seconds that a server which somebody named, and which has answered before, may be away: a rollout takes its time."""
+_LOOK = 5.0
+"""Seconds that such a server has to say that it is there again."""
 
 _stubs: Any = service_pb2_grpc  # The generated stubs carry no types.
 Answer = TypeVar("Answer")
@@ -129,9 +134,9 @@ class ServerGone(RemoteError):
 
     def __init__(self, address: Address, detail: str) -> None:
         super().__init__(
-            f"the server at {address.target!r} does not answer: {detail}",
+            f"the server at {address.shown!r} does not answer: {detail}",
             code="unavailable",
-            hint="stigmer status; stigmer logs",
+            hint="stigmer status" if address.remote else "stigmer status; stigmer logs",
             status="UNAVAILABLE",
         )
 
@@ -141,11 +146,27 @@ def credentials(address: Address) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {address.token}"),)
 
 
+def channel_to(address: Address) -> grpc.aio.Channel:
+    """A channel, with TLS where the address says so. Raises UsageError where a certificate cannot be read."""
+    if not address.remote:
+        return grpc.aio.insecure_channel(address.target, options=OPTIONS)
+    options = [
+        option for option in OPTIONS if option[0] != "grpc.default_authority"
+    ]  # It has a name of its own.
+    if not address.tls:
+        return grpc.aio.insecure_channel(address.target, options=options)
+    from stigmer.remote import certificates  # With `ssl`, which most commands need not.
+
+    secure = grpc.ssl_channel_credentials(*certificates())
+    return grpc.aio.secure_channel(address.target, secure, options=options)
+
+
 class Client:
     """One connection to a server.
 
     `again` finds, or starts, the server anew when it is gone; then a stream that is being read goes on where it
-    stopped, no event lost or doubled, and `notice` is told. Without `again` a stream ends with `ServerGone`.
+    stopped, no event lost or doubled, and `notice` is told. Without `again` a stream ends with `ServerGone`. A server
+    that somebody named, and that has answered before, is waited for instead.
     """
 
     def __init__(
@@ -158,10 +179,12 @@ class Client:
         self.address = address
         self._again = again
         self._notice = notice
+        self._answered = False
+        """It has been reached: should it go, it will come back."""
         self._connect()
 
     def _connect(self) -> None:
-        self._channel = grpc.aio.insecure_channel(self.address.target, options=OPTIONS)
+        self._channel = channel_to(self.address)
         self._executions: Any = _stubs.ExecutionServiceStub(self._channel)
         self._sessions: Any = _stubs.SessionServiceStub(self._channel)
         self._config: Any = _stubs.ConfigServiceStub(self._channel)
@@ -200,6 +223,9 @@ class Client:
     async def _revive(self, lost: str) -> None:
         """Connects to the server that is there now, started anew where `again` knows how."""
         old = self.address
+        if old.remote:
+            await self._back(lost)
+            return
         if self._again is None:
             raise ServerGone(old, lost)
         await self._channel.close(None)
@@ -210,6 +236,24 @@ class Client:
         self._connect()
         if self.address.pid != old.pid:
             self._notice(f"the daemon (pid {old.pid}) was gone; going on with pid {self.address.pid}")
+
+    async def _back(self, lost: str) -> None:
+        """Waits until the server that somebody named answers again."""
+        if not self._answered:
+            raise ServerGone(self.address, lost)
+        self._notice(f"the server at {self.address.shown!r} is away; waiting for it")
+        deadline = time.monotonic() + _REMOTE_PATIENCE
+        while True:
+            await self._channel.close(None)
+            self._connect()
+            try:
+                await self._call("GetStatus", GetStatusRequest(), _LOOK)
+                break
+            except ServerGone:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(_PAUSE)
+        self._notice("it is back; going on where it stopped")
 
     async def _found(self, again: Callable[[], Address]) -> Address:
         """What `again` gives; a server that cannot start, since what it needs is away or full, is waited for."""
@@ -381,7 +425,7 @@ class Client:
         try:
             answer = await self._call(method, request, limit)
         except ServerGone as gone:
-            if self._again is None:
+            if self._again is None and not (self.address.remote and self._answered):
                 raise
             await self._revive(gone.message)
             answer = await self._call(method, request, limit)
@@ -392,9 +436,45 @@ class Client:
         services = (self._executions, self._sessions, self._config, self._system, self._keys)
         stub = next(service for service in services if hasattr(service, method))
         try:
-            return await getattr(stub, method)(request, timeout=limit, metadata=credentials(self.address))
+            answer = await getattr(stub, method)(request, timeout=limit, metadata=credentials(self.address))
+            self._answered = True
+            return answer
         except grpc.aio.AioRpcError as error:
-            raise translated(error, self.address) from error
+            raise await self._known(error) from error
+
+    async def _known(self, error: grpc.aio.AioRpcError) -> RemoteError:
+        """What the failure of a call means. Of a server that somebody named, and that never answered, we find out more."""
+        known = translated(error, self.address)
+        if not self.address.remote:
+            return known
+        if known.status == "UNIMPLEMENTED":
+            return await self._of_another_version()
+        if known.status in ("UNAVAILABLE", "DEADLINE_EXCEEDED") and not self._answered:
+            from stigmer.remote import obstacle
+
+            found = await asyncio.to_thread(obstacle, self.address)
+            if found is not None:
+                return RemoteError(found.message, code=found.code, hint=found.hint, status=known.status)
+        return known
+
+    async def _of_another_version(self) -> RemoteError:
+        """The server does not know a call: it is an older one, or none of ours."""
+        where = f"the server at {self.address.shown!r} ({self.address.source})"
+        try:
+            theirs = await self._system.GetStatus(
+                GetStatusRequest(), timeout=_LOOK, metadata=credentials(self.address)
+            )
+        except grpc.aio.AioRpcError:
+            return RemoteError(
+                f"what answers at {self.address.shown!r} ({self.address.source}) is no stigmer server",
+                code="version",
+                hint="the port of calls is 7244 by itself; 7245 is for health checks alone",
+            )
+        return RemoteError(
+            f"{where} is of version {theirs.version} and does not know this call; this is {__version__}",
+            code="version",
+            hint="take the same version here and there",
+        )
 
 
 class Events:
@@ -417,6 +497,7 @@ class Events:
             call = self._client._open(self.execution, self.next_seq, self._request)
             try:
                 async for frame in call:
+                    self._client._answered = True
                     self.execution = self.execution or frame.execution
                     fresh = self._fresh(frame.events)
                     for left, event in zip(reversed(range(len(fresh))), fresh, strict=True):
@@ -428,7 +509,7 @@ class Events:
                     return  # It had ended before the first event that was asked for.
                 lost = "it ended the stream before the execution ended"
             except grpc.aio.AioRpcError as error:
-                known = translated(error, self._client.address)
+                known = await self._client._known(error)
                 if not isinstance(known, ServerGone):
                     raise known from error
                 lost = error.details() or "the connection was closed"
@@ -458,8 +539,11 @@ def translated(error: grpc.aio.AioRpcError, address: Address) -> RemoteError:
     for key, value in trailing or ():
         if key == "stigmer-error-bin":
             said = event_pb2.Error.FromString(value)
+            lets_in = address.remote and said.code in ("unauthenticated", "forbidden")
             return RemoteError(
-                said.message,
+                f"the server at {address.shown!r} ({address.source}): {said.message}"
+                if lets_in
+                else said.message,
                 code=said.code,
                 hint=said.hint,
                 status=status,
@@ -467,6 +551,8 @@ def translated(error: grpc.aio.AioRpcError, address: Address) -> RemoteError:
                 details=dict(said.details),
             )
     detail = error.details() or "no reason given"
+    if address.remote:
+        return _of_a_named_server(address, status, detail)
     if (
         "before receiving SETTINGS" in detail
     ):  # Something listens and says nothing: waiting again would not help.
@@ -504,3 +590,29 @@ def translated(error: grpc.aio.AioRpcError, address: Address) -> RemoteError:
             status=status,
         )
     return RemoteError(f"the server failed: {detail}", code=f"rpc_{status.lower()}", status=status)
+
+
+def _of_a_named_server(address: Address, status: str, detail: str) -> RemoteError:
+    """The same of a server that somebody named, where gRPC or something between us said it."""
+    where = f"the server at {address.shown!r} ({address.source})"
+    if status == "UNAVAILABLE" or (status == "CANCELLED" and "goaway" in detail.lower()):
+        return ServerGone(address, detail)
+    if status == "DEADLINE_EXCEEDED":
+        return RemoteError(
+            f"{where} did not answer in time", code="timeout", hint="stigmer status", status=status
+        )
+    if status == "UNAUTHENTICATED":
+        return RemoteError(
+            f"{where} does not know the key of STIGMER_API_KEY",
+            code="unauthenticated",
+            hint="there: stigmer key list; stigmer key create",
+            status=status,
+        )
+    if status == "RESOURCE_EXHAUSTED" and "larger than max" in detail:
+        return RemoteError(
+            f"the request is larger than {where} takes ({detail})",
+            code="task_too_long",
+            hint="make the task shorter",
+            status=status,
+        )
+    return RemoteError(f"{where} failed: {detail}", code=f"rpc_{status.lower()}", status=status)

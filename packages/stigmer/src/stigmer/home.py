@@ -38,6 +38,19 @@ class Address:
     """Started by `stigmer up`; another one ends when it is idle."""
     engine: str = "embedded"
     """What drives the executions: embedded | temporal."""
+    source: str = ""
+    """Who named it, `--server` or a variable; "" is the daemon of a home of this user's."""
+    tls: bool = False
+
+    @property
+    def remote(self) -> bool:
+        """Whether somebody named it: a server that keeps its own keys and files, and is not ours to start."""
+        return bool(self.source)
+
+    @property
+    def shown(self) -> str:
+        """As somebody would write it."""
+        return f"https://{self.target}" if self.tls else self.target
 
 
 @dataclass(frozen=True, slots=True)

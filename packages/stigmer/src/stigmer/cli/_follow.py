@@ -36,6 +36,7 @@ _GOODBYE = 5.0
 """Seconds that a command which nobody reads any more waits for its run to be cancelled."""
 
 
+_WAITS_THERE = "the run waits for its API key, which the server is to have: its environment, or there: stigmer secret set NAME"
 _WAITS = {
     "key": "the run waits for its API key; from a shell that has it: stigmer resume {execution}; "
     "`stigmer secret set NAME` keeps it",
@@ -156,6 +157,8 @@ class Follower:
             return True
         if event.waiting.reason not in ("approval", "outcome"):
             told = _WAITS.get(event.waiting.reason, f"the run waits: {event.waiting.reason}")
+            if event.waiting.reason == "key" and self._client.address.remote:
+                told = _WAITS_THERE
             self._view.talk(told.format(execution=self.execution))
             self._view.talk(f"to see it go on: stigmer attach {self.execution}")
             return False

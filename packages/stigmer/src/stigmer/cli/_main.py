@@ -16,7 +16,7 @@ from stigmer import __version__
 from stigmer.cli._terminal import StdoutClosed, Terminal, terminal
 from stigmer.errors import StigmerError, SystemRefused, UsageError
 
-__all__ = ["INTERRUPTED", "USAGE", "Asked", "asked", "exit_code", "json_option", "main"]
+__all__ = ["INTERRUPTED", "USAGE", "Asked", "about_this_machine", "asked", "exit_code", "json_option", "main"]
 
 FAILED, USAGE, BUG, WAITING, BUDGET, INTERRUPTED = 1, 2, 3, 4, 5, 130
 
@@ -51,6 +51,31 @@ COMMANDS = {
 }
 """Command: the module of stigmer.cli that holds it, and the line that `stigmer --help` shows."""
 
+AT_A_SERVER = {
+    "run",
+    "chat",
+    "attach",
+    "cancel",
+    "pause",
+    "resume",
+    "retry",
+    "get",
+    "list",
+    "delete",
+    "prune",
+    "approvals",
+    "approve",
+    "reject",
+    "config",
+    "key",
+    "status",
+}
+"""Commands that speak to a server; `--server` may name another one than this home's own. The rest is about this machine."""
+OF_ITS_OWN = ("serve", "worker")
+"""Processes of a shared installation: STIGMER_SERVER means nothing to the one, and is an option of the other."""
+SAID = ("down", "doctor", "logs", "models", "secret", "up")
+"""Where STIGMER_SERVER might let somebody expect something else."""
+
 CONFIGURATION = {
     "config",
     "empty_task",
@@ -59,6 +84,7 @@ CONFIGURATION = {
     "model_name",
     "setting",
     "task_too_long",
+    "tls",
     "usage",
     "workspace",
 }
@@ -72,6 +98,9 @@ class Asked:
     json: bool = False
     verbose: bool = False
     mode: str | None = None
+    server: str | None = None
+    here: bool = False
+    """The command is about this machine, whatever STIGMER_SERVER says."""
 
 
 class Commands(click.Group):
@@ -86,6 +115,8 @@ class Commands(click.Group):
         found: click.Command = getattr(
             import_module(f"stigmer.cli.{COMMANDS[name][0]}"), name.replace("-", "_")
         )
+        if name not in OF_ITS_OWN:
+            _add_server_option(found, hidden=name not in AT_A_SERVER)
         return found
 
     def resolve_command(
@@ -97,7 +128,15 @@ class Commands(click.Group):
             near = difflib.get_close_matches(args[0], COMMANDS, 1)
             fix = f"did you mean `stigmer {near[0]}`?" if near else f'to run a task: stigmer run "{args[0]}"'
             raise UsageError(f"no command {args[0]!r}", hint=f"{fix} All commands: stigmer --help")
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        state = ctx.ensure_object(Asked)
+        if name is not None and name not in AT_A_SERVER and name != "worker":
+            state.here = True
+            if state.server is not None:
+                raise _about_this_machine(name)
+            if name in SAID and os.environ.get("STIGMER_SERVER", "").strip():
+                terminal().say(f"note: `stigmer {name}` is about this machine, not about STIGMER_SERVER")
+        return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -108,6 +147,46 @@ def _remember(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any
     if value not in (None, False):
         setattr(ctx.ensure_object(Asked), str(parameter.name).removeprefix("as_"), value)
     return value
+
+
+def _refuse_server(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        raise _about_this_machine(ctx.command_path.partition(" ")[2])
+    return value
+
+
+def _about_this_machine(command: str) -> UsageError:
+    return UsageError(
+        f"`stigmer {command}` is about this machine, and --server names a server", hint="leave --server out"
+    )
+
+
+def about_this_machine(command: str) -> None:
+    """For a part of a command that speaks to servers otherwise. Raises UsageError where --server names one."""
+    if asked().server is not None:
+        raise _about_this_machine(command)
+    asked().here = True
+
+
+_SERVER_HELP = "A server elsewhere (STIGMER_SERVER; its key is in STIGMER_API_KEY): https://HOST:PORT, or `local` for your own daemon."
+
+
+def _add_server_option(command: click.Command, *, hidden: bool) -> None:
+    """Lets the command, and those below it, take --server; one that is about this machine refuses it in plain words."""
+    if not any(one.name == "server" for one in command.params):
+        command.params.append(
+            click.Option(
+                ["--server"],
+                metavar="ADDRESS",
+                expose_value=False,
+                hidden=hidden,
+                callback=_refuse_server if hidden else _remember,
+                help=_SERVER_HELP,
+            )
+        )
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            _add_server_option(below, hidden=hidden)
 
 
 json_option = click.option(
@@ -125,6 +204,7 @@ verbose_option = click.option(
 @click.option(
     "--mode", metavar="local|cloud", expose_value=False, callback=_remember, help="Where the model runs."
 )
+@click.option("--server", metavar="ADDRESS", expose_value=False, callback=_remember, help=_SERVER_HELP)
 @verbose_option
 @click.version_option(__version__, message="stigmer %(version)s")
 @click.pass_context

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stigmer.cli._progress import progress
-from stigmer.cli._session import connected
+from stigmer.cli._session import connected, named_server
 from stigmer.cli._terminal import Terminal, harmless, person_here, size_text, terminal
 from stigmer.errors import ConfigError, StigmerError
 
@@ -35,11 +35,14 @@ FETCHABLE = ("model_missing", "not_installed")
 
 
 def with_model(work: Callable[[Client], Awaitable[int]]) -> int:
-    """Does `work` with the daemon; where its model is missing and is then fetched, does it again."""
+    """Does `work` with the daemon; where its model is missing and is then fetched, does it again.
+
+    What a server elsewhere lacks is for those to fetch who look after it.
+    """
     try:
         return connected(work)
     except StigmerError as error:
-        if error.code not in FETCHABLE:
+        if error.code not in FETCHABLE or named_server() is not None:
             raise
         fetch_or_refuse(error, terminal())
     return connected(work)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from stigmer.api.event_pb2 import Budget
 from stigmer.api.service_pb2 import CreateExecutionRequest, ProjectFile
 from stigmer.cli._project import Project, find_project
+from stigmer.cli._session import named_server
 from stigmer.cli._terminal import Terminal, harmless
 from stigmer.config import llm_variables, named_key_variables
 from stigmer.errors import ConfigError
@@ -17,8 +18,9 @@ from stigmer.home import Home
 
 if TYPE_CHECKING:
     from stigmer.api.service_pb2 import Execution
+    from stigmer.home import Address
 
-__all__ = ["build", "shell_for"]
+__all__ = ["build", "shell_for", "stays_here"]
 
 
 def _shell(home: Home) -> dict[str, str]:
@@ -32,10 +34,13 @@ def _shell(home: Home) -> dict[str, str]:
 
 
 def shell_for(execution: Execution, *, home: Home) -> dict[str, str]:
-    """What of this shell tells the keys that an execution needs: nothing of other providers leaves it."""
+    """What of this shell tells the keys that an execution needs: nothing of other providers leaves it.
+
+    A server elsewhere has keys of its own, and gets none.
+    """
     from graphton.models import PROVIDERS
 
-    if execution.finished_ms:
+    if execution.finished_ms or named_server() is not None:
         return {}
     config = execution.config
     firsts = [*config.models[:1], *(child.models[0] for child in config.subagents)]
@@ -47,6 +52,19 @@ def shell_for(execution: Execution, *, home: Home) -> dict[str, str]:
 
     others = words(PROVIDERS.keys() - needed) - words(needed)
     return {name: value for name, value in _shell(home).items() if name not in others} if needed else {}
+
+
+def stays_here(project: Project, server: Address) -> list[str]:
+    """What would count at the user's own daemon, and is not sent to a server that somebody names."""
+    variables = sorted(name for name, value in llm_variables(os.environ).items() if value.strip())
+    what = [f"{', '.join(variables)} of this shell"] if variables else []
+    what += [str(project.config.path)] if project.config is not None else []
+    if not what:
+        return []
+    return [
+        f"{' and '.join(what)} {'stays' if len(what) == 1 and not variables[1:] else 'stay'} here: "
+        f"the server at {server.shown} goes by its own settings, and by flags and the agent"
+    ]
 
 
 def build(
@@ -61,18 +79,21 @@ def build(
     home: Home,
     talk: Terminal,
     project: Project | None = None,
+    tells: bool = True,
 ) -> CreateExecutionRequest:
     """The request for this task from here. Secrets travel in its `shell` layer, over the user's own socket only.
 
-    `project` is what comes with the workspace's folder, and the agent; it is looked for where nobody has yet.
+    `project` is what comes with the workspace's folder, and the agent; it is looked for where nobody has yet. To a
+    server elsewhere go the flags and the agent; shell, project file and folder stay here, which is told if `tells`.
     """
-    shell = _shell(home)
-    if models := os.environ.get("STIGMER_MODELS", "").strip():
+    server = named_server()
+    shell = _shell(home) if server is None else {}
+    if server is None and (models := os.environ.get("STIGMER_MODELS", "").strip()):
         shell["STIGMER_MODELS"] = os.path.abspath(os.path.expanduser(models))
     request = CreateExecutionRequest(
         task=task,
-        workspace=str(workspace),
-        workspace_named=named,
+        workspace=str(workspace) if server is None else "",
+        workspace_named=named and server is None,
         approve_all=approve_all,
         idempotency_key=idempotency_key,
         caller="cli",
@@ -83,9 +104,10 @@ def build(
         request.budget.CopyFrom(Budget(**budget))  # type: ignore[arg-type]  # The options' types are the fields'.
     if project is None:
         project = find_project(workspace, agent=None, home=home, talk=talk, asks=False)
-    for notice in project.notices:
+    notices = project.notices if server is None else [*project.notices, *stays_here(project, server)]
+    for notice in notices if tells else ():
         talk.say(f"note: {harmless(notice)}")
-    if (file := project.config) is not None:
+    if (file := project.config) is not None and server is None:
         if file.problem:
             raise ConfigError([file.problem])
         text = file.data.decode(errors="replace")

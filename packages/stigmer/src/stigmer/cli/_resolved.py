@@ -43,10 +43,11 @@ def resolved_each(
 ) -> list[Resolved]:
     """The settings of several runs, one for each set of flags."""
     from stigmer.cli._project import find_project
+    from stigmer.cli._session import named_server
     from stigmer.daemon import find
 
     home = Home.find()
-    address = find(home) if ask_daemon else None
+    address = (named_server() or find(home)) if ask_daemon else None
     project = find_project(Path.cwd(), agent=agent, home=home, talk=terminal(), asks=False)
     project, faults = _sound(project)
     answers = (
@@ -210,7 +211,7 @@ def _asked_of_the_daemon(
 ) -> list[Resolved]:
     import asyncio
 
-    from stigmer.cli._request import build
+    from stigmer.cli._request import build, stays_here
     from stigmer.cli._session import with_client
     from stigmer.client import Client
     from stigmer.events import settings_json
@@ -226,10 +227,15 @@ def _asked_of_the_daemon(
             idempotency_key="",
             home=home,
             talk=terminal(),
-            project=project._replace(notices=()),  # They are shown with the others.
+            project=project,
+            tells=False,  # What there is to tell is shown with the other notices.
         )
         for flags in several
     ]
+    notices = [*project.notices]
+    if address.remote:
+        notices.append(f"the server at {address.shown} says what a run would use there")
+        notices += stays_here(project, address)
 
     async def work(client: Client) -> list[ResolveConfigResponse]:
         return [await client.resolve(request) for request in requests]
@@ -237,7 +243,7 @@ def _asked_of_the_daemon(
     return [
         Resolved(
             settings_json(found.config),
-            [*project.notices, *found.config.notices],
+            [*notices, *found.config.notices],
             list(found.problems),
             [
                 {"tool": one.tool, "when": dict(one.when), "verdict": one.verdict, "source": one.source}

@@ -1,10 +1,12 @@
-"""One connection to the daemon for one command, started where it must be."""
+"""One connection for one command: to the daemon, started where it must be, or to the server that somebody names."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from stigmer.cli._main import asked
 from stigmer.cli._terminal import terminal
 from stigmer.daemon import ensure_running
 from stigmer.home import Address, Home
@@ -12,15 +14,33 @@ from stigmer.home import Address, Home
 if TYPE_CHECKING:
     from stigmer.client import Client
 
-__all__ = ["connected", "with_client"]
+__all__ = ["connected", "named_server", "with_client"]
 
 Result = TypeVar("Result")
 
 
+def named_server() -> Address | None:
+    """The server that --server, else STIGMER_SERVER, names; None for this home's own daemon. Raises UsageError."""
+    text, source = asked().server, "--server"
+    if text is None:
+        text, source = os.environ.get("STIGMER_SERVER", "").strip(), "env STIGMER_SERVER"
+        if asked().here or not text:
+            return None
+    from stigmer.remote import server_at
+
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # What goes wrong with a connection we say ourselves.
+    return server_at(text, source=source, home=Home.find())
+
+
 def connected(work: Callable[[Client], Awaitable[Result]]) -> Result:
-    """Does `work` with a client of this home's daemon, which is started where none runs."""
+    """Does `work` with a client of the server that somebody names, else of this home's daemon, started where none runs."""
     talk = terminal()
     home = Home.find()
+    if (server := named_server()) is not None:
+        _slow_imports()
+        import asyncio
+
+        return asyncio.run(with_client(work, server))
     address = ensure_running(home, say=talk.say, meanwhile=_slow_imports)
     import asyncio  # Not for `--help`: it costs as much as click.
 

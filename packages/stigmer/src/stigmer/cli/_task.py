@@ -59,14 +59,24 @@ def _read_stdin() -> str:
         ) from None
 
 
-def workspace(named: str | None) -> Path:
-    """The folder that the tools see. All of HOME, or of the disk, only where it is named by hand."""
+def workspace(named: str | None, *, elsewhere: bool = False) -> Path:
+    """The folder that the tools see. All of HOME, or of the disk, only where it is named by hand.
+
+    With a run that is `elsewhere`, at a server, the tools see none of this machine's: it is where agents are looked for.
+    """
+    if elsewhere and named is not None:
+        raise UsageError(
+            f"--workspace {named!r} is a folder of this machine, and the run is at a server (--server, STIGMER_SERVER)",
+            hint="leave --workspace out",
+        )
     if named == "":  # What an unset variable comes to in a script.
         raise UsageError("--workspace is empty", hint="name a folder, e.g. --workspace .")
     try:
         folder = Path(named if named is not None else os.getcwd()).expanduser()
     except FileNotFoundError:
         raise UsageError("the current folder does not exist any more", hint="cd into another one") from None
+    if elsewhere:
+        return folder
     where = " (--workspace)" if named is not None else ""
     if not folder.exists():
         raise UsageError(f"the folder {str(folder)!r}{where} does not exist", hint=f"mkdir -p {folder}")

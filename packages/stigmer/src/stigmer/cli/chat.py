@@ -13,7 +13,7 @@ from stigmer.cli._limits import limit_options, limits_of
 from stigmer.cli._main import INTERRUPTED, WAITING, asked, json_option, verbose_option
 from stigmer.cli._options import flags_of, llm_options
 from stigmer.cli._pull import FETCHABLE, fetch_or_refuse
-from stigmer.cli._session import connected
+from stigmer.cli._session import connected, named_server
 from stigmer.cli._task import workspace
 from stigmer.cli._terminal import Terminal, harmless, person_here, terminal
 from stigmer.errors import StigmerError, UsageError
@@ -45,7 +45,7 @@ def chat(**given: Any) -> int:
     with the exit code of the first turn that failed. Limits hold for each turn.
     """
     flags, limits = flags_of(given), limits_of(given)
-    folder = workspace(given["workspace"])
+    folder = workspace(given["workspace"], elsewhere=named_server() is not None)
     talk, here = terminal(), person_here() and not asked().json
     from stigmer.cli._project import find_project
 
@@ -112,7 +112,7 @@ class _Conversation:
             try:
                 code = await self._turn(client, line)
             except StigmerError as error:
-                if error.code in FETCHABLE and not self._begun:
+                if error.code in FETCHABLE and not self._begun and not client.address.remote:
                     self._again = line
                     return error
                 if not self._here or not self._begun:

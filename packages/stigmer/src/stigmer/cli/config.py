@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from stigmer import config as cascade
-from stigmer.cli._main import USAGE, asked, json_option
+from stigmer.cli._main import USAGE, about_this_machine, asked, json_option
 from stigmer.cli._options import flags_of, llm_options, mode_flag
 from stigmer.cli._resolved import resolution, resolved, user_file, user_layer
 from stigmer.cli._terminal import harmless, terminal
@@ -34,7 +34,7 @@ def config() -> None:
 def show(agent: str | None, **flags: Any) -> int:
     """Show every setting as `stigmer run` would resolve it here: value, source, and what it hides.
 
-    Approval rules, `on_unknown` and how long runs are kept follow, each with its source. A running daemon is asked for its part; none is started. Exit code 2: there are problems.
+    Approval rules, `on_unknown` and how long runs are kept follow, each with its source. A running daemon is asked for its part; none is started. With --server the server says what a run would use there. Exit code 2: there are problems.
     """
     settings, notices, problems, approvals, others = resolved(flags_of(flags), agent)
     talk = terminal()
@@ -79,6 +79,7 @@ def set_value(key: str, value: str) -> int:
     """
     from stigmer.config.edit import edited, write_atomically
 
+    about_this_machine("config set")
     row = _row(key)
     path = user_file()
     shown = _shown(path)
@@ -101,6 +102,7 @@ def set_value(key: str, value: str) -> int:
 @config.command()
 def path() -> int:
     """Print where the user's file is, or would be."""
+    about_this_machine("config path")
     terminal().data(f"{user_file()}\n")
     return 0
 

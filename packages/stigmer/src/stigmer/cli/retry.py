@@ -11,6 +11,7 @@ from stigmer.cli._limits import limit_options, limits_of
 from stigmer.cli._main import asked, json_option, verbose_option
 from stigmer.cli._options import flags_of, llm_options
 from stigmer.cli._pull import with_model
+from stigmer.cli._session import named_server
 from stigmer.cli._terminal import person_here, terminal
 from stigmer.home import Home
 
@@ -45,7 +46,7 @@ def retry(execution: str, **given: Any) -> int:
         request = build(
             first.task,
             flags=flags,
-            workspace=Path(first.workspace or "."),
+            workspace=Path(first.workspace if first.workspace and named_server() is None else "."),
             named=False,
             approve_all=given["yes"],
             budget=limits,

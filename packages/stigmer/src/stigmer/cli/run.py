@@ -11,6 +11,7 @@ from stigmer.cli._limits import limit_options, limits_of
 from stigmer.cli._main import asked, json_option, verbose_option
 from stigmer.cli._options import flags_of, llm_options
 from stigmer.cli._pull import with_model
+from stigmer.cli._session import named_server
 from stigmer.cli._task import read_task, workspace
 from stigmer.cli._terminal import person_here, terminal
 from stigmer.home import Home
@@ -53,7 +54,7 @@ def run(task: str | None, **given: Any) -> int:
     """
     flags, limits = flags_of(given), limits_of(given)
     text = read_task(task)
-    folder = workspace(given["workspace"])
+    folder = workspace(given["workspace"], elsewhere=named_server() is not None)
 
     here = person_here() and not asked().json
 
@@ -115,6 +116,8 @@ async def _detach(client: Client, request: CreateExecutionRequest) -> int:
 async def _preview(client: Client, request: CreateExecutionRequest) -> int:
     found = await client.preview(request)
     talk = terminal()
+    if client.address.remote:
+        talk.say(f"note: the server at {client.address.shown} says what it would send")
     if asked().json:
         from stigmer.events import settings_json
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from stigmer.cli._main import asked
 from stigmer.cli._options import check, flags_of, llm_options
 from stigmer.errors import UsageError
 from stigmer.home import Home
@@ -97,7 +98,7 @@ def worker(server: str | None, grace: float, most: int, http: str, **given: Any)
     """
     home, flags = Home.find(), _flags(given, command="worker")
     home.create()
-    target = server or f"unix:{home.socket}"
+    target = server or asked().server or f"unix:{home.socket}"
     arguments = ["--home", str(home.path), "--server", target, "--grace", str(grace), "--most", str(most)]
     arguments += ["--http", _address(http, "--http") if http else ""]
     return int(import_module("stigmer.worker.__main__").main([*arguments, "--flags", json.dumps(flags)]))

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stigmer import __version__
 from stigmer.cli._main import FAILED, asked, json_option
 from stigmer.cli._options import check, flags_of, llm_options
 from stigmer.cli._resolved import resolved
-from stigmer.cli._session import with_client
+from stigmer.cli._session import named_server, with_client
 from stigmer.cli._terminal import harmless, terminal
 from stigmer.daemon import find, start, stop
-from stigmer.home import Home
+from stigmer.home import Address, Home
 
 if TYPE_CHECKING:
     from stigmer.api.service_pb2 import Status
@@ -68,9 +69,10 @@ def down() -> int:
 @click.command()
 @json_option
 def status() -> int:
-    """Say whether the daemon runs and what it does; exit code 0 when it runs, 1 when not."""
+    """Say whether the daemon, or a server elsewhere, runs and what it does; exit code 0 when it runs, 1 when not."""
     home = Home.find()
-    found = find(home)
+    server = named_server()
+    found = server or find(home)
     if found is None:
         if asked().json:
             terminal().data(json.dumps({"running": False, "home": str(home.path)}) + "\n")
@@ -80,7 +82,9 @@ def status() -> int:
     import asyncio
 
     said = asyncio.run(with_client(_status, found))
-    terminal().data(json.dumps(_as_json(said)) + "\n" if asked().json else _as_text(said))
+    if server is not None and said.version != __version__:
+        terminal().say(f"note: it is of version {said.version}, and this is {__version__}")
+    terminal().data(json.dumps(_as_json(said, found)) + "\n" if asked().json else _as_text(said, found))
     return 0
 
 
@@ -88,12 +92,12 @@ async def _status(client: Client) -> Status:
     return await client.status()
 
 
-def _as_json(said: Status) -> dict[str, Any]:
+def _as_json(said: Status, found: Address) -> dict[str, Any]:
     return {
         "running": True,
         "pid": said.pid,
         "version": said.version,
-        "address": said.address,
+        "address": found.shown if found.remote else said.address,
         "engine": said.engine,
         "executions": {"running": said.running, "waiting": said.waiting},
         "home": said.home,
@@ -102,11 +106,11 @@ def _as_json(said: Status) -> dict[str, Any]:
     }
 
 
-def _as_text(said: Status) -> str:
-    stays = "stays until `stigmer down`" if said.stays else "ends when it has been idle"
+def _as_text(said: Status, found: Address) -> str:
+    stays = "; stays until `stigmer down`" if said.stays else "; ends when it has been idle"
     lines = [
-        f"running    pid {said.pid}, version {said.version}, engine {said.engine}; {stays}",
-        f"address    {said.address}",
+        f"running    pid {said.pid}, version {said.version}, engine {said.engine}{'' if found.remote else stays}",
+        f"address    {f'{found.shown} ({found.source})' if found.remote else said.address}",
         f"home       {said.home}",
         f"executions {said.running} running, {said.waiting} waiting",
         *(f"model      {served.model} (pid {served.pid})" for served in said.models),

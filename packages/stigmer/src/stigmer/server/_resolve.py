@@ -161,13 +161,15 @@ class Resolver:
     async def _layers(
         self, request: api.CreateExecutionRequest, secrets: list[config.Layer], *, local: bool
     ) -> list[config.Layer]:
-        """The request's layers and this process's own, those of folders that nobody trusts narrowed."""
-        files = request.HasField("project_file") or request.HasField("agent_record")
-        if not local and (request.shell or files):
+        """The request's layers and this process's own, those of folders that nobody trusts narrowed.
+
+        An agent may come over TCP, too: it sets no address and no key, and says no more than the caller's flags may.
+        """
+        if not local and (request.shell or request.HasField("project_file")):
             raise Refused(
-                "a request over TCP may not carry the caller's shell or files",
+                "a request over TCP may not carry the caller's shell or project file",
                 code="forbidden",
-                hint="send flags and execution_config; keys are set at the server",
+                hint="send flags, execution_config and an agent; keys are set at the server",
             )
         _remember(request.shell)
         layers = [
@@ -299,7 +301,7 @@ def _request_layers(request: api.CreateExecutionRequest, *, local: bool) -> list
     values: dict[str, Any] = {n: tuple(v) if n == "fallbacks" else v for n, v in given.items()}
     layers = [config.layer_from_flags(dict(request.flags)), config.layer_from_execution(values)]
     if not local:
-        return [layer.over_tcp() for layer in layers]
+        return [*(layer.over_tcp() for layer in layers), *_file_layers(request, trusted=True)]
     return [
         *layers,
         config.layer_from_environment(dict(request.shell), "shell"),
