@@ -39,8 +39,10 @@ async def connect(*, lazy: bool = False, limit: float = LIMIT_SECONDS) -> Client
     from temporalio.client import Client
     from temporalio.envconfig import ClientConfig
 
+    # An empty variable is not set, here too: an empty TEMPORAL_API_KEY would ask for TLS.
+    given = {name: value for name, value in os.environ.items() if value.strip()}
     try:
-        settings: dict[str, Any] = dict(ClientConfig.load_client_connect_config())
+        settings: dict[str, Any] = dict(ClientConfig.load_client_connect_config(override_env_vars=given))
     except (RuntimeError, ValueError, OSError) as error:
         raise StigmerError(
             f"Temporal's settings cannot be used: {error}",
