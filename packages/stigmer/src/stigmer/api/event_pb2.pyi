@@ -57,6 +57,7 @@ class Event(_message.Message):
     LOOP_WARNED_FIELD_NUMBER: _builtins.int
     PAUSE_REQUESTED_FIELD_NUMBER: _builtins.int
     COMPACTED_FIELD_NUMBER: _builtins.int
+    WORKSPACE_PLACED_FIELD_NUMBER: _builtins.int
     TEXT_DELTA_FIELD_NUMBER: _builtins.int
     THINKING_DELTA_FIELD_NUMBER: _builtins.int
     STREAM_RESET_FIELD_NUMBER: _builtins.int
@@ -124,6 +125,8 @@ class Event(_message.Message):
     @_builtins.property
     def compacted(self) -> Global___Compacted: ...
     @_builtins.property
+    def workspace_placed(self) -> Global___WorkspacePlaced: ...
+    @_builtins.property
     def text_delta(self) -> Global___TextDelta:
         """Live only: 60 and above."""
 
@@ -167,16 +170,17 @@ class Event(_message.Message):
         loop_warned: Global___LoopWarned | None = ...,
         pause_requested: Global___PauseRequested | None = ...,
         compacted: Global___Compacted | None = ...,
+        workspace_placed: Global___WorkspacePlaced | None = ...,
         text_delta: Global___TextDelta | None = ...,
         thinking_delta: Global___ThinkingDelta | None = ...,
         stream_reset: Global___StreamReset | None = ...,
         progress: Global___Progress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "compacted", b"compacted", "config_resolved", b"config_resolved", "created", b"created", "fallback", b"fallback", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "loop_warned", b"loop_warned", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "pause_requested", b"pause_requested", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "rule_matched", b"rule_matched", "stream_reset", b"stream_reset", "subagent_finished", b"subagent_finished", "subagent_started", b"subagent_started", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "compacted", b"compacted", "config_resolved", b"config_resolved", "created", b"created", "fallback", b"fallback", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "loop_warned", b"loop_warned", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "pause_requested", b"pause_requested", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "rule_matched", b"rule_matched", "stream_reset", b"stream_reset", "subagent_finished", b"subagent_finished", "subagent_started", b"subagent_started", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting", "workspace_placed", b"workspace_placed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "compacted", b"compacted", "config_resolved", b"config_resolved", "created", b"created", "fallback", b"fallback", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "loop_warned", b"loop_warned", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "path", b"path", "pause_requested", b"pause_requested", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "rule_matched", b"rule_matched", "seq", b"seq", "stream_reset", b"stream_reset", "subagent_finished", b"subagent_finished", "subagent_started", b"subagent_started", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "time_ms", b"time_ms", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "arguments_repaired", b"arguments_repaired", "attempt_ended", b"attempt_ended", "attempt_started", b"attempt_started", "budget_exceeded", b"budget_exceeded", "cancel_requested", b"cancel_requested", "compacted", b"compacted", "config_resolved", b"config_resolved", "created", b"created", "fallback", b"fallback", "finished", b"finished", "history_changed", b"history_changed", "kind", b"kind", "loop_warned", b"loop_warned", "model_replied", b"model_replied", "model_requested", b"model_requested", "notice", b"notice", "path", b"path", "pause_requested", b"pause_requested", "process_started", b"process_started", "progress", b"progress", "resumed", b"resumed", "retrying", b"retrying", "rule_matched", b"rule_matched", "seq", b"seq", "stream_reset", b"stream_reset", "subagent_finished", b"subagent_finished", "subagent_started", b"subagent_started", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "time_ms", b"time_ms", "tool_dispatched", b"tool_dispatched", "tool_finished", b"tool_finished", "tool_outcome_unknown", b"tool_outcome_unknown", "waiting", b"waiting", "workspace_placed", b"workspace_placed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["created", "config_resolved", "attempt_started", "attempt_ended", "model_requested", "model_replied", "tool_dispatched", "process_started", "tool_finished", "tool_outcome_unknown", "approval_requested", "approval_decided", "waiting", "resumed", "retrying", "history_changed", "budget_exceeded", "cancel_requested", "notice", "finished", "arguments_repaired", "fallback", "rule_matched", "subagent_started", "subagent_finished", "loop_warned", "pause_requested", "compacted", "text_delta", "thinking_delta", "stream_reset", "progress"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["created", "config_resolved", "attempt_started", "attempt_ended", "model_requested", "model_replied", "tool_dispatched", "process_started", "tool_finished", "tool_outcome_unknown", "approval_requested", "approval_decided", "waiting", "resumed", "retrying", "history_changed", "budget_exceeded", "cancel_requested", "notice", "finished", "arguments_repaired", "fallback", "rule_matched", "subagent_started", "subagent_finished", "loop_warned", "pause_requested", "compacted", "workspace_placed", "text_delta", "thinking_delta", "stream_reset", "progress"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -199,6 +203,7 @@ class Created(_message.Message):
     RULES_FIELD_NUMBER: _builtins.int
     ON_UNKNOWN_FIELD_NUMBER: _builtins.int
     AGENT_REVISION_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     agent: _builtins.str
     session: _builtins.str
@@ -214,6 +219,10 @@ class Created(_message.Message):
     """ask | tell | stop: what follows when a crash cuts off a write."""
     agent_revision: _builtins.str
     """Which state of the agent's definition this is; "" for the default agent."""
+    place: _builtins.str
+    """none | worker | volume: where its files are; `workspace` is then the name of their folder there. "": in the folder
+    `workspace`, or nowhere.
+    """
     @_builtins.property
     def budget(self) -> Global___Budget: ...
     @_builtins.property
@@ -234,10 +243,11 @@ class Created(_message.Message):
         rules: _abc.Iterable[_builtins.str] | None = ...,
         on_unknown: _builtins.str = ...,
         agent_revision: _builtins.str = ...,
+        place: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "agent_revision", b"agent_revision", "approve_all", b"approve_all", "budget", b"budget", "on_unknown", b"on_unknown", "parent", b"parent", "retry_of", b"retry_of", "rules", b"rules", "session", b"session", "task", b"task", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "agent_revision", b"agent_revision", "approve_all", b"approve_all", "budget", b"budget", "on_unknown", b"on_unknown", "parent", b"parent", "place", b"place", "retry_of", b"retry_of", "rules", b"rules", "session", b"session", "task", b"task", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -516,6 +526,32 @@ class Shadowed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Shadowed: _TypeAlias = Shadowed  # noqa: Y015
+
+@_typing.final
+class WorkspacePlaced(_message.Message):
+    """The files of an execution whose place is `worker` are there from now on, and it runs nowhere else."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    """The worker's machine, for people."""
+    disk: _builtins.str
+    """The disk: the word in the file `id` of the folder that holds the workspaces."""
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        disk: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkspacePlaced: _TypeAlias = WorkspacePlaced  # noqa: Y015
 
 @_typing.final
 class AttemptStarted(_message.Message):

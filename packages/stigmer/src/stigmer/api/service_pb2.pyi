@@ -86,13 +86,17 @@ class CreateExecutionRequest(_message.Message):
     INTERACTIVE_FIELD_NUMBER: _builtins.int
     RETRY_OF_FIELD_NUMBER: _builtins.int
     IF_RUNNING_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     agent: _builtins.str
     """An agent's name; "" is the default agent."""
     session: _builtins.str
     """The conversation that this execution goes on with; `new` begins one, whose id the answer names. "": none."""
     workspace: _builtins.str
-    """Absolute path on the server's machine; "" is none."""
+    """Absolute path on the server's machine, over the Unix socket only; "" is none. With a place, as it is stored: the name of
+    the run's folder there, which the server gives.
+    """
     approve_all: _builtins.bool
     idempotency_key: _builtins.str
     """The same key again answers with the execution that the first request made."""
@@ -110,6 +114,13 @@ class CreateExecutionRequest(_message.Message):
     """
     if_running: _builtins.str
     """reject | enqueue | interrupt: what is to happen while another execution of the session has not finished. "": enqueue."""
+    place: _builtins.str
+    """none | worker | volume: where the files of the execution are, each time it runs: nowhere, so that it has no tools for
+    files and commands; on the disk of the worker that begins it; on the volume that all workers share. Refused where the
+    server cannot give it. "": what the agent says, where no `workspace` is given; else that folder.
+    """
+    traceparent: _builtins.str
+    """The trace that it belongs to, as W3C's `traceparent` writes it. Set by the server, from the metadata of the call."""
     @_builtins.property
     def execution_config(self) -> Global___ExecutionConfig: ...
     @_builtins.property
@@ -130,7 +141,7 @@ class CreateExecutionRequest(_message.Message):
     def budget(self) -> _event_pb2.Budget: ...
     @_builtins.property
     def agent_record(self) -> Global___Agent:
-        """The agent itself, read from a file by the caller; `agent` is then its name. Taken on the Unix socket only."""
+        """The agent itself, read from a file by the caller; `agent` is then its name."""
 
     @_builtins.property
     def approvals(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApprovalRule]:
@@ -158,10 +169,12 @@ class CreateExecutionRequest(_message.Message):
         interactive: _builtins.bool = ...,
         retry_of: _builtins.str = ...,
         if_running: _builtins.str = ...,
+        place: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_agent_record", b"_agent_record", "_project_file", b"_project_file", "agent_record", b"agent_record", "budget", b"budget", "execution_config", b"execution_config", "project_file", b"project_file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agent_record", b"_agent_record", "_project_file", b"_project_file", "agent", b"agent", "agent_record", b"agent_record", "approvals", b"approvals", "approve_all", b"approve_all", "budget", b"budget", "caller", b"caller", "execution_config", b"execution_config", "flags", b"flags", "idempotency_key", b"idempotency_key", "if_running", b"if_running", "interactive", b"interactive", "on_unknown", b"on_unknown", "project_file", b"project_file", "retry_of", b"retry_of", "session", b"session", "shell", b"shell", "task", b"task", "workspace", b"workspace", "workspace_named", b"workspace_named"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agent_record", b"_agent_record", "_project_file", b"_project_file", "agent", b"agent", "agent_record", b"agent_record", "approvals", b"approvals", "approve_all", b"approve_all", "budget", b"budget", "caller", b"caller", "execution_config", b"execution_config", "flags", b"flags", "idempotency_key", b"idempotency_key", "if_running", b"if_running", "interactive", b"interactive", "on_unknown", b"on_unknown", "place", b"place", "project_file", b"project_file", "retry_of", b"retry_of", "session", b"session", "shell", b"shell", "task", b"task", "traceparent", b"traceparent", "workspace", b"workspace", "workspace_named", b"workspace_named"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__agent_record: _TypeAlias = _typing.Literal["agent_record"]  # noqa: Y015
     _WhichOneofArgType__agent_record: _TypeAlias = _typing.Literal["_agent_record", b"_agent_record"]  # noqa: Y015
@@ -219,6 +232,7 @@ class Agent(_message.Message):
     APPROVALS_FIELD_NUMBER: _builtins.int
     ON_UNKNOWN_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
+    WORKSPACE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     revision: _builtins.str
     """Which state of the definition this is: the beginning of the SHA-256 of its file."""
@@ -229,6 +243,8 @@ class Agent(_message.Message):
     """Whose file it is: false where it comes with a folder that the user does not trust. It may then only narrow."""
     on_unknown: _builtins.str
     """ask | tell | stop: what follows when a crash cut off a write. "": tell."""
+    workspace: _builtins.str
+    """none | worker | volume: where its files are, as in CreateExecutionRequest.place. "": it does not say."""
     @_builtins.property
     def llm(self) -> Global___ExecutionConfig:
         """The agent's layer of the cascade; what stands in `local` or `cloud` goes over the plain keys in that mode."""
@@ -269,10 +285,11 @@ class Agent(_message.Message):
         approvals: _abc.Iterable[Global___ApprovalRule] | None = ...,
         on_unknown: _builtins.str = ...,
         budget: _event_pb2.Budget | None = ...,
+        workspace: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_llm", b"_llm", "_llm_cloud", b"_llm_cloud", "_llm_local", b"_llm_local", "_tools", b"_tools", "budget", b"budget", "llm", b"llm", "llm_cloud", b"llm_cloud", "llm_local", b"llm_local", "tools", b"tools"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_llm", b"_llm", "_llm_cloud", b"_llm_cloud", "_llm_local", b"_llm_local", "_tools", b"_tools", "approvals", b"approvals", "budget", b"budget", "description", b"description", "instructions", b"instructions", "llm", b"llm", "llm_cloud", b"llm_cloud", "llm_local", b"llm_local", "name", b"name", "on_unknown", b"on_unknown", "revision", b"revision", "subagents", b"subagents", "tools", b"tools", "trusted", b"trusted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_llm", b"_llm", "_llm_cloud", b"_llm_cloud", "_llm_local", b"_llm_local", "_tools", b"_tools", "approvals", b"approvals", "budget", b"budget", "description", b"description", "instructions", b"instructions", "llm", b"llm", "llm_cloud", b"llm_cloud", "llm_local", b"llm_local", "name", b"name", "on_unknown", b"on_unknown", "revision", b"revision", "subagents", b"subagents", "tools", b"tools", "trusted", b"trusted", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__budget: _TypeAlias = _typing.Literal["budget"]  # noqa: Y015
     _WhichOneofArgType__budget: _TypeAlias = _typing.Literal["_budget", b"_budget"]  # noqa: Y015
@@ -556,6 +573,7 @@ class Execution(_message.Message):
     WAITS_FOR_FIELD_NUMBER: _builtins.int
     RETRY_OF_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     task: _builtins.str
     agent: _builtins.str
@@ -571,6 +589,8 @@ class Execution(_message.Message):
     """approval | outcome | pause | key, of a waiting execution."""
     retry_of: _builtins.str
     """The execution whose recorded events it began with."""
+    place: _builtins.str
+    """As in CreateExecutionRequest.place; `workspace` is then the folder's name there."""
     @_builtins.property
     def config(self) -> _event_pb2.ConfigResolved: ...
     @_builtins.property
@@ -602,10 +622,11 @@ class Execution(_message.Message):
         waits_for: _builtins.str = ...,
         retry_of: _builtins.str = ...,
         limits: _event_pb2.Budget | None = ...,
+        place: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_finished", b"_finished", "config", b"config", "finished", b"finished", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finished", b"_finished", "agent", b"agent", "approvals", b"approvals", "attempt", b"attempt", "config", b"config", "created_ms", b"created_ms", "finished", b"finished", "finished_ms", b"finished_ms", "id", b"id", "last_seq", b"last_seq", "limits", b"limits", "retry_of", b"retry_of", "session", b"session", "state", b"state", "task", b"task", "waits_for", b"waits_for", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finished", b"_finished", "agent", b"agent", "approvals", b"approvals", "attempt", b"attempt", "config", b"config", "created_ms", b"created_ms", "finished", b"finished", "finished_ms", b"finished_ms", "id", b"id", "last_seq", b"last_seq", "limits", b"limits", "place", b"place", "retry_of", b"retry_of", "session", b"session", "state", b"state", "task", b"task", "waits_for", b"waits_for", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__finished: _TypeAlias = _typing.Literal["finished"]  # noqa: Y015
     _WhichOneofArgType__finished: _TypeAlias = _typing.Literal["_finished", b"_finished"]  # noqa: Y015

@@ -23,6 +23,36 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class ReadyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadyRequest: _TypeAlias = ReadyRequest  # noqa: Y015
+
+@_typing.final
+class ReadyReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadyReply: _TypeAlias = ReadyReply  # noqa: Y015
+
+@_typing.final
 class FromWorker(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -62,6 +92,8 @@ class Begin(_message.Message):
     WORKER_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     SEEN_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
     execution: _builtins.str
     worker: _builtins.str
     """host:pid of the worker."""
@@ -69,6 +101,10 @@ class Begin(_message.Message):
     """0: take the execution over, with a new attempt; whoever had it before is fenced off. Else: go on with this attempt."""
     seen: _builtins.int
     """With an attempt: the last event of others that the worker knows."""
+    disk: _builtins.str
+    """The disk that holds this worker's workspaces, see WorkspacePlaced; "": it has none."""
+    alone: _builtins.bool
+    """The execution's own worker was waited for long enough: take it over all the same, and say in its record why it fails."""
     def __init__(
         self,
         *,
@@ -76,10 +112,12 @@ class Begin(_message.Message):
         worker: _builtins.str = ...,
         attempt: _builtins.int = ...,
         seen: _builtins.int = ...,
+        disk: _builtins.str = ...,
+        alone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "execution", b"execution", "seen", b"seen", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "attempt", b"attempt", "disk", b"disk", "execution", b"execution", "seen", b"seen", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -91,8 +129,11 @@ class Append(_message.Message):
 
     BATCH_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     batch: _builtins.int
     """From 1, rising by one within the attempt. A batch that is stored already changes nothing."""
+    more: _builtins.bool
+    """The rest of this batch follows: it is taken when it is whole."""
     @_builtins.property
     def events(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Encoded events, without seq."""
@@ -102,10 +143,11 @@ class Append(_message.Message):
         *,
         batch: _builtins.int = ...,
         events: _abc.Iterable[_builtins.bytes] | None = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "events", b"events"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "events", b"events", "more", b"more"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -121,12 +163,19 @@ class ToWorker(_message.Message):
     SEEN_FIELD_NUMBER: _builtins.int
     OVER_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    PATIENCE_SECONDS_FIELD_NUMBER: _builtins.int
     stored: _builtins.int
     """The last batch that is stored."""
     seen: _builtins.int
     """The last of `heard`."""
     over: _builtins.str
-    """Nothing is to be done: the execution's state, `finished`, `waiting` or `queued` (it stands in line in its session)."""
+    """Nothing is to be done: the execution's state, `finished`, `waiting` or `queued` (it stands in line in its session); or
+    `elsewhere`, when its files are on the disk of another worker.
+    """
+    disk: _builtins.str
+    """With `elsewhere`: that disk, and how many seconds its worker is waited for."""
+    patience_seconds: _builtins.float
     @_builtins.property
     def began(self) -> Global___Began: ...
     @_builtins.property
@@ -146,10 +195,12 @@ class ToWorker(_message.Message):
         seen: _builtins.int = ...,
         over: _builtins.str = ...,
         refused: _event_pb2.Error | None = ...,
+        disk: _builtins.str = ...,
+        patience_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["began", b"began", "refused", b"refused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["began", b"began", "heard", b"heard", "over", b"over", "refused", b"refused", "seen", b"seen", "stored", b"stored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["began", b"began", "disk", b"disk", "heard", b"heard", "over", b"over", "patience_seconds", b"patience_seconds", "refused", b"refused", "seen", b"seen", "stored", b"stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -44,6 +44,11 @@ class WorkerServiceStub:
                 request_serializer=stigmer_dot_api_dot_worker__pb2.ReadEventsRequest.SerializeToString,
                 response_deserializer=stigmer_dot_api_dot_worker__pb2.EventsPart.FromString,
                 _registered_method=True)
+        self.Ready = channel.unary_unary(
+                '/stigmer.v1.WorkerService/Ready',
+                request_serializer=stigmer_dot_api_dot_worker__pb2.ReadyRequest.SerializeToString,
+                response_deserializer=stigmer_dot_api_dot_worker__pb2.ReadyReply.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer:
@@ -65,6 +70,13 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Ready(self, request, context):
+        """Answers when this worker is let in and its attempts could be taken just now: for the worker's own readiness.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +89,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.ReadEvents,
                     request_deserializer=stigmer_dot_api_dot_worker__pb2.ReadEventsRequest.FromString,
                     response_serializer=stigmer_dot_api_dot_worker__pb2.EventsPart.SerializeToString,
+            ),
+            'Ready': grpc.unary_unary_rpc_method_handler(
+                    servicer.Ready,
+                    request_deserializer=stigmer_dot_api_dot_worker__pb2.ReadyRequest.FromString,
+                    response_serializer=stigmer_dot_api_dot_worker__pb2.ReadyReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -133,6 +150,33 @@ class WorkerService:
             '/stigmer.v1.WorkerService/ReadEvents',
             stigmer_dot_api_dot_worker__pb2.ReadEventsRequest.SerializeToString,
             stigmer_dot_api_dot_worker__pb2.EventsPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Ready(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stigmer.v1.WorkerService/Ready',
+            stigmer_dot_api_dot_worker__pb2.ReadyRequest.SerializeToString,
+            stigmer_dot_api_dot_worker__pb2.ReadyReply.FromString,
             options,
             channel_credentials,
             insecure,
