@@ -10,8 +10,8 @@ import logging
 import os
 import signal
 import sys
-import time
 from contextlib import AsyncExitStack, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,9 @@ def _take(lock: int, home: Home, *, tells: bool) -> None:
 
 def _serve(home: Home, given: Any) -> None:
     import asyncio
-    import importlib
 
     # By name: nothing that the commands import may reach the loop or a provider, not even through this file.
-    serve = importlib.import_module("stigmer.server").serve
+    serve = import_module("stigmer.server").serve
     _log_to_stderr(home)
     path = home.create_socket_folder()
     path.unlink(missing_ok=True)
@@ -106,7 +105,7 @@ def _serve(home: Home, given: Any) -> None:
     async def served() -> None:
         async with AsyncExitStack() as beside:
             if given.engine == "temporal" and not given.alone:
-                developer = importlib.import_module("stigmer.engines.temporal.developer")
+                developer = import_module("stigmer.engines.temporal.developer")
                 await beside.enter_async_context(developer.temporal_beside(home))
                 # The worker asks for the daemon until it answers.
                 await beside.enter_async_context(
@@ -176,9 +175,5 @@ def _log_to_stderr(home: Home) -> None:
                 os.close(fd)
 
     handler = Handler(sys.stderr)
-    form = logging.Formatter(
-        "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S"
-    )
-    form.converter = time.gmtime
-    handler.setFormatter(form)
+    handler.setFormatter(import_module("stigmer.server._logs").formatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])

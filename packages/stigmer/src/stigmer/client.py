@@ -66,6 +66,7 @@ from stigmer.api.service_pb2 import (
 )
 from stigmer.errors import StigmerError
 from stigmer.home import Address
+from stigmer.telemetry import carrier
 
 __all__ = [
     "Client",
@@ -142,8 +143,8 @@ class ServerGone(RemoteError):
 
 
 def credentials(address: Address) -> tuple[tuple[str, str], ...]:
-    """The metadata that lets a call in."""
-    return (("authorization", f"Bearer {address.token}"),)
+    """The metadata that lets a call in, and the trace that it belongs to."""
+    return (("authorization", f"Bearer {address.token}"), *carrier())
 
 
 def channel_to(address: Address) -> grpc.aio.Channel:

@@ -1,7 +1,7 @@
-"""Liveness and readiness over HTTP, for whatever looks after a server or a worker. Nothing else is served here.
+"""Liveness, readiness and metrics over HTTP, for whatever looks after a server or a worker. Nothing else is served here.
 
 `/livez` answers 200 as long as the process answers at all. `/readyz` answers 200 only when it can really take work, else
-503; both say so in JSON.
+503; both say so in JSON. `/metrics` is Prometheus's, where OTEL_METRICS_EXPORTER asks for it, else 404.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from stigmer import __version__
+from stigmer import __version__, telemetry
 from stigmer.errors import StigmerError
 
 __all__ = ["Check", "health_at"]
@@ -63,6 +63,17 @@ async def _alive(request: web.Request) -> web.Response:
     return web.json_response({"alive": True, "version": __version__})
 
 
+async def _metrics(request: web.Request) -> web.Response:
+    measured = telemetry.active()
+    # Beside the loop: what is counted now may be a few thousand lines.
+    text = await asyncio.to_thread(measured.exposition) if measured is not None else None
+    if text is None:
+        return web.Response(
+            status=404, text="no metrics are kept: start it with OTEL_METRICS_EXPORTER=prometheus\n"
+        )
+    return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
 @asynccontextmanager
 async def health_at(address: str, checks: Mapping[str, Check]) -> AsyncIterator[None]:
     """Answers at HOST:PORT while the block runs; does nothing for an empty address. Raises StigmerError."""
@@ -71,7 +82,8 @@ async def health_at(address: str, checks: Mapping[str, Check]) -> AsyncIterator[
         return
     host, _, port = address.rpartition(":")
     app = web.Application()
-    app.add_routes([web.get("/livez", _alive), web.get("/readyz", _Readiness(checks).answer)])
+    ready = _Readiness(checks).answer
+    app.add_routes([web.get("/livez", _alive), web.get("/readyz", ready), web.get("/metrics", _metrics)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:

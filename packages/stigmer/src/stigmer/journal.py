@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -18,6 +18,9 @@ from stigmer import redact
 from stigmer._translate import from_record, to_live, to_record
 from stigmer.api import event_pb2 as pb
 from stigmer.store import Row
+
+if TYPE_CHECKING:
+    from stigmer.telemetry._attempt import AttemptWatch
 
 __all__ = [
     "APPROVAL_SECONDS",
@@ -112,6 +115,7 @@ class StoreJournal(g.Record):
         epoch: int,
         records: Iterable[pb.Event] = (),
         on_failure: Callable[[Exception], None] = lambda error: None,
+        watch: AttemptWatch | None = None,
     ) -> None:
         super().__init__()
         self.execution = execution
@@ -122,6 +126,7 @@ class StoreJournal(g.Record):
         """Who waits until a batch is written."""
         self._failure: Exception | None = None
         self._on_failure = on_failure
+        self._watch = watch
         self._streams: dict[tuple[type[g.TextDelta] | type[g.ThinkingDelta], str, int, int], _Stream] = {}
         self._held: deque[tuple[int, pb.Event]] = deque()
         """Live events, each with the batch that it must not overtake."""
@@ -185,9 +190,12 @@ class StoreJournal(g.Record):
         if self._failure is not None:
             return
         batch = [masked(record) for record in records]
-        if self._pending is not None and self._store.join(self._pending, batch):
+        joined = self._pending is not None and self._store.join(self._pending, batch)
+        self._batch += not joined
+        if self._watch is not None:
+            self._watch.wrote(self._batch, batch)
+        if joined:
             return
-        self._batch += 1
         told = partial(self._written, self._batch)
         self._pending = self._store.append(self._no, self.epoch, batch=self._batch, events=batch, told=told)
 
@@ -207,6 +215,8 @@ class StoreJournal(g.Record):
             self._on_failure(error)
         if written is self._pending:
             self._pending = None
+        if self._watch is not None:
+            self._watch.stored(batch)
         while self._waiters and self._waiters[0][0] <= batch:
             waiter = self._waiters.popleft()[1]
             if not waiter.done():
@@ -219,6 +229,8 @@ class StoreJournal(g.Record):
     def live(self, event: g.Live) -> None:
         if isinstance(event, (g.TextDelta, g.ThinkingDelta)):
             self._text(event)
+            if self._watch is not None:
+                self._watch.shown(event.path)
             return
         self._flush_text(ended=event if isinstance(event, g.StreamReset) else None)
         self._show(masked(to_live(event, attempt=self.epoch)))

@@ -6,10 +6,13 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
+import click
+
 from stigmer.cli._main import asked
 from stigmer.cli._terminal import terminal
 from stigmer.daemon import ensure_running
 from stigmer.home import Address, Home
+from stigmer.telemetry import command
 
 if TYPE_CHECKING:
     from stigmer.client import Client
@@ -58,8 +61,15 @@ async def with_client(
     from stigmer.client import Client
 
     make_undumpable()  # Our environment holds the shell's keys, and runs start commands beside us.
-    async with Client(address, again=again, notice=terminal().say) as client:
-        return await work(client)
+    with command(_name(), terminal().say):
+        async with Client(address, again=again, notice=terminal().say) as client:
+            return await work(client)
+
+
+def _name() -> str:
+    """This command, as it stands in its trace: `stigmer run`."""
+    context = click.get_current_context(silent=True)
+    return context.command_path if context is not None else "stigmer"
 
 
 def _slow_imports() -> None:

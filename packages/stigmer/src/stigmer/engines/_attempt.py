@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+from stigmer import telemetry
 from stigmer._translate import from_record
 from stigmer.api import event_pb2 as pb
 from stigmer.journal import Keeps, StoreJournal, open_questions
@@ -36,6 +37,7 @@ class Attempt:
         self._runner, self._store, self._records = runner, store, records
         self._why, self._by = "", ""
         self._work: asyncio.Task[list[pb.Event]] | None = None
+        self._watch = telemetry.watch_attempt(row, epoch, records)
         self.journal = StoreJournal(
             store,
             no=row.no,
@@ -43,6 +45,7 @@ class Attempt:
             epoch=epoch,
             records=records,
             on_failure=lambda error: self.drop(),
+            watch=self._watch,
         )
 
     async def run(self) -> str:
@@ -50,6 +53,13 @@ class Attempt:
 
         Raises JournalError.
         """
+        try:
+            return await self._run()
+        finally:
+            if self._watch is not None:
+                self._watch.close()
+
+    async def _run(self) -> str:
         self._work = asyncio.create_task(
             self._runner.run(self.row, self._records, self.journal), name=f"work {self.row.id}"
         )
@@ -85,6 +95,8 @@ class Attempt:
 
         Whether it was news.
         """
+        if self._watch is not None:
+            self._watch.heard(record)
         if record.HasField("cancel_requested"):
             if self._why == "cancel":
                 return False

@@ -17,7 +17,9 @@ from typing import Any, Protocol
 
 from graphton.errors import Fenced, JournalError
 
+from stigmer import telemetry
 from stigmer.api import event_pb2 as pb
+from stigmer.api.service_pb2 import CreateExecutionRequest
 from stigmer.engines._attempt import Attempt, Drives, closing, decided, ended, finished
 from stigmer.engines._here import has_ended, here, machine
 from stigmer.engines._leftovers import end_leftovers
@@ -273,6 +275,7 @@ class EmbeddedEngine:
         running.epoch = epoch
         records = await self._store.replay(row.no)
         running.seen = records[-1].seq
+        telemetry.speak_of(row.id, CreateExecutionRequest.FromString(row.request).traceparent)
         attempt = Attempt(self._runner, self._store, row=row, epoch=epoch, records=records)
         if running.stop.is_set():
             attempt.interrupt(running.why, by=running.by)

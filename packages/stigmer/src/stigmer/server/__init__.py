@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext,
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from stigmer import redact
+from stigmer import __version__, redact, telemetry
 from stigmer.errors import ConfigError, StigmerError
 from stigmer.home import Home
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stigmer.engines.embedded import EmbeddedEngine
     from stigmer.runner import Runner
     from stigmer.store import Store
+    from stigmer.telemetry._server import ServerWatch
 
 __all__ = ["serve"]
 
@@ -72,16 +73,31 @@ async def serve(
 
     from stigmer.server._database import database_of
     from stigmer.server._logs import scrubbed_logs
-    from stigmer.store import Store
+    from stigmer.store import Store, StoreError
 
     make_undumpable()
     keep_freed_memory()
     # gRPC's fork handlers would meet the processes that our tools start.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    with scrubbed_logs():
+    asked = telemetry.asked_of(os.environ, http=bool(http))
+    async with AsyncExitStack() as around:
+        around.enter_context(scrubbed_logs())
         home.create()
-        store = await Store.open(database_of(home))
+        log.info(
+            "starting version=%s engine=%s address=%s listen=%s http=%s telemetry=%s pid=%d",
+            __version__, engine, address, ",".join(listen) or "-", http or "-", asked.words, os.getpid(),
+        )  # fmt: skip
+        problems = await _problems(home, flags or {}, engine, listen, asked, plaintext=plaintext)
+        await around.enter_async_context(telemetry.running(asked, service="stigmer-server"))
         try:
+            store = await Store.open(database_of(home))
+        except StoreError as error:
+            if not problems:
+                raise
+            raise ConfigError([*problems, error.message]) from error
+        try:
+            if problems:
+                raise ConfigError(problems)
             drives = await _engine_of(engine)
             server = _Server(
                 home,
@@ -115,6 +131,42 @@ def _health(address: str, server: _Server) -> AbstractAsyncContextManager[None]:
     from stigmer.health import health_at
 
     return health_at(address, {"started": server.has_started, "store": server.reads, "engine": server.drives})
+
+
+async def _problems(
+    home: Home,
+    flags: Mapping[str, str],
+    engine: str,
+    listen: Sequence[str],
+    asked: telemetry.Asked,
+    *,
+    plaintext: bool,
+) -> list[str]:
+    """All that keeps a server for others from starting; its settings are logged. Other servers start all the same."""
+    from stigmer.server._logs import format_problem
+
+    found = [*asked.problems, *filter(None, [format_problem()])]
+    if not listen:
+        for problem in found:
+            log.warning("setting problem=%r", problem)
+        return []
+    from stigmer.server._resolve import Resolver
+    from stigmer.server.tls import credentials
+
+    found += await Resolver(home, flags=dict(flags), where="serve").log()
+    for address in listen:
+        try:
+            credentials(address, plaintext=plaintext)
+        except ConfigError as error:
+            found += error.problems
+    if engine == "temporal":
+        from stigmer.engines.temporal import insist_on_temporalio
+
+        try:
+            insist_on_temporalio()
+        except StigmerError as error:
+            found.append(f"{error.message}: {error.hint}")
+    return list(dict.fromkeys(found))
 
 
 async def _engine_of(name: str) -> Callable[[Store, Runner], EmbeddedEngine]:
@@ -168,10 +220,12 @@ class _Server:
             store, retention=self._resolver.retention, busy=lambda: self._engine.running > 0
         )
         self._grpc: Any = None
+        self._watch: ServerWatch | None = None
         self._ready = False
         self._beside: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
+        self._watch = telemetry.watch_server(self._store, self._engine)
         here = self._engine.name == "embedded" and not self._listen
         if here:
             # What a dead process left goes on before gRPC is imported, which takes as long as all the rest.
@@ -189,13 +243,11 @@ class _Server:
         from stigmer.server.system import SystemService
         from stigmer.store import KeyTable
 
-        if self._listen:
-            await self._insist()
         token = token_of(self._home.token)
         redact.remember([token])  # A command may print the file.
         keys = KeyTable(self._store)
         check = Access(token, keys)
-        self._grpc = grpc.aio.server(interceptors=(check,), options=OPTIONS)
+        self._grpc = grpc.aio.server(interceptors=(*telemetry.interceptors(), check), options=OPTIONS)
         executions = ExecutionService(
             home=self._home,
             store=self._store,
@@ -249,11 +301,6 @@ class _Server:
             asyncio.create_task(self._warm_up(), name="warm up"),
             asyncio.create_task(self._pruner.keep(), name="pruner"),
         ]
-
-    async def _insist(self) -> None:
-        """Every setting of a server for others must be right, and the mode said by somebody."""
-        if problems := await self._resolver.log():
-            raise ConfigError(problems)
 
     def _open(self, address: str) -> None:
         """Takes calls at HOST:PORT; every call must show the token, or a key."""
@@ -335,6 +382,8 @@ class _Server:
             task.cancel()
         # Each is stopped, even where one before it fails or is cut short.
         async with AsyncExitStack() as left:
+            if self._watch is not None:
+                left.push_async_callback(self._watch.stop)
             if (llamacpp := sys.modules.get("graphton.chat.llamacpp")) is not None:
                 left.push_async_callback(llamacpp.close_all)
             if self._grpc is not None:

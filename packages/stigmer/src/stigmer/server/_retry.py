@@ -25,6 +25,7 @@ _ANEW = (
     "interactive",
     "retry_of",
     "if_running",
+    "traceparent",
 )
 """What is this request's own; task, agent, session, workspace and execution_config are the first one's."""
 _WHOLE = {

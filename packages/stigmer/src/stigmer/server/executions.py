@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 from graphton.approval import Rule
 from graphton.errors import Fenced, JournalError
 
+from stigmer import telemetry
 from stigmer.agents import unknown_tools
 from stigmer.api import event_pb2 as pb
 from stigmer.api import service_pb2 as api
@@ -79,12 +80,14 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         self, request: api.CreateExecutionRequest, context: Any
     ) -> api.CreateExecutionResponse:
         """Accepts an execution and hands it to the engine."""
+        request.traceparent = telemetry.traceparent_of(context.invocation_metadata())
         return await self._answered(context, self._create(request, local=by_unix_socket(context)))
 
     async def RunExecution(
         self, request: api.CreateExecutionRequest, context: Any
     ) -> AsyncIterator[api.Frame]:
         """CreateExecution and WatchExecution in one."""
+        request.traceparent = telemetry.traceparent_of(context.invocation_metadata())
         row, _ = await self._answered(context, self._accept(request, local=by_unix_socket(context)))
         async for frame in self._streamed(context, self._watch(row, 1)):
             yield frame
@@ -229,7 +232,10 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         if not created:
             self._keys.forget(id)
             return _same(row, request), False
-        log.info("execution accepted id=%s provider=%s model=%s", row.id, resolved.provider, resolved.model)
+        telemetry.speak_of(row.id, request.traceparent)
+        log.info(
+            "execution accepted execution=%s provider=%s model=%s", row.id, resolved.provider, resolved.model
+        )
         self._engine.submit(row.id)
         if resolved.key is not None:
             await self._wake_those_without_a_key(_organisation())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from stigmer.api import event_pb2 as pb
@@ -94,6 +94,8 @@ class Feed:
 
     def __init__(self) -> None:
         self._watchers: dict[int, set[Watcher]] = {}
+        self.tap: Callable[[int, Sequence[tuple[int, pb.Event, bytes]]], None] | None = None
+        """Hears of all that is committed here, of every execution."""
         self._partial: dict[int, dict[tuple[str, int], _Partial]] = {}
 
     def join(self, no: int) -> Watcher:
@@ -118,8 +120,10 @@ class Feed:
             for watcher in self._watchers.get(no, ()):
                 watcher.grown_elsewhere()
 
-    def publish(self, no: int, committed: Iterable[tuple[int, pb.Event, bytes]]) -> None:
+    def publish(self, no: int, committed: Sequence[tuple[int, pb.Event, bytes]]) -> None:
         """Committed events, in order."""
+        if self.tap is not None:
+            self.tap(no, committed)
         for seq, event, body in committed:
             self._settle(no, event)
             for watcher in self._watchers.get(no, ()):
