@@ -142,9 +142,10 @@ class ServerGone(RemoteError):
         )
 
 
-def credentials(address: Address) -> tuple[tuple[str, str], ...]:
-    """The metadata that lets a call in, and the trace that it belongs to."""
-    return (("authorization", f"Bearer {address.token}"), *carrier())
+def credentials(address: Address, organisation: str = "") -> tuple[tuple[str, str], ...]:
+    """The metadata that lets a call in, the organisation that it is about, and the trace that it belongs to."""
+    about = (("stigmer-organisation", organisation),) if organisation else ()
+    return (("authorization", f"Bearer {address.token}"), *about, *carrier())
 
 
 def channel_to(address: Address) -> grpc.aio.Channel:
@@ -167,7 +168,8 @@ class Client:
 
     `again` finds, or starts, the server anew when it is gone; then a stream that is being read goes on where it
     stopped, no event lost or doubled, and `notice` is told. Without `again` a stream ends with `ServerGone`. A server
-    that somebody named, and that has answered before, is waited for instead.
+    that somebody named, and that has answered before, is waited for instead. Calls are about the `organisation`; ""
+    leaves it to the server: that of the key, else `default`.
     """
 
     def __init__(
@@ -176,13 +178,18 @@ class Client:
         *,
         again: Callable[[], Address] | None = None,
         notice: Callable[[str], None] = lambda text: None,
+        organisation: str = "",
     ) -> None:
         self.address = address
+        self._organisation = organisation
         self._again = again
         self._notice = notice
         self._answered = False
         """It has been reached: should it go, it will come back."""
         self._connect()
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return credentials(self.address, self._organisation)
 
     def _connect(self) -> None:
         self._channel = channel_to(self.address)
@@ -215,7 +222,7 @@ class Client:
 
     def _open(self, execution: str, from_seq: int, request: CreateExecutionRequest | None) -> Any:
         """A stream of frames; of `request` where the execution has no id yet."""
-        who = credentials(self.address)
+        who = self._metadata()
         if execution or request is None:
             asked = WatchExecutionRequest(execution=execution, from_seq=from_seq)
             return self._executions.WatchExecution(asked, metadata=who)
@@ -381,7 +388,7 @@ class Client:
 
         It begins within the time that a person takes to look up, whatever the server is busy with.
         """
-        call = self._models.PreloadModel(request, metadata=credentials(self.address))
+        call = self._models.PreloadModel(request, metadata=self._metadata())
         begun = asyncio.ensure_future(call.initial_metadata())
         try:
             await asyncio.wait({begun}, timeout=PRELOAD_SECONDS)
@@ -437,7 +444,7 @@ class Client:
         services = (self._executions, self._sessions, self._config, self._system, self._keys)
         stub = next(service for service in services if hasattr(service, method))
         try:
-            answer = await getattr(stub, method)(request, timeout=limit, metadata=credentials(self.address))
+            answer = await getattr(stub, method)(request, timeout=limit, metadata=self._metadata())
             self._answered = True
             return answer
         except grpc.aio.AioRpcError as error:
@@ -463,7 +470,7 @@ class Client:
         where = f"the server at {self.address.shown!r} ({self.address.source})"
         try:
             theirs = await self._system.GetStatus(
-                GetStatusRequest(), timeout=_LOOK, metadata=credentials(self.address)
+                GetStatusRequest(), timeout=_LOOK, metadata=self._metadata()
             )
         except grpc.aio.AioRpcError:
             return RemoteError(

@@ -11,7 +11,9 @@ import click
 from stigmer.cli._main import asked
 from stigmer.cli._terminal import terminal
 from stigmer.daemon import ensure_running
+from stigmer.errors import UsageError
 from stigmer.home import Address, Home
+from stigmer.organisations import RULE, is_organisation
 from stigmer.telemetry import command
 
 if TYPE_CHECKING:
@@ -62,8 +64,18 @@ async def with_client(
 
     make_undumpable()  # Our environment holds the shell's keys, and runs start commands beside us.
     with command(_name(), terminal().say):
-        async with Client(address, again=again, notice=terminal().say) as client:
+        async with Client(
+            address, again=again, notice=terminal().say, organisation=_organisation()
+        ) as client:
             return await work(client)
+
+
+def _organisation() -> str:
+    """What STIGMER_ORGANISATION names; "" leaves it to the server. Raises UsageError."""
+    named = os.environ.get("STIGMER_ORGANISATION", "").strip()
+    if named and not is_organisation(named):
+        raise UsageError(f"STIGMER_ORGANISATION {named!r} is no organisation's name", hint=RULE)
+    return named
 
 
 def _name() -> str:
