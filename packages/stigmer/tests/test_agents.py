@@ -309,6 +309,9 @@ def test_the_schema_names_what_the_parser_reads() -> None:
         "{approvals: [{tool: run_command, when: {command: git *}, verdict: allow}, {tool: '*', verdict: deny}]}",
         "{budget: {steps: 1, tokens: 2, usd: 0.5, seconds: 1.5, children: 1, depth: 1}}",
         "{subagents: , approvals: , on_unknown: , budget: }",
+        "{workspace: none}",
+        "{workspace: volume}",
+        "{workspace: }",
     ],
 )
 def test_schema_and_parser_accept_the_same(spec: str) -> None:
@@ -357,6 +360,8 @@ def test_schema_and_parser_accept_the_same(spec: str) -> None:
                 "{on_unknown: retry}",
                 "{budget: {steps: 0}}",
                 "{budget: {usd: 0}}",
+                "{workspace: moon}",
+                "{workspace: [none]}",
             )
         ),
     ],

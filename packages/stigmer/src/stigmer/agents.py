@@ -22,6 +22,7 @@ from stigmer import config
 from stigmer.config._files import load_yaml, plain, read_text
 from stigmer.config._own import own_words
 from stigmer.errors import StigmerError
+from stigmer.places import PLACES
 
 if TYPE_CHECKING:
     from stigmer.api.service_pb2 import Agent, ExecutionConfig
@@ -65,11 +66,12 @@ SPEC_KEYS = (
     "approvals",
     "on_unknown",
     "budget",
+    "workspace",
 )
 CHILD_KEYS = ("name", "description", "instructions", "llm", "tools", "subagents")
 """What a sub-agent may say; the rest it has from its parent."""
 BUDGET_KEYS = ("steps", "tokens", "usd", "seconds", "children", "depth")
-LATER = ("mcp", "skills", "environment", "workspace")
+LATER = ("mcp", "skills", "environment")
 """Keys of the format that this version does not act on: better refused than ignored."""
 LLM_KEYS = ("provider", "model", "max_tokens", "temperature", "context_window", "fallbacks", "thinking")
 _MODES = ("local", "cloud")
@@ -108,6 +110,8 @@ class AgentFile:
     """Rules as `graphton.Rule.parse` takes them, checked."""
     on_unknown: str = ""
     budget: Mapping[str, int | float] = field(default_factory=dict)
+    workspace: str = ""
+    """Where its files are to be: none | worker | volume; "" is not said."""
 
 
 def find_agent(named: str, start: Path, *, home: Path) -> tuple[Path, str, tuple[str, ...]]:
@@ -202,6 +206,7 @@ class _Reader:
             self._approvals(*spec["approvals"]) if "approvals" in spec else (),
             self._on_unknown(*spec["on_unknown"]) if "on_unknown" in spec else "",
             self._budget(*spec["budget"]) if "budget" in spec else {},
+            self._workspace(*spec["workspace"]) if "workspace" in spec else "",
         )
 
     def _items(self, value: Any, line: int, what: str, example: str) -> Iterator[tuple[Any, int]]:
@@ -255,6 +260,12 @@ class _Reader:
         if value in ("ask", "tell", "stop"):
             return str(value)
         self._fault(line, f"on_unknown {plain(value)!r} is not ask, tell or stop, e.g. on_unknown: ask")
+        return ""
+
+    def _workspace(self, value: Any, line: int) -> str:
+        if value in PLACES:
+            return str(value)
+        self._fault(line, f"workspace {plain(value)!r} is not none, worker or volume, e.g. workspace: volume")
         return ""
 
     def _budget(self, value: Any, line: int) -> dict[str, int | float]:
@@ -450,6 +461,7 @@ def to_record(agent: AgentFile, *, trusted: bool) -> Agent:
         approvals=[ApprovalRule(**rule) for rule in agent.approvals],
         on_unknown=agent.on_unknown,
         budget=Budget(**agent.budget) if agent.budget else None,  # type: ignore[arg-type]  # whole where it must be
+        workspace=agent.workspace,
     )
 
 

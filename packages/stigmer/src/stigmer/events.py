@@ -95,6 +95,7 @@ def _created(e: pb.Created) -> dict[str, Any]:
         "agent_revision": e.agent_revision,
         "session": e.session,
         "workspace": e.workspace,
+        "place": e.place or None,
         "parent": e.parent,
         "budget": budget_json(e.budget),
         "approve_all": e.approve_all,
@@ -182,6 +183,7 @@ _FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
         "subagents": {child.name: settings_json(child) for child in e.subagents},
     },
     "attempt_started": lambda e: {"attempt": e.attempt, "worker": e.worker},
+    "workspace_placed": lambda e: {"worker": e.worker, "disk": e.disk},
     "attempt_ended": lambda e: {"attempt": e.attempt, "outcome": e.outcome},
     "model_requested": lambda e: {
         "step": e.step,

@@ -25,6 +25,7 @@ from stigmer.config import clock
 from stigmer.errors import StigmerError
 from stigmer.home import Home
 from stigmer.journal import StoreJournal, running_seconds
+from stigmer.places import folder_of, has_commands, hold, placed_at
 from stigmer.store import Row
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ class Runner:
             return [journal.resting()]
         if not self.can_go_on(row, records):
             return [pb.Event(waiting=pb.Waiting(reason="key"))]
+        if request.place == "worker":
+            await _held_here(request, records, journal)
         told = {record.notice.text for record in records if record.HasField("notice")}
         chats = {"": self._chats(row, recorded.models, journal, told)}
         chats |= {child.name: self._chats(row, child.models, journal, told) for child in recorded.subagents}
@@ -164,6 +167,33 @@ class Runner:
             else:
                 chats.append(recorded_chat(model, key))
         return chats, lacking
+
+
+async def _held_here(
+    request: CreateExecutionRequest, records: Sequence[pb.Event], journal: StoreJournal
+) -> None:
+    """Holds a run to this machine's disk, where its files are; those of its session lie in one folder.
+
+    Raises WorkerGone where they are on another one.
+    """
+    placed = placed_at(records)
+    held = hold(placed or await _of_its_session(request, journal))
+    if placed is None:
+        journal.write([pb.Event(workspace_placed=held)])
+
+
+async def _of_its_session(
+    request: CreateExecutionRequest, journal: StoreJournal
+) -> pb.WorkspacePlaced | None:
+    """Where the executions before this one in its session have put their files."""
+    if not request.session:
+        return None
+
+    def found(row: Row, records: Sequence[pb.Event]) -> bool:
+        return placed_at(records) is not None
+
+    earlier = await journal.earlier(until=found)
+    return placed_at(earlier[0][1]) if earlier else None
 
 
 def _tell(chat: Chat, journal: StoreJournal, told: set[str]) -> None:
@@ -395,12 +425,14 @@ def _subagents(
 
 
 def _tools(request: CreateExecutionRequest, closed: Iterable[Path]) -> list[Tool]:
-    if not request.workspace:
+    folder = folder_of(request)
+    if folder is None:
         return []
     from graphton.toolsets import default_tools, open_workspace
 
-    opened = open_workspace(request.workspace, named=request.workspace_named, closed=closed)
-    return default_tools(opened, closed=closed)
+    opened = open_workspace(folder, named=request.workspace_named, closed=closed)
+    tools = default_tools(opened, closed=closed)
+    return tools if has_commands(request) else [tool for tool in tools if tool.name != "run_command"]
 
 
 def _chosen(tools: Mapping[str, Tool], record: AgentRecord) -> list[Tool]:

@@ -42,19 +42,25 @@ def hostile(idle: Any, url: str) -> dict[str, api.CreateExecutionRequest]:
     agent = api.Agent(name="a", llm=api.ExecutionConfig(model=model, base_url=url), trusted=True)
     config = api.ExecutionConfig
     return {
-        "shell": idle.request("Hi", shell={"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "k"}, flags={}),
-        "project file": idle.request("Hi", **ask, project_file=project),
-        "agent": idle.request("Hi", **ask, agent="a", agent_record=agent),
-        "flag": idle.request("Hi", shell={}, flags={"model": model, "base_url": url}),
-        "flag under a false name": idle.request(
-            "Hi", shell={}, flags={"model": model, "openai_base_url": url}
+        "shell": idle.request(
+            "Hi", workspace="", shell={"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "k"}, flags={}
         ),
-        "key as a flag": idle.request("Hi", shell={}, flags={"model": model, "api_key": "k"}),
+        "project file": idle.request("Hi", workspace="", **ask, project_file=project),
+        "agent": idle.request("Hi", workspace="", **ask, agent="a", agent_record=agent),
+        "flag": idle.request("Hi", workspace="", shell={}, flags={"model": model, "base_url": url}),
+        "flag under a false name": idle.request(
+            "Hi", workspace="", shell={}, flags={"model": model, "openai_base_url": url}
+        ),
+        "key as a flag": idle.request("Hi", workspace="", shell={}, flags={"model": model, "api_key": "k"}),
         "execution config": idle.request(
-            "Hi", **ask, execution_config=config(provider="openai", model="gpt-4.1", base_url=url)
+            "Hi",
+            workspace="",
+            **ask,
+            execution_config=config(provider="openai", model="gpt-4.1", base_url=url),
         ),
         "fallback": idle.request(
             "Hi",
+            workspace="",
             shell={},
             flags={"provider": "ollama", "base_url": url},
             execution_config=config(model="gpt-4.1", provider="openai", fallbacks=["ollama:qwen3:8b"]),
@@ -108,7 +114,7 @@ async def test_an_allowed_address_is_gone_to_with_the_servers_key_only_where_the
         fake.reply("Hello.")
     async with idle.client(address=address) as client:
         for config in (with_key, without):
-            request = idle.request("Hi", shell={}, flags={}, execution_config=config)
+            request = idle.request("Hi", workspace="", shell={}, flags={}, execution_config=config)
             events = [event async for event in client.run(request)]
             assert events[-1].finished.text == "Hello.", events[-1]
     first, *others = fake.chats

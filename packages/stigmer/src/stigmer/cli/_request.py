@@ -79,21 +79,25 @@ def build(
     home: Home,
     talk: Terminal,
     project: Project | None = None,
+    place: str = "",
     tells: bool = True,
 ) -> CreateExecutionRequest:
     """The request for this task from here. Secrets travel in its `shell` layer, over the user's own socket only.
 
     `project` is what comes with the workspace's folder, and the agent; it is looked for where nobody has yet. To a
-    server elsewhere go the flags and the agent; shell, project file and folder stay here, which is told if `tells`.
+    server elsewhere go the flags and the agent; shell, project file and folder stay here, which is told if `tells`. With
+    a `place` the run's files are there instead of in the folder.
     """
     server = named_server()
+    in_folder = server is None and not place
     shell = _shell(home) if server is None else {}
     if server is None and (models := os.environ.get("STIGMER_MODELS", "").strip()):
         shell["STIGMER_MODELS"] = os.path.abspath(os.path.expanduser(models))
     request = CreateExecutionRequest(
         task=task,
-        workspace=str(workspace) if server is None else "",
-        workspace_named=named and server is None,
+        workspace=str(workspace) if in_folder else "",
+        workspace_named=named and in_folder,
+        place=place,
         approve_all=approve_all,
         idempotency_key=idempotency_key,
         caller="cli",

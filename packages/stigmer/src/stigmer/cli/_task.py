@@ -6,12 +6,17 @@ import os
 import select
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import click
 
 from stigmer.cli._terminal import terminal
 from stigmer.errors import UsageError
+from stigmer.places import PLACES
 
-__all__ = ["read_task", "workspace"]
+__all__ = ["place_option", "read_task", "workspace"]
 
 
 def read_task(given: str | None) -> str:
@@ -59,16 +64,32 @@ def _read_stdin() -> str:
         ) from None
 
 
-def workspace(named: str | None, *, elsewhere: bool = False) -> Path:
+def place_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--place`, of the commands that begin runs."""
+    return click.option(
+        "--place",
+        type=click.Choice(PLACES),
+        help="Where its files are, instead of in a folder of this machine: nowhere (none), on the disk of the worker that "
+        "begins it, or on the volume that all workers share.",
+    )(command)
+
+
+def workspace(named: str | None, *, elsewhere: bool = False, place: str | None = None) -> Path:
     """The folder that the tools see. All of HOME, or of the disk, only where it is named by hand.
 
-    With a run that is `elsewhere`, at a server, the tools see none of this machine's: it is where agents are looked for.
+    With a run that is `elsewhere`, at a server, or whose files have a place, the tools see none of this machine's: the
+    folder is where agents are looked for.
     """
     if elsewhere and named is not None:
         raise UsageError(
             f"--workspace {named!r} is a folder of this machine, and the run is at a server (--server, STIGMER_SERVER)",
-            hint="leave --workspace out",
+            hint="leave --workspace out; --place volume, or worker, gives the run a folder there",
         )
+    if place and named is not None:
+        raise UsageError(
+            f"--workspace {named!r} and --place {place} are both given", hint="leave one of them out"
+        )
+    elsewhere = elsewhere or bool(place)
     if named == "":  # What an unset variable comes to in a script.
         raise UsageError("--workspace is empty", hint="name a folder, e.g. --workspace .")
     try:

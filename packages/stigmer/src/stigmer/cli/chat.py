@@ -14,7 +14,7 @@ from stigmer.cli._main import INTERRUPTED, WAITING, asked, json_option, verbose_
 from stigmer.cli._options import flags_of, llm_options
 from stigmer.cli._pull import FETCHABLE, fetch_or_refuse
 from stigmer.cli._session import connected, named_server
-from stigmer.cli._task import workspace
+from stigmer.cli._task import place_option, workspace
 from stigmer.cli._terminal import Terminal, harmless, person_here, terminal
 from stigmer.errors import StigmerError, UsageError
 from stigmer.home import Home
@@ -34,6 +34,7 @@ PROMPT = "> "
 @click.option("--agent", metavar="NAME|FILE", help="An agent of .stigmer/agents, or an agent file.")
 @click.option("--session", metavar="ID", default="new", help="Go on with this session. Default: a new one.")
 @click.option("--workspace", metavar="DIR", help="The folder that the tools see. Default: the current one.")
+@place_option
 @click.option("--yes", is_flag=True, help="Answer every question of a tool with yes.")
 @limit_options
 @json_option
@@ -45,7 +46,7 @@ def chat(**given: Any) -> int:
     with the exit code of the first turn that failed. Limits hold for each turn.
     """
     flags, limits = flags_of(given), limits_of(given)
-    folder = workspace(given["workspace"], elsewhere=named_server() is not None)
+    folder = workspace(given["workspace"], elsewhere=named_server() is not None, place=given["place"])
     talk, here = terminal(), person_here() and not asked().json
     from stigmer.cli._project import find_project
 
@@ -60,6 +61,7 @@ def chat(**given: Any) -> int:
             flags=flags,
             workspace=folder,
             named=given["workspace"] is not None,
+            place=given["place"] or "",
             approve_all=given["yes"],
             budget=limits,
             idempotency_key="",

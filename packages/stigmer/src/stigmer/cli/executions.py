@@ -191,6 +191,7 @@ def summary(one: Execution) -> dict[str, Any]:
         "agent": one.agent,
         "session": one.session,
         "workspace": one.workspace,
+        "place": one.place or None,
         "created": _when(one.created_ms),
         "finished": _when(one.finished_ms) if one.finished_ms else None,
         "attempt": one.attempt,
@@ -243,7 +244,7 @@ def _page(one: Execution) -> str:
         f"state      {one.state}" + (f" ({one.waits_for})" if one.waits_for else ""),
         *([f"retry of   {one.retry_of}"] if one.retry_of else []),
         f"created    {_when(one.created_ms)}",
-        f"workspace  {one.workspace or 'none'}",
+        f"workspace  {_workspace(one)}",
         *([f"session    {one.session}"] if one.session else []),
         f"task       {harmless(one.task)}",
         f"limits     {limits_line(one.limits)}",
@@ -265,6 +266,14 @@ def _page(one: Execution) -> str:
             lines += [f"error: {error.message}", *([f"hint: {error.hint}"] if error.hint else [])]
         lines += ["", one.finished.text]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _workspace(one: Execution) -> str:
+    """Where its files are."""
+    if not one.workspace:
+        return "none"
+    places = {"worker": "on the disk of its worker", "volume": "on the workers' volume"}
+    return f"{one.workspace} {places[one.place]}" if one.place in places else one.workspace
 
 
 def _when(ms: int) -> str:

@@ -16,7 +16,7 @@ from stigmer.cli._terminal import person_here, terminal
 from stigmer.home import Home
 
 if TYPE_CHECKING:
-    from stigmer.api.service_pb2 import CreateExecutionResponse
+    from stigmer.api.service_pb2 import CreateExecutionResponse, Execution
     from stigmer.client import Client
 
 __all__ = ["retry"]
@@ -46,7 +46,7 @@ def retry(execution: str, **given: Any) -> int:
         request = build(
             first.task,
             flags=flags,
-            workspace=Path(first.workspace if first.workspace and named_server() is None else "."),
+            workspace=Path(first.workspace if _is_here(first) else "."),
             named=False,
             approve_all=given["yes"],
             budget=limits,
@@ -64,6 +64,11 @@ def retry(execution: str, **given: Any) -> int:
         )
 
     return with_model(work)
+
+
+def _is_here(first: Execution) -> bool:
+    """Whether it worked in a folder of this machine."""
+    return bool(first.workspace) and not first.place and named_server() is None
 
 
 def _left(made: CreateExecutionResponse) -> int:

@@ -12,7 +12,7 @@ from stigmer.cli._main import asked, json_option, verbose_option
 from stigmer.cli._options import flags_of, llm_options
 from stigmer.cli._pull import with_model
 from stigmer.cli._session import named_server
-from stigmer.cli._task import read_task, workspace
+from stigmer.cli._task import place_option, read_task, workspace
 from stigmer.cli._terminal import person_here, terminal
 from stigmer.home import Home
 
@@ -35,6 +35,7 @@ __all__ = ["run"]
     help="While another run of the session has not finished: wait in line (enqueue, the default), or not.",
 )
 @click.option("--workspace", metavar="DIR", help="The folder that the tools see. Default: the current one.")
+@place_option
 @click.option("--yes", is_flag=True, help="Answer every question of a tool with yes.")
 @click.option("--detach", is_flag=True, help="Print the execution's id and leave it running.")
 @click.option("--dry-run", is_flag=True, help="Print the request that would go to the model; send nothing.")
@@ -54,7 +55,7 @@ def run(task: str | None, **given: Any) -> int:
     """
     flags, limits = flags_of(given), limits_of(given)
     text = read_task(task)
-    folder = workspace(given["workspace"], elsewhere=named_server() is not None)
+    folder = workspace(given["workspace"], elsewhere=named_server() is not None, place=given["place"])
 
     here = person_here() and not asked().json
 
@@ -77,6 +78,7 @@ def run(task: str | None, **given: Any) -> int:
             flags=flags,
             workspace=folder,
             named=given["workspace"] is not None,
+            place=given["place"] or "",
             approve_all=given["yes"],
             budget=limits,
             idempotency_key=given["idempotency_key"],

@@ -38,6 +38,7 @@ _WHOLE = {
     "history_changed",
     "loop_warned",
     "compacted",
+    "workspace_placed",
 }
 """Events that hold whatever follows."""
 _LEADS_NOWHERE = {"refused", "context", "length", "empty", "loop"}

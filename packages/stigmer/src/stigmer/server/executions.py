@@ -29,6 +29,7 @@ from stigmer.runner import agent_for, enough, limits_of, needed_models, recorded
 from stigmer.secrets import Keys
 from stigmer.server._activity import Activity
 from stigmer.server._models_here import check_models
+from stigmer.server._places import as_shown, give_folder, settle
 from stigmer.server._resolve import Resolved
 from stigmer.server._retry import carried, request_again
 from stigmer.server.auth import by_unix_socket, caller, caller_of_call
@@ -186,13 +187,14 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             if known is not None:
                 return _same(known, request), False
         before: list[pb.Event] = []
+        told = [] if request.retry_of else settle(request, local=local)
         if request.retry_of:
             first = await self._known(request.retry_of)
             request = request_again(first, request)
             before = carried(await self._store.replay(first.no), execution=first.id)
         _check(request, home=self._home.path)
         joins = await self._join(request)
-        told = _narrow(request)
+        told += _narrow(request)
         _limit(request)
         resolved = await self._resolve(request, local=local)
         resolved.config.notices.extend(told)
@@ -205,6 +207,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             or ("ask" if request.interactive else "tell")
         )
         id = new_id(self._store.now_ms / 1000)
+        give_folder(request, id)
         if resolved.key is not None and not resolved.key_is_stored:
             self._put(id, resolved.key, provider=resolved.provider, base_url=resolved.base_url)
         for provider, base_url, key in resolved.fallback_keys:
@@ -327,12 +330,14 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         from graphton.history import History
         from graphton.messages import UserMessage
 
+        told = settle(request, local=local)
         _check(request, home=self._home.path)
         await self._join(request)
         resolved = await self._resolve(request, local=local)
+        resolved.config.notices.extend(told)
         chat = recorded_chat(resolved.config.models[0], resolved.key)
         try:
-            agent = agent_for(chat, request, closed=(self._home.path,))
+            agent = agent_for(chat, as_shown(request), closed=(self._home.path,))
             history = History(system=agent.system)
             history.extend(await self._said(request, agent.chat.settings.max_tokens))
             history.add(UserMessage(request.task))
@@ -569,6 +574,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
             agent=request.agent,
             session=request.session,
             workspace=request.workspace,
+            place=request.place,
             state=row.state,
             created_ms=row.created_ms,
             finished_ms=row.finished_ms or 0,
@@ -656,7 +662,7 @@ def _check(request: api.CreateExecutionRequest, *, home: Path) -> None:
                 code="usage",
                 hint="leave it out for no limit",
             )
-    if request.workspace:
+    if request.workspace and not request.place:
         from graphton.toolsets import open_workspace
 
         if not Path(request.workspace).is_absolute():
@@ -735,6 +741,7 @@ def _created(request: api.CreateExecutionRequest) -> pb.Created:
         agent_revision=request.agent_record.revision,
         session=request.session,
         workspace=request.workspace,
+        place=request.place,
         budget=request.budget,
         approve_all=request.approve_all,
         parent=request.retry_of,

@@ -15,6 +15,7 @@ from stigmer.api import service_pb2_grpc
 from stigmer.home import Home
 from stigmer.runner import agent_for, recorded_chat
 from stigmer.server._activity import Activity
+from stigmer.server._places import as_shown, settle
 from stigmer.server._resolve import Resolved
 from stigmer.server.auth import by_unix_socket
 from stigmer.server.status import abort
@@ -55,6 +56,7 @@ class ModelService(service_pb2_grpc.ModelServiceServicer):
         )  # The caller waits for no more than to know that we have begun.
         with self._activity.call():
             try:
+                settle(request, local=by_unix_socket(context))
                 resolved = await self._resolve(request, local=by_unix_socket(context))
                 async with aclosing(self._held(request, resolved)) as frames:
                     async for frame in frames:
@@ -95,7 +97,7 @@ async def _preloaded(
     from graphton.chat.base import Request, WaitChunk
     from graphton.messages import UserMessage
 
-    agent = agent_for(_Preloading(chat), request, closed=(home,))
+    agent = agent_for(_Preloading(chat), as_shown(request), closed=(home,))
     first = Request(agent.system, [UserMessage("")], tools=agent.tool_specs)
     async for chunk in agent.chat.stream(first):
         if isinstance(chunk, WaitChunk):
