@@ -479,7 +479,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
                     else f"stigmer retry {row.id} begins a new one with what it has recorded",
                 )
             if not is_paused(records) and row.state == "waiting" and _last_wait(records) == "key":
-                self._with_its_key(row, records)
+                self._with_its_key(row, records, local=local)
                 self._engine.wake(row.id)
                 return api.ResumeExecutionResponse(execution=await self._execution(row))
             if not is_paused(records):
@@ -510,16 +510,19 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
                 self._put(row.id, key, **where)
                 await self._wake_those_without_a_key(row.organisation)
 
-    def _with_its_key(self, row: Row, records: list[pb.Event]) -> None:
+    def _with_its_key(self, row: Row, records: list[pb.Event], *, local: bool) -> None:
         """Raises Refused where the execution still lacks a key."""
         config = next(record.config_resolved for record in records if record.HasField("config_resolved"))
         for model in needed_models(config):
             if self._key(row, model) is None:
                 where = f" at {model.base_url}" if model.base_url else ""
                 raise Refused(
-                    f"execution {row.id} waits for its key of {model.provider}{where}, and this shell has none",
+                    f"execution {row.id} waits for its key of {model.provider}{where}, and "
+                    + ("this shell has none" if local else "the server has none"),
                     code="no_key",
-                    hint=f"stigmer resume {row.id} from a shell that has it; or stigmer secret set NAME",
+                    hint=f"stigmer resume {row.id} from a shell that has it; or stigmer secret set NAME"
+                    if local
+                    else "at the server: stigmer secret set NAME, or its environment",
                 )
 
     async def _steered(self, row: Row, events: list[pb.Event]) -> bool:
