@@ -46,6 +46,7 @@ COMMANDS = {
     "down": ("server", "Stop the daemon."),
     "serve": ("serve", "Serve others in the foreground."),
     "worker": ("serve", "Run the executions of a server, on Temporal."),
+    "migrate": ("migrate", "Bring a database that servers share up to this version."),
     "status": ("server", "Say whether the daemon runs, and what it does."),
     "logs": ("server", "Show the daemon's log."),
 }
