@@ -39,3 +39,21 @@ def test_without_keys_the_list_says_how_to_make_one(stigmer: Any) -> None:
     listed = stigmer("key", "list")
     assert listed.stdout == ""
     assert "stigmer key create --name ci" in listed.stderr
+
+
+def test_a_key_is_made_for_an_organisation_whose_runs_its_owner_can_name(stigmer: Any, fake: Any) -> None:
+    made = stigmer("key", "create", "--name", "ann", "--organisation", "acme", "--admin")
+    assert "ann: admin of acme; keep it, it is not shown again" in made.stderr
+    assert stigmer("key", "list").stdout.rstrip().endswith("ann of acme")
+    (one,) = stigmer.events("key", "list")
+    assert one["organisation"] == "acme"
+    fake.script({"text": "Hello."})
+    stigmer.environment |= {**fake.environment, "STIGMER_ORGANISATION": "acme"}
+    assert stigmer("run", "Say hello.").returncode == 0
+    assert len(stigmer.events("list", "execution")) == 1
+    stigmer.environment["STIGMER_ORGANISATION"] = "default"
+    assert stigmer.events("list", "execution") == []
+    stigmer.environment["STIGMER_ORGANISATION"] = "a b"
+    wrong = stigmer("list", "execution")
+    assert wrong.returncode == 2
+    assert "STIGMER_ORGANISATION 'a b' is no organisation's name" in wrong.stderr
