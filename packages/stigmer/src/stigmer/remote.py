@@ -184,8 +184,8 @@ def _over_tls(address: Address) -> Obstacle | None:
         try:
             with _context().wrap_socket(plain, server_hostname=_host(address)) as line:
                 line.sendall(_PREFACE)
-                line.recv(64)  # A server that wants a certificate of ours says so only now.
-            return None
+                # A server that wants a certificate of ours says so only now, or hangs up.
+                return None if line.recv(64) else _wants_ours(where, "it hangs up")
         except ssl.SSLCertVerificationError as error:
             why = error.verify_message.rstrip(".")
             named = os.environ.get(AUTHORITY, "").strip()
@@ -200,11 +200,7 @@ def _over_tls(address: Address) -> Obstacle | None:
             )
         except ssl.SSLError as error:
             if "CERTIFICATE_REQUIRED" in str(error) or "HANDSHAKE_FAILURE" in str(error):
-                return Obstacle(
-                    "tls",
-                    f"{where} wants a certificate of ours ({_reason(error)})",
-                    f"{CERTIFICATE} and {CERTIFICATE_KEY} name its files",
-                )
+                return _wants_ours(where, _reason(error))
             if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"):
                 return Obstacle(
                     "tls",
@@ -216,6 +212,12 @@ def _over_tls(address: Address) -> Obstacle | None:
                 f"TLS with {where} does not come about: {_reason(error)}",
                 f"openssl s_client -connect {address.target} </dev/null",
             )
+
+
+def _wants_ours(where: str, why: str) -> Obstacle:
+    shown = certificates().certificate is not None
+    wants = "takes another certificate than ours" if shown else "wants a certificate of ours"
+    return Obstacle("tls", f"{where} {wants} ({why})", f"{CERTIFICATE} and {CERTIFICATE_KEY} name its files")
 
 
 def _in_the_clear(address: Address) -> Obstacle | None:

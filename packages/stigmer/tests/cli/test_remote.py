@@ -342,6 +342,9 @@ def test_a_server_that_wants_a_certificate_gets_one(here: Any, there: There, sho
     half = here("list", STIGMER_TLS_CERT=str(ours))
     assert half.returncode == 2
     assert "STIGMER_TLS_KEY is not set" in half.stderr
+    pem, others = certificate(short_folder, "other")
+    other = {"STIGMER_TLS_CERT": str(pem), "STIGMER_TLS_KEY": str(others)}
+    assert "takes another certificate than ours" in here("list", **other).stderr
     shown = here("list", STIGMER_TLS_CERT=str(ours), STIGMER_TLS_KEY=str(key))
     assert shown.returncode == 0, shown.stderr
 

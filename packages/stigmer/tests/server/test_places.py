@@ -23,7 +23,7 @@ async def at_tcp(idle: Any, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
     """Starts a server for others, with these variables in its environment; gives its address."""
 
     async def start(**environment: str) -> str:
-        said = {"STIGMER_MODE": "cloud", "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": fake.openai_url}
+        said = {"STIGMER_MODE": "local", "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": fake.openai_url}
         for name, value in {**said, **environment}.items():
             monkeypatch.setenv(name, value)
         with socket.socket() as free:
@@ -161,7 +161,7 @@ async def test_a_retry_finds_the_files_of_the_run_that_it_is_taken_from(
         first = (await run(client, asked(place="worker")))[0].created
         (failed,) = await client.list()
         assert failed.state == "failed", failed
-        again = await run(client, api.CreateExecutionRequest(retry_of=failed.id))
+        again = await run(client, asked(retry_of=failed.id))
     assert (again[0].created.place, again[0].created.workspace) == ("worker", first.workspace)
     assert any("kept" in event.tool_finished.result for event in again)
     assert again[-1].finished.outcome == "completed"
