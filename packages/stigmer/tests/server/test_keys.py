@@ -41,6 +41,7 @@ def free_port() -> int:
 async def at_tcp(idle: Any, monkeypatch: pytest.MonkeyPatch) -> str:
     """The address of a server that takes calls over TCP too."""
     monkeypatch.setenv("STIGMER_MODE", "local")
+    monkeypatch.setenv("STIGMER_RATE_LIMIT", "0")  # Tests ask as fast as they can.
     address = f"127.0.0.1:{free_port()}"
     await idle.start(listen=[address])
     return address

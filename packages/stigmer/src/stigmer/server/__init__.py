@@ -18,6 +18,8 @@ from stigmer.home import Home
 if TYPE_CHECKING:
     from stigmer.engines.embedded import EmbeddedEngine
     from stigmer.runner import Runner
+    from stigmer.server._oidc import Issuer
+    from stigmer.server.auth import Outside
     from stigmer.store import Store
     from stigmer.telemetry._server import ServerWatch
 
@@ -33,9 +35,9 @@ OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),
     ("grpc.max_send_message_length", MESSAGE_LIMIT),
     ("grpc.so_reuseport", 0),
-    # Workers ask every 10 s whether the line still stands; gRPC hangs up on who asks more often than every 5 minutes.
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
+PING_SECONDS = 5
+"""Workers and clients ask every 10 or 20 s whether the line still stands; gRPC hangs up on who asks more often than this."""
 _WARM = (
     "graphton.toolsets._workspace",
     "graphton.chat._aiohttp",
@@ -166,7 +168,26 @@ async def _problems(
             insist_on_temporalio()
         except StigmerError as error:
             found.append(f"{error.message}: {error.hint}")
+    from stigmer.server._audit import audit_of
+    from stigmer.server._limits import limits_of
+    from stigmer.server._oidc import settings_of
+
+    for read in (limits_of, audit_of, settings_of):
+        try:
+            read(os.environ)
+        except ConfigError as error:
+            found += error.problems
     return list(dict.fromkeys(found))
+
+
+def _options(keepalive: int) -> list[tuple[str, int]]:
+    """How connections are kept: one that is silent for `keepalive` seconds is asked, and given up after as many more."""
+    return [
+        *OPTIONS,
+        ("grpc.keepalive_time_ms", keepalive * 1000),
+        ("grpc.keepalive_timeout_ms", min(keepalive, 20) * 1000),
+        ("grpc.http2.min_ping_interval_without_data_ms", min(PING_SECONDS * 1000, keepalive * 500)),
+    ]
 
 
 async def _engine_of(name: str) -> Callable[[Store, Runner], EmbeddedEngine]:
@@ -221,6 +242,7 @@ class _Server:
         )
         self._grpc: Any = None
         self._watch: ServerWatch | None = None
+        self._issuer: Issuer | None = None
         self._ready = False
         self._beside: list[asyncio.Task[None]] = []
 
@@ -234,6 +256,7 @@ class _Server:
         import grpc.aio
 
         from stigmer.api import service_pb2_grpc
+        from stigmer.server._limits import Limits
         from stigmer.server.auth import Access, token_of
         from stigmer.server.configuration import ConfigService
         from stigmer.server.executions import ExecutionService
@@ -246,8 +269,12 @@ class _Server:
         token = token_of(self._home.token)
         redact.remember([token])  # A command may print the file.
         keys = KeyTable(self._store)
-        check = Access(token, keys)
-        self._grpc = grpc.aio.server(interceptors=(*telemetry.interceptors(), check), options=OPTIONS)
+        outside = self._outside()
+        keepalive = (outside.limits if outside else Limits()).keepalive
+        self._grpc = grpc.aio.server(
+            interceptors=(*telemetry.interceptors(), Access(token, keys, outside=outside)),
+            options=_options(keepalive),
+        )
         executions = ExecutionService(
             home=self._home,
             store=self._store,
@@ -301,6 +328,20 @@ class _Server:
             asyncio.create_task(self._warm_up(), name="warm up"),
             asyncio.create_task(self._pruner.keep(), name="pruner"),
         ]
+
+    def _outside(self) -> Outside | None:
+        """Limits, audit log and identity provider of a server that others can reach. Raises ConfigError."""
+        if not self._listen and self._address.startswith("unix:"):
+            return None
+        from stigmer.server._audit import audit_of
+        from stigmer.server._limits import limits_of
+        from stigmer.server._oidc import issuer_of
+        from stigmer.server.auth import Outside
+
+        self._issuer = issuer_of(os.environ)
+        if self._issuer is not None:
+            self._issuer.begin()
+        return Outside(limits_of(os.environ), audit_of(os.environ), self._issuer)
 
     def _open(self, address: str) -> None:
         """Takes calls at HOST:PORT; every call must show the token, or a key."""
@@ -384,6 +425,8 @@ class _Server:
         async with AsyncExitStack() as left:
             if self._watch is not None:
                 left.push_async_callback(self._watch.stop)
+            if self._issuer is not None:
+                left.push_async_callback(self._issuer.close)
             if (llamacpp := sys.modules.get("graphton.chat.llamacpp")) is not None:
                 left.push_async_callback(llamacpp.close_all)
             if self._grpc is not None:

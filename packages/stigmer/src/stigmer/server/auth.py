@@ -5,29 +5,44 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import logging
+import math
 import os
 import secrets
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 
-import grpc
 import grpc.aio
 from graphton.errors import JournalError
 
 from stigmer.api import event_pb2 as pb
 from stigmer.organisations import DEFAULT_ORGANISATION, RULE, is_organisation
-from stigmer.server.status import DETAIL, status_of
+from stigmer.server._audit import Audit
+from stigmer.server._door import Visit, end, guarded
+from stigmer.server._limits import (
+    FAILURES,
+    FAILURES_A_SECOND,
+    MOST,
+    WORKERS_MORE,
+    Buckets,
+    Limits,
+    Streams,
+    address_of,
+)
 from stigmer.store import KeyRow, KeyTable
 
 __all__ = [
+    "LOOKS",
     "ORGANISATION",
     "SCOPES",
     "Access",
     "Caller",
+    "Outside",
+    "Tokens",
+    "Unknown",
     "allows",
     "by_unix_socket",
     "caller",
@@ -37,8 +52,6 @@ __all__ = [
     "new_key",
     "token_of",
 ]
-
-log = logging.getLogger("stigmer.audit")
 
 _EXECUTIONS, _SESSIONS = "/stigmer.v1.ExecutionService/", "/stigmer.v1.SessionService/"
 _SYSTEM, _KEYS, _WORKERS = (
@@ -72,8 +85,18 @@ SCOPES = {
     _KEYS + "RevokeKey": "admin",
     _WORKERS + "Attend": "worker",
     _WORKERS + "ReadEvents": "worker",
+    _WORKERS + "Ready": "worker",
 }
 """What a method needs. One that is not here needs `admin`."""
+LOOKS = {
+    _EXECUTIONS + "PreviewExecution",
+    "/stigmer.v1.ConfigService/ResolveConfig",
+    "/stigmer.v1.ModelService/PreloadModel",
+    _KEYS + "ListKeys",
+    _WORKERS + "ReadEvents",
+    _WORKERS + "Ready",
+}
+"""Methods that need more than `read` and change nothing."""
 _GRANTS = {"read": {"read"}, "run": {"run", "read"}, "worker": {"worker"}, "admin": {"admin", "run", "read"}}
 
 FRESH_SECONDS = 5.0
@@ -93,6 +116,8 @@ class Caller:
     scopes: frozenset[str]
     organisation: str
     kind: Literal["token", "key", "oidc"]
+    id: str = ""
+    """What tells him from others: a key's id, a token's subject; "" for the home's token."""
 
     @property
     def owns_the_machine(self) -> bool:
@@ -165,15 +190,49 @@ def _from_here(context: Any) -> bool:
     return peer.startswith(("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D"))
 
 
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What a server that others can reach has beside its keys."""
+
+    limits: Limits
+    audit: Audit
+    issuer: Tokens | None = None
+
+
+class Tokens(Protocol):
+    """Whoever says whose a bearer token is."""
+
+    async def caller(self, token: str) -> Caller:
+        """Who shows it. Raises Unknown."""
+        ...
+
+
+class Unknown(Exception):
+    """Nobody whom we know. The text says why, for our log: who knocks is told nothing that would help him."""
+
+
 class Access(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
     """Lets a call in that shows the home's token, from this machine, or an API key with the scope that it needs.
 
-    Words are compared in constant time. No method runs before it is known who calls it.
+    Words are compared in constant time. No method runs before it is known who calls it. A server for others has an
+    `outside`: tokens of an identity provider are let in too, who calls too often is refused, and lines are written.
     """
 
-    def __init__(self, token: str, keys: KeyTable) -> None:
+    def __init__(self, token: str, keys: KeyTable, *, outside: Outside | None = None) -> None:
         self._token, self._keys = token.encode(), keys
         self._known: dict[str, tuple[float, KeyRow | None]] = {}
+        limits = outside.limits if outside else Limits(calls=0)
+        self._audit = outside.audit if outside else None
+        self._issuer = outside.issuer if outside else None
+        self._limits = limits
+        self._calls = Buckets(limits.calls, limits.burst)
+        self._workers = Buckets(limits.calls * WORKERS_MORE, limits.burst * WORKERS_MORE)
+        self._streams = Streams(limits.streams)
+        self._failures = Buckets(FAILURES_A_SECOND if outside else 0, FAILURES)
+        self._told = Buckets(0.1, 1)
+        """Of those who are refused for asking too often, not every call is told."""
+        self._welcome: OrderedDict[str, None] = OrderedDict()
+        """Digests of what was shown by callers whom we let in: others of their address do not keep them out."""
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
@@ -185,39 +244,93 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic i
         shown = _shown(handler_call_details.invocation_metadata)
         about = _organisation(handler_call_details.invocation_metadata)
         method = str(handler_call_details.method)
+        watches = handler.response_streaming and not handler.request_streaming
 
-        async def admit(context: Any) -> None:
-            _caller.set(await self._admitted(context, shown, method, about))
+        async def admit(context: Any) -> Visit:
+            knock = _Knock(context, shown, method, about, watches)
+            who = await self._admitted(knock)
+            _caller.set(who)
+            return self._visit(knock, who)
 
-        return _guarded(handler, admit)
+        return guarded(handler, admit)
 
-    async def _admitted(self, context: Any, shown: bytes, method: str, about: str) -> Caller:
-        """Whose call it is, when it may go on; else ends it. `about` is the organisation that it names."""
-        if hmac.compare_digest(shown, self._token) and _from_here(context):
+    def _visit(self, knock: _Knock, who: Caller) -> Visit:
+        """What goes with the call until it ends."""
+        limited = knock.watches and not who.owns_the_machine
+        return Visit(
+            knock.context,
+            audit=self._audit,
+            quiet=SCOPES.get(knock.method) == "read" or knock.method in LOOKS,
+            said=_said(knock, who),
+            streams=self._streams.one(who.id) if limited else None,
+            still=(lambda: self._still(knock.shown)) if who.kind == "key" else None,
+        )
+
+    async def _admitted(self, knock: _Knock) -> Caller:
+        """Whose call it is, when it may go on; else ends it."""
+        context, about = knock.context, knock.about
+        if hmac.compare_digest(knock.shown, self._token) and _from_here(context):
             return _OWNER if not about else replace(_OWNER, organisation=await _checked(context, about))
-        needed = SCOPES.get(method, "admin")
-        try:
-            key = await self._key(shown.decode("utf-8", "replace"))
-        except JournalError as error:
-            await _end(context, pb.Error(code="store", message=error.message, hint=error.hint))
-        if key is None:
-            await _end(context, _UNKNOWN)
-        who = Caller(f"key {key.name}", frozenset(key.scopes.split()), key.organisation, "key")
+        who = await self._who(knock)
+        needed = SCOPES.get(knock.method, "admin")
+        if wait := (self._workers if needed == "worker" else self._calls).take(who.id):
+            text = f"{who.name} makes more than {self._limits.calls} calls a second"
+            await self._refuse(knock, _too_many(text, wait), who)
         if not may(who, needed):
-            log.warning("refused method=%s key=%s name=%r needs=%s", method, key.id, key.name, needed)
-            await _end(
-                context,
-                pb.Error(
-                    code="forbidden",
-                    message=f"the key {key.name!r} may {key.scopes}, and this needs {needed}",
-                    hint=f"stigmer key create --scope {needed}",
-                ),
-            )
+            await self._refuse(knock, _not_allowed(who, needed), who)
         if about not in ("", who.organisation):
-            await _end(context, _another(who))
-        if needed != "read":
-            log.info("called method=%s key=%s name=%r peer=%s", method, key.id, key.name, context.peer())
+            await self._refuse(knock, _another(who), who)
+        if knock.watches and self._streams.full(who.id):
+            text = f"{who.name} has {self._streams.most} streams open, and may not open more"
+            await self._refuse(knock, _too_many(text, 1.0), who)
         return who
+
+    async def _who(self, knock: _Knock) -> Caller:
+        """Who shows what was shown; ends the call of anybody else, and of whoever tries too often."""
+        address = address_of(str(knock.context.peer()))
+        digest = hashlib.sha256(knock.shown).hexdigest()
+        if digest not in self._welcome and (wait := self._failures.wait(address)):
+            await self._refuse(knock, _too_many("too many calls from this address were refused", wait))
+        try:
+            who = await self._caller_of(knock.shown.decode("utf-8", "replace"))
+        except JournalError as error:
+            await end(knock.context, pb.Error(code="store", message=error.message, hint=error.hint))
+        except Unknown as error:
+            self._welcome.pop(digest, None)
+            self._failures.take(address)
+            await self._refuse(knock, _UNKNOWN, reason=str(error))
+        self._welcome[digest] = None
+        self._welcome.move_to_end(digest)
+        if len(self._welcome) > MOST:
+            self._welcome.popitem(last=False)
+        return who
+
+    async def _caller_of(self, shown: str) -> Caller:
+        """Raises Unknown, JournalError."""
+        if self._issuer is not None and shown.count(".") == 2 and not shown.startswith(_PREFIX):
+            return await self._issuer.caller(shown)
+        key = await self._key(shown)
+        if key is None:
+            raise Unknown("no key of ours, or one that holds no more" if shown else "nothing was shown")
+        scopes = frozenset(key.scopes.split())
+        return Caller(f"key {key.name}", scopes, key.organisation, "key", id=key.id)
+
+    async def _still(self, shown: bytes) -> bool:
+        """Whether a key that was let in still holds. A database that is away ends no stream."""
+        try:
+            return await self._key(shown.decode("utf-8", "replace")) is not None
+        except JournalError:
+            return True
+
+    async def _refuse(
+        self, knock: _Knock, error: pb.Error, who: Caller | None = None, *, reason: str = ""
+    ) -> NoReturn:
+        """Ends the call, and tells of it."""
+        peer = str(knock.context.peer())
+        often = error.code == "too_many_calls" and self._told.take(who.id if who else address_of(peer)) > 0
+        if self._audit is not None and not often:
+            self._audit.tell(error.code, **_said(knock, who), reason=reason or error.message)
+        await end(knock.context, error)
 
     async def _key(self, shown: str) -> KeyRow | None:
         """The key that was shown, where it is one of ours and still holds."""
@@ -237,6 +350,55 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic i
         return row if row.holds(self._keys.now_ms) else None
 
 
+class _Knock(NamedTuple):
+    """A call at the door: what it shows, and what it wants."""
+
+    context: Any
+    shown: bytes
+    method: str
+    about: str
+    """The organisation that it names; "" is none."""
+    watches: bool
+    """It opens a stream that may last."""
+
+
+def _said(knock: _Knock, who: Caller | None) -> dict[str, Any]:
+    """What a line says of any call."""
+    key = who.id if who else ""
+    return {
+        "method": knock.method.removeprefix("/stigmer.v1."),
+        "who": (who.name or "owner") if who else "",
+        "key": key,
+        "organisation": who.organisation if who else "",
+        "peer": str(knock.context.peer()),
+    }
+
+
+def _not_allowed(who: Caller, needed: str) -> pb.Error:
+    words = " ".join(sorted(who.scopes)) or "nothing"
+    if who.kind == "oidc":
+        return pb.Error(
+            code="forbidden",
+            message=f"{who.name} may {words}, and this needs {needed}",
+            hint="which scopes a token has is set at the identity provider",
+        )
+    return pb.Error(
+        code="forbidden",
+        message=f"the key {who.name.removeprefix('key ')!r} may {words}, and this needs {needed}",
+        hint=f"stigmer key create --scope {needed}",
+    )
+
+
+def _too_many(text: str, wait: float) -> pb.Error:
+    """Refused for now; programs find the seconds in the details."""
+    return pb.Error(
+        code="too_many_calls",
+        message=text,
+        hint=f"try again in {math.ceil(wait)} s",
+        details={"retry_after_seconds": f"{wait:.3f}"},
+    )
+
+
 def _shown(metadata: Any) -> bytes:
     """What the caller shows: `authorization: Bearer WORD`, once."""
     found = [value for key, value in metadata or () if key == "authorization"]
@@ -253,7 +415,7 @@ def _organisation(metadata: Any) -> str:
 async def _checked(context: Any, organisation: str) -> str:
     """The same name; ends the call where no organisation can be called so."""
     if not is_organisation(organisation):
-        await _end(
+        await end(
             context,
             pb.Error(
                 code="usage",
@@ -273,45 +435,9 @@ def _another(who: Caller) -> pb.Error:
     )
 
 
-def _guarded(handler: Any, admit: Callable[[Any], Awaitable[None]]) -> Any:
-    """The same method, whose caller must be admitted first."""
-    wires = {
-        "request_deserializer": handler.request_deserializer,
-        "response_serializer": handler.response_serializer,
-    }
-    if handler.request_streaming:
-
-        async def attend(requests: Any, context: Any) -> Any:
-            await admit(context)
-            return await handler.stream_stream(requests, context)
-
-        return grpc.stream_stream_rpc_method_handler(attend, **wires)
-    if handler.response_streaming:
-
-        async def stream(request: Any, context: Any) -> Any:
-            await admit(context)
-            async for answer in handler.unary_stream(request, context):
-                yield answer
-
-        return grpc.unary_stream_rpc_method_handler(stream, **wires)
-
-    async def answer(request: Any, context: Any) -> Any:
-        await admit(context)
-        return await handler.unary_unary(request, context)
-
-    return grpc.unary_unary_rpc_method_handler(answer, **wires)
-
-
 _UNKNOWN = pb.Error(
     code="unauthenticated",
     message="the server does not know this token",
     hint="the token is in the file `token` of the server's STIGMER_HOME and serves that machine only; from elsewhere "
     "show an API key: stigmer key create",
 )
-
-
-async def _end(context: Any, error: pb.Error) -> NoReturn:
-    await context.abort(
-        status_of(error.code), error.message, trailing_metadata=((DETAIL, error.SerializeToString()),)
-    )
-    raise AssertionError("abort() always raises")
