@@ -1,4 +1,4 @@
-"""Agents that a request carries: any program may have made them, and only the user's own socket takes them."""
+"""Agents that a request carries: any program may have made them, and they set no address and no key."""
 
 from __future__ import annotations
 
@@ -24,15 +24,46 @@ async def refusal(serving: Any, **fields: Any) -> RemoteError:
     return caught.value
 
 
-async def test_over_tcp_no_agent_is_taken(idle: Any) -> None:
+@pytest.fixture
+async def at_tcp(idle: Any, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of a server that takes calls over TCP too."""
+    said = {"STIGMER_MODE": "local", "STIGMER_LLM_MODEL": "openai:gpt-4.1", "OPENAI_API_KEY": "k"}
+    for name, value in {**said, "OPENAI_BASE_URL": fake.openai_url}.items():
+        monkeypatch.setenv(name, value)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    await idle.start(address=address)
-    async with idle.client(address=address) as client:
-        with pytest.raises(RemoteError, match="may not carry the caller's shell or files") as caught:
-            await client.create(api.CreateExecutionRequest(task="go", **agent()))
-    assert caught.value.code == "forbidden"
+    await idle.start(listen=[address])
+    return address
+
+
+async def test_over_tcp_an_agent_is_taken_and_says_no_more_than_flags_may(
+    idle: Any, at_tcp: str, fake: FakeProviders
+) -> None:
+    fake.reply("Roses.")
+    poet = agent(instructions="Rhyme.", llm=api.ExecutionConfig(max_tokens=50))
+    async with idle.client(address=at_tcp) as client:
+        events = [event async for event in client.run(api.CreateExecutionRequest(task="go", **poet))]
+        for child in (False, True):
+            evil = api.ExecutionConfig(model="openai:gpt-4.1", base_url="https://evil.example")
+            below = api.Agent(name="b", description="d", llm=evil)
+            wrong = agent(subagents=[below]) if child else agent(llm=evil)
+            with pytest.raises(RemoteError, match="unknown key 'base_url' in agent") as caught:
+                await client.create(api.CreateExecutionRequest(task="go", **wrong))
+            assert caught.value.code == "config"
+    assert events[-1].finished.text == "Roses."
+    (chat,) = fake.chats
+    assert "Rhyme." in chat.system
+    assert chat.json["max_completion_tokens"] == 50
+
+
+async def test_over_tcp_an_untrusted_agent_only_narrows(idle: Any, at_tcp: str) -> None:
+    doubtful = agent(trusted=False, llm=api.ExecutionConfig(provider="anthropic", max_tokens=50))
+    async with idle.client(address=at_tcp) as client:
+        found = await client.resolve(api.CreateExecutionRequest(task="go", **doubtful))
+    settings = {setting.name: setting for setting in found.config.settings}
+    assert (settings["provider"].value, settings["max_tokens"].value) == ('"openai"', "50")
+    assert any("provider 'anthropic' from agent a@1 is not used" in told for told in found.config.notices)
 
 
 @pytest.mark.parametrize("place", ["llm", "llm_local"])
