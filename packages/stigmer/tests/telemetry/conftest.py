@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+from stigmer.daemon import find
 
 LIMIT = 60.0
 
@@ -147,7 +154,9 @@ def _attributes(pairs: Any) -> dict[str, Any]:
 
 def _value(value: Any) -> Any:
     kind = value.WhichOneof("value")
-    return [_value(one) for one in value.array_value.values] if kind == "array_value" else getattr(value, kind)
+    return (
+        [_value(one) for one in value.array_value.values] if kind == "array_value" else getattr(value, kind)
+    )
 
 
 @pytest.fixture
@@ -163,10 +172,57 @@ def free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-@dataclass
-class Serving:
-    """`stigmer serve` as a process."""
+@pytest.fixture
+def no_opentelemetry(short_folder: Path) -> dict[str, str]:
+    """An environment in which OpenTelemetry is not installed."""
+    folder = short_folder / "without"
+    (folder / "opentelemetry").mkdir(parents=True)
+    missing = "raise ModuleNotFoundError(\"No module named 'opentelemetry'\", name='opentelemetry')\n"
+    (folder / "opentelemetry" / "__init__.py").write_text(missing)
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))}
 
-    stigmer: Any
-    address: str = field(default_factory=free_address)
-    http: str = field(default_factory=free_address)
+
+@pytest.fixture
+def served(stigmer: Any, fake: Any) -> Iterator[Callable[..., str]]:
+    """Starts `stigmer serve` for this home; gives its HTTP address once it is ready."""
+    running = []
+
+    def start(**environment: str) -> str:
+        http = free_address()
+        process = stigmer.start(
+            "serve", "--mode", "local", "--listen", free_address(), "--http", http, **environment
+        )
+        running.append(process)
+        stigmer.wait_for(lambda: process.poll() is not None or find(stigmer.home) is not None, "the server")
+        assert process.poll() is None, process.communicate()[1]
+        return http
+
+    yield start
+    for process in running:
+        process.terminate()
+        print(process.communicate(timeout=LIMIT)[1])
+
+
+def fetched(http: str, path: str = "/metrics") -> tuple[int, str]:
+    """What is answered over HTTP: the status and the text."""
+    plain = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with plain.open(f"http://{http}{path}", timeout=LIMIT) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def samples(text: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+    """Prometheus's own reading of what it fetched: name, then labels, then the value."""
+    found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+    return found
+
+
+@pytest.fixture
+def telemetry_tools() -> Any:
+    """The helpers of this file, for tests that are imported without it."""
+    return SimpleNamespace(fetched=fetched, samples=samples, free_address=free_address)

@@ -7,7 +7,6 @@ it. Which names are used: `_conventions.py`, `_instruments.py`; where they go: `
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import sys
@@ -59,6 +58,8 @@ async def running(asked: Asked, *, service: str) -> AsyncIterator[Telemetry | No
     if not asked.anything:
         yield None
         return
+    import asyncio  # Commands import this module for `--help`, too.
+
     from stigmer.telemetry._sdk import Telemetry
 
     before, made = _active, Telemetry(asked, service=service)

