@@ -90,6 +90,12 @@ def deployed() -> Callable[..., Rendered]:
     return lambda name: Rendered(rendered(DEPLOY / "kustomize" / name))
 
 
+@pytest.fixture(scope="session")
+def rendered_from() -> Callable[[Path], Rendered]:
+    """What a kustomization anywhere renders to."""
+    return lambda folder: Rendered(rendered(folder))
+
+
 @pytest.fixture
 def composed(tmp_path: Path) -> Callable[..., Rendered]:
     """`composed("overlays/prod", "kustomize/components/tls")`: an overlay with components, as a user's own would be."""
@@ -106,7 +112,7 @@ def composed(tmp_path: Path) -> Callable[..., Rendered]:
             "components": [below(DEPLOY / component) for component in components],
         }
         (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(own))
-        return Rendered(rendered.__wrapped__(tmp_path))
+        return Rendered(rendered(tmp_path))
 
     return compose
 
@@ -142,21 +148,31 @@ class Container:
         self._places = dict(cluster.addresses)
         for port in self.spec.get("ports", ()):
             self._places[f"0.0.0.0:{port['containerPort']}"] = f"127.0.0.1:{self.ports[port['name']]}"
+        self._writable: list[str] = []
         self.folders = self._mounted(folder)
         self._places |= self.folders
         self.process: subprocess.Popen[str] | None = None
 
     def _mounted(self, folder: Path) -> dict[str, str]:
-        """A folder for each emptyDir, as a node makes it: anybody may write to it."""
-        empty = {v["name"] for v in self.pod["volumes"] if "emptyDir" in v}
+        """A folder for each mount, as a node makes it: anybody may write to an emptyDir, a Secret's entries are files."""
+        volumes = {volume["name"]: volume for volume in self.pod["volumes"]}
         found = {}
         for mount in self.spec["volumeMounts"]:
-            assert mount["name"] in empty, f"{mount['mountPath']} is not writable"
-            place = folder / mount["name"]
+            volume, place = volumes[mount["name"]], folder / mount["name"]
             place.mkdir(parents=True, exist_ok=True)
-            place.chmod(0o777)
+            if "emptyDir" in volume:
+                place.chmod(0o777)
+                self._writable.append(str(place))
+            else:
+                self._fill(place, volume["secret"])
             found[mount["mountPath"]] = str(place)
         return found
+
+    def _fill(self, place: Path, volume: Mapping[str, Any]) -> None:
+        entries = self._cluster.secrets[volume["secretName"]]
+        items = volume.get("items") or [{"key": name, "path": name} for name in entries]
+        for item in items:
+            (place / item["path"]).write_text(entries[item["key"]])
 
     @property
     def environment(self) -> dict[str, str]:
@@ -188,8 +204,7 @@ class Container:
 
     def _command(self, arguments: list[str]) -> list[str]:
         # Only where the kernel can; test_confined says whether it can here.
-        folders = [*self.folders.values(), "--"]
-        confined = [sys.executable, str(CONFINED), *folders] if _landlock() else []
+        confined = [sys.executable, str(CONFINED), *self._writable, "--"] if _landlock() else []
         return [*confined, *map(self._placed, arguments)]
 
     def start(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import shutil
 import subprocess
@@ -11,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 LIMIT = 60.0
 FILE = {"path": "greeting.txt", "content": "Hello.\n"}
@@ -128,6 +133,63 @@ def test_a_run_goes_through_what_an_overlay_starts(
 
     assert worker.end() == 0
     assert [server.end() for server in servers] == [0, 0]
+
+
+def test_with_the_component_tls_workers_and_callers_speak_tls(
+    composed: Any, cluster: Any, temporal: str, postgres: Any, fake: Any, stigmer: Any, tmp_path: Path
+) -> None:
+    manifests = composed("overlays/prod", "kustomize/components/tls")
+    variables = manifests.variables()
+    variables["stigmer-llm-config"]["base-url"] = fake.url
+    variables["temporal"]["address"] = temporal
+    certificate, private = self_signed("localhost")
+    secrets = {
+        "stigmer-database": {"url": postgres.database()},
+        "anthropic": {"api-key": KEY},
+        "stigmer-tls": {"tls.crt": certificate, "tls.key": private, "ca.crt": certificate},
+    }
+    nodes = cluster(manifests, variables=variables, secrets=secrets)
+    server = nodes.container("server")
+    server.start()
+    server.wait_until_ready()
+    secrets["stigmer-worker"] = {"api-key": key(server, "worker")}
+    address = f"localhost:{server.ports['grpc']}"
+    nodes.addresses["stigmer-server:7244"] = address
+    worker = nodes.container("worker")
+    assert private not in [path.read_text() for path in Path(worker.folders["/etc/stigmer/tls"]).iterdir()]
+    worker.start()
+    worker.wait_until_ready()
+
+    fake.script({"text": "Nobody listened."})
+    authority = tmp_path / "ca.crt"
+    authority.write_text(certificate)
+    there = {"STIGMER_API_KEY": key(server, "run"), "STIGMER_TLS_CA": str(authority)}
+    ran = stigmer("run", "Say hello.", STIGMER_SERVER=f"https://{address}", **there)
+    assert (ran.returncode, ran.stdout) == (0, "Nobody listened.\n"), ran.stderr
+    refused = stigmer("run", "Say hello.", STIGMER_SERVER=f"http://{address}", **there)
+    assert refused.returncode != 0
+
+
+def self_signed(host: str) -> tuple[str, str]:
+    """A certificate for this host, and its private key, as PEM."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "stigmer test")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=2))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(private, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    secret = private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return made.public_bytes(pem).decode(), secret.decode()
 
 
 def key(server: Any, scope: str) -> str:

@@ -28,7 +28,7 @@ LIMIT = 60.0
 def parsed(command: list[str]) -> dict[str, Any]:
     """The options of a stigmer command line, as the command itself reads them; fails on one that it does not know."""
     name, *arguments = command
-    top = click.Context(commands, info_name="stigmer")
+    top = click.Context(commands, info_name="stigmer", **commands.context_settings)
     found = commands.get_command(top, name)
     assert found is not None, f"no command {name!r}"
     return dict(found.make_context(name, arguments, parent=top).params)

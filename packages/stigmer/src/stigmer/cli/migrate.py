@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 
@@ -24,6 +23,8 @@ def migrate() -> int:
     Servers do so themselves when they start; a cluster has it as a step of its own. Where nothing is to be done nothing
     is changed.
     """
+    import asyncio  # Not for `--help`: it costs as much as click.
+
     from stigmer.server._database import VARIABLE, database_of
     from stigmer.store._postgres import reachable
 
