@@ -1,5 +1,5 @@
 # One image for server, worker and migration; docs/kubernetes.md builds and uses it.
-# llama.cpp is left out: a cluster's models are served elsewhere, and it would be a third of the image.
+# llama.cpp is left out: a cluster's models are served elsewhere, and it is 100 MB.
 FROM python:3.13-slim-bookworm AS build
 ENV UV_PROJECT_ENVIRONMENT=/opt/stigmer UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
 RUN pip install --no-cache-dir uv==0.13.9

@@ -136,6 +136,17 @@ def test_compose_starts_the_commands_of_the_manifests(compose: Any, deployed: An
     assert float(services["worker"]["stop_grace_period"].removesuffix("s")) >= grace + 15
 
 
+def test_what_compose_is_told_to_start_brings_all_that_it_needs(compose: Any) -> None:
+    services = compose["services"]
+
+    def brings(name: str) -> set[str]:
+        below = services[name].get("depends_on", ())
+        return {name}.union(*map(brings, below))
+
+    assert brings("server") == {"server", "migrate", "postgres", "temporal"}
+    assert brings("worker") == {"worker", *brings("server")}
+
+
 def test_compose_opens_nothing_to_others_and_writes_to_volumes_alone(compose: Any) -> None:
     services = compose["services"]
     for name, service in services.items():
