@@ -1,9 +1,10 @@
 """scripts/bench kills: kills at random moments, a line for each run and a table of what came of them.
 
-    scripts/bench kills [--points N] [--seed S] [--store sqlite|postgres]
+    scripts/bench kills [--points N] [--seed S] [--store sqlite|postgres] [--shape daemon|production]
 
-The same seed draws the same runs and kills; the exact moment is the machine's. On SQLite a full disk (as root) and
-llama.cpp's child (with STIGMER_TEST_GGUF) follow. Exit code 1 when a promise was broken.
+The same seed draws the same runs and kills; the exact moment is the machine's. With the daemon on SQLite a full disk (as
+root) and llama.cpp's child (with STIGMER_TEST_GGUF) follow. `production` is Temporal, a control plane and two workers.
+Exit code 1 when a promise was broken.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from production import Missing as NotHere
+
 from kills.checks import Evidence, Kill
+from kills.cluster import Cluster, late
 from kills.local import local
 from kills.places import Missing, postgres, small_disk
 from kills.suite import suite
@@ -41,15 +45,18 @@ def main() -> int:
     parser.add_argument("--points", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite")
+    parser.add_argument("--shape", choices=("daemon", "production"), default="daemon")
     given = parser.parse_args()
     begun = time.monotonic()
     try:
-        found = asyncio.run(_all(given.points, given.seed, given.store))
-    except Missing as missing:
+        work = _cluster if given.shape == "production" else _all
+        found = asyncio.run(work(given.points, given.seed, given.store))
+    except (Missing, NotHere) as missing:
         print(missing, file=sys.stderr)
         return 2
     print(
-        f"\n{time.monotonic() - begun:.0f} s, seed {given.seed}, {given.store}: {len(found)} broken promises"
+        f"\n{time.monotonic() - begun:.0f} s, seed {given.seed}, {given.shape}, {given.store}, load {os.getloadavg()[0]:.0f}: "
+        f"{len(found)} broken promises"
     )
     for fault in found:
         print(fault)
@@ -70,6 +77,20 @@ async def _all(points: int, seed: int, store: str) -> list[str]:
         except Missing as missing:
             print(f"\nno full disk: {missing}")
     return found + await _local(seed)
+
+
+async def _cluster(points: int, seed: int, store: str) -> list[str]:
+    """The production shape. What went on later than it should is told, and breaks no promise on a busy machine."""
+    with _folder() as folder, ExitStack() as left:
+        server = left.enter_context(postgres()) if store == "postgres" else None
+        plan = "cluster-postgres" if server else "cluster"
+        report = await suite(
+            folder, points=points, seed=seed, told=told, plan=plan, postgres=server, place=Cluster
+        )
+    _table(report.kills, report.runs)
+    for one in late(report.kills):
+        print(f"later than promised: {one}")
+    return report.faults
 
 
 async def _suite(folder: Path, points: int, seed: int, **given: object) -> list[str]:
@@ -97,7 +118,7 @@ def _folder() -> Iterator[Path]:
 
 def _table(kills: Sequence[Kill], runs: Sequence[Evidence]) -> None:
     print(
-        f"\n{'killed':<10}{'times':>6}   next attempt begins, seconds: after the kill | after its daemon's start"
+        f"\n{'killed':<10}{'times':>6}   it goes on, seconds: after the kill | after its daemon's start, or the part's return"
     )
     for kind, times in sorted(Counter(kill.kind for kill in kills).items()):
         after = [k.resumed - k.at for k in kills if k.kind == kind and k.resumed]

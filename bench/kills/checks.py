@@ -30,9 +30,9 @@ class Kill:
     at: float = 0.0
     """When; 0: the run had ended before."""
     revived: float | None = None
-    """When the process that took over was started."""
+    """When the process that took over was started, or the part that was away came back."""
     resumed: float | None = None
-    """When its attempt began."""
+    """When its attempt began, or the run went on."""
 
     @property
     def hit(self) -> bool:
@@ -64,6 +64,8 @@ class Evidence:
     """Processes that outlived the run."""
     damage: list[str] = field(default_factory=list)
     """What the database said of itself after a kill."""
+    lost: list[str] = field(default_factory=list)
+    """Executions beside it that were accepted while a part was away, and did not come to their good end."""
 
 
 def faults(seen: Evidence) -> list[str]:
@@ -72,6 +74,7 @@ def faults(seen: Evidence) -> list[str]:
     if not found or seen.fetched:
         found += [*_model(seen), *_calls(seen), *_effects(seen)]
     found += [f"left over: {process}" for process in seen.left]
+    found += [f"lost: {execution}" for execution in seen.lost]
     return found + [f"the database is damaged: {what}" for what in seen.damage]
 
 

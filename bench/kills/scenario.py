@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from graphton.messages import AssistantMessage
 from graphton.testing import Call, FakeRequest, Reply
 
-__all__ = ["AGENT", "ANSWER", "STEPS", "Script", "Who", "file_of", "key_of"]
+__all__ = ["AGENT", "ANSWER", "BESIDE", "STEPS", "Script", "Who", "file_of", "key_of"]
 
 STEPS, CHILD_STEPS = 20, 4
 HANDS_OVER = (5, 13)
 """The steps in which the lead hands work to two workers side by side."""
 ANSWER = "All done."
+BESIDE = "Say yes."
+"""The task of an execution beside the lead's."""
 AGENT = """\
 apiVersion: stigmer/v1
 kind: Agent

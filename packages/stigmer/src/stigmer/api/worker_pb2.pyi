@@ -220,6 +220,7 @@ class Began(_message.Message):
     ALWAYS_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
     ORGANISATION_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     no: _builtins.int
     """The execution's short number, its request, and the last event there is."""
@@ -240,6 +241,10 @@ class Began(_message.Message):
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelKey]:
         """Keys that the caller gave for this execution; only over a connection that nobody else can read."""
 
+    @_builtins.property
+    def events(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """With a new attempt: all events so far, as ReadEvents would tell them, where they are few. None: they are to be read."""
+
     def __init__(
         self,
         *,
@@ -253,10 +258,11 @@ class Began(_message.Message):
         always: _abc.Iterable[_service_pb2.ApprovalRule] | None = ...,
         keys: _abc.Iterable[Global___ModelKey] | None = ...,
         organisation: _builtins.str = ...,
+        events: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["always", b"always", "attempt", b"attempt", "created_ms", b"created_ms", "keys", b"keys", "no", b"no", "now_ms", b"now_ms", "organisation", b"organisation", "request", b"request", "seq", b"seq", "stored", b"stored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["always", b"always", "attempt", b"attempt", "created_ms", b"created_ms", "events", b"events", "keys", b"keys", "no", b"no", "now_ms", b"now_ms", "organisation", b"organisation", "request", b"request", "seq", b"seq", "stored", b"stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

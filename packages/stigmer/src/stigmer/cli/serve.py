@@ -27,7 +27,7 @@ def _http_option(default: str) -> Callable[..., Any]:
         envvar="STIGMER_LISTEN_HTTP",
         default=default,
         show_default=bool(default),
-        help="Where /livez and /readyz are answered; empty: nowhere.",
+        help="Where /livez, /readyz and /metrics are answered; empty: nowhere.",
     )
 
 
@@ -86,7 +86,13 @@ def serve(engine: str, listen: str, http: str, plaintext: bool, **given: Any) ->
     help="Seconds after SIGTERM for what runs to end; the rest is handed over.",
 )
 @click.option(
-    "--max-executions", "most", type=click.IntRange(1), default=200, show_default=True, help="At once."
+    "--max-executions",
+    "most",
+    type=click.IntRange(1),
+    envvar="STIGMER_MAX_EXECUTIONS",
+    default=200,
+    show_default=True,
+    help="At once.",
 )
 @_http_option("")
 def worker(server: str | None, grace: float, most: int, http: str, **given: Any) -> int:

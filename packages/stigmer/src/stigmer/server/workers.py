@@ -28,6 +28,8 @@ log = logging.getLogger("stigmer.server")
 
 PAGE = 1 << 20
 """Bytes of events in one message."""
+FEW = 1 << 18
+"""Bytes of events that are told as an attempt begins: most executions have no more then."""
 
 
 class Claims(Protocol):
@@ -138,6 +140,14 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             except Exception as error:
                 await self._refuse(context, error)
 
+    async def Ready(self, request: api.ReadyRequest, context: Any) -> api.ReadyReply:
+        """Answers while attempts can be taken: the database can be read."""
+        try:
+            await self._store.due()
+        except Exception as error:
+            await self._refuse(context, error)
+        return api.ReadyReply()
+
     async def _refuse(self, context: Any, error: Exception) -> None:
         log.info("refused a worker code=%s", getattr(error, "code", "internal"))
         await abort(context, error, home=self._home.path, about="worker")
@@ -184,7 +194,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 )
                 await context.write(api.ToWorker(refused=self._detail(gone)))
                 return None
-            attempt, seen = begin.attempt, begin.seen
+            attempt, seen, records = begin.attempt, begin.seen, []
         else:
             claimed = await self._engine.take_over(row, worker=begin.worker)
             if claimed is None:
@@ -192,8 +202,9 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 state = "finished" if found.finished_ms is not None else "queued"
                 await context.write(api.ToWorker(over=state))
                 return None
-            row = await self._known(row.id)
-            attempt, seen = claimed, row.seq
+            attempt = claimed
+            records = await self._store.replay(row.no)
+            seen = records[-1].seq
         began = api.Began(
             attempt=attempt,
             no=row.no,
@@ -201,7 +212,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             seq=seen,
             created_ms=row.created_ms,
             now_ms=self._store.now_ms,
-            stored=await self._store.last_batch(row.no),
+            stored=await self._store.last_batch(row.no) if begin.attempt else 0,
             organisation=row.organisation,
             always=self._always(row),
             keys=[
@@ -209,28 +220,35 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 for provider, base_url, key in (self._keys.given(row.id) if _private(context) else ())
             ],
         )
+        bodies = [record.SerializeToString() for record in records]
+        if sum(map(len, bodies)) <= FEW:
+            began.events.extend(bodies)
         await context.write(api.ToWorker(began=began))
         log.info("attempt attended execution=%s attempt=%d worker=%s", row.id, attempt, begin.worker)
         return Attended(self._store, row, attempt, seen=seen)
 
     async def _take_all(self, attended: Attended, requests: AsyncIterator[api.FromWorker]) -> None:
         """Every message of the worker; what it appends is acknowledged when it is stored."""
+        begun: list[bytes] = []  # The first parts of a batch that is too long for one message.
         async for message in requests:
             for append in message.appends:
-                self._take(attended, append)
+                begun += append.events
+                if not append.more:
+                    self._take(attended, append.batch, begun)
+                    begun = []
             for body in message.live:
                 self._store.feed.live(attended.row.no, pb.Event.FromString(body))
 
-    def _take(self, attended: Attended, append: api.Append) -> None:
-        events = [pb.Event.FromString(body) for body in append.events]
-        stored = self._store.append(attended.row.no, attended.attempt, batch=append.batch, events=events)
+    def _take(self, attended: Attended, batch: int, bodies: Sequence[bytes]) -> None:
+        events = [pb.Event.FromString(body) for body in bodies]
+        stored = self._store.append(attended.row.no, attended.attempt, batch=batch, events=events)
 
         def settled(future: asyncio.Future[int]) -> None:
             if future.cancelled():
                 return
             error = future.exception()
             if error is None:
-                attended.stored(append.batch)
+                attended.stored(batch)
             elif isinstance(error, Exception):
                 attended.refuse(self._detail(error))
 

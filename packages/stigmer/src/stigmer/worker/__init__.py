@@ -12,13 +12,14 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from graphton._proxies import is_loopback
 from graphton.approval import Rule
 
-from stigmer import redact
+from stigmer import __version__, redact, telemetry
 from stigmer.api import event_pb2 as pb
 from stigmer.api import service_pb2 as service
 from stigmer.api import worker_pb2 as api
@@ -41,7 +42,10 @@ __all__ = ["GRACE_SECONDS", "Hands", "plane_at", "work"]
 
 log = logging.getLogger("stigmer.worker")
 
+Made = TypeVar("Made")
+
 GRACE_SECONDS = 30.0
+ENDING = "it ends"
 MOST = 200
 """Executions at once."""
 PATIENCE_SECONDS, AGAIN_SECONDS = 60.0, 0.5
@@ -114,6 +118,8 @@ class Hands:
         self._runner = Runner(home.path, self._keys, always=lambda *whose: self._always.get(whose, ()))
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._latest: dict[str, _Taken] = {}
+        self.busy = 0
+        """How many attempts are driven just now."""
 
     def take(self, execution: str) -> _Taken:
         """The next attempt of an execution, to be driven here."""
@@ -164,15 +170,19 @@ class _Taken:
 
     async def drive(self) -> str:
         """Drives it; how it ended: done | waiting | shutdown. Raises JournalError when it could not be recorded."""
+        self._hands.busy += 1
         try:
             began = "shutdown" if self._leaves else await self.line.begin()
             if isinstance(began, str):
                 return {"finished": "done", "shutdown": "shutdown"}.get(began, "waiting")
             return await self._drive(began)
         finally:
+            self._hands.busy -= 1
             await self.line.close()
 
     async def _drive(self, began: api.Began) -> str:
+        asked = service.CreateExecutionRequest.FromString(began.request)
+        telemetry.speak_of(self.execution, asked.traceparent)
         records = await self.line.replay(began.no)
         await _end_leftovers(self.execution, records)
         attempt = self._attempt = self._hands.attempt(self, began, records)
@@ -225,72 +235,140 @@ async def work(
     flags: Mapping[str, str] | None = None,
     beside: bool = False,
     http: str = "",
+    faults: Sequence[str] = (),
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Works until this task is cancelled, then ends in good order.
 
     A worker that is not `beside` a developer's daemon does not start with a setting that is wrong, nor without a mode
-    that somebody said: ConfigError. Raises StigmerError where Temporal cannot be reached.
+    that somebody said: ConfigError with all that is wrong, the caller's `faults` among it. Raises StigmerError where
+    Temporal cannot be reached.
     """
     from graphton._process import make_undumpable
 
     from stigmer.engines.temporal import insist_on_temporalio
 
     insist_on_temporalio()
-    from stigmer.engines.temporal.connection import task_queue
+    from stigmer.engines.temporal.connection import deployment, task_queue
     from stigmer.engines.temporal.polling import poll
     from stigmer.health import health_at
-    from stigmer.server._logs import scrubbed_logs
+    from stigmer.server._logs import format_problem, scrubbed_logs
     from stigmer.server._resolve import Resolver
 
     make_undumpable()
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    with scrubbed_logs():
+    asked = telemetry.asked_of(os.environ, http=bool(http))
+    async with AsyncExitStack() as around:
+        around.enter_context(scrubbed_logs())
         home.create()
         redact.remember([token])
+        log.info(
+            "starting version=%s engine=temporal server=%s http=%s telemetry=%s pid=%d",
+            *(__version__, target, http or "-", asked.words, os.getpid()),
+        )
         resolver = Resolver(home, flags=dict(flags or {}), where="local" if beside else "worker")
-        if (problems := await resolver.log()) and not beside:
-            raise ConfigError(problems)
-        plane, channel = plane_at(target, token)
+        doubts = [*asked.problems, *filter(None, [format_problem()])]
+        for doubt in doubts if beside else ():
+            log.warning("setting problem=%r", doubt)
+        doubts += await resolver.log()
+        found = list(faults)
+        version = _unless_wrong(deployment, found)
+        line = _unless_wrong(lambda: plane_at(target, token), found)
+        if line is None or found or (doubts and not beside):
+            if line is not None:
+                await line[1].close(None)
+            raise ConfigError([*found, *doubts])
+        plane, channel = line
+        await around.enter_async_context(telemetry.running(asked, service="stigmer-worker"))
         try:
-            polls = asyncio.Event()
-            async with health_at(http, {"polls": _set(polls), "server": _answers(channel)}):
-                client = await _temporal()
+            health = _Health(plane)
+            async with health_at(http, health.checks):
+                health.client = client = await _temporal()
                 hands = Hands(home, plane, key_for=resolver.key_for)
+                telemetry.watch_worker(most, busy=lambda: hands.busy, draining=lambda: health.ending)
                 queue = task_queue()
 
                 def ready() -> None:
-                    polls.set()
-                    log.info("ready queue=%s server=%s pid=%d", queue, target, os.getpid())
+                    health.not_polling = ""
+                    build = version.version.build_id if version is not None else ""
+                    log.info(
+                        "ready queue=%s server=%s most=%d build=%s pid=%d",
+                        queue,
+                        target,
+                        most,
+                        build,
+                        os.getpid(),
+                    )
                     on_ready()
 
-                await poll(client, hands, queue=queue, grace=grace, most=most, on_ready=ready)
+                await poll(
+                    client,
+                    hands,
+                    queue=queue,
+                    grace=grace,
+                    most=most,
+                    deployment=version,
+                    on_ready=ready,
+                    on_end=health.ends,
+                )
         finally:
             await channel.close(None)
             await _close_models()
             log.info("ended pid=%d", os.getpid())
 
 
-def _set(event: asyncio.Event) -> Check:
-    async def check() -> None:
-        if not event.is_set():
-            raise StigmerError("it starts")
+def _unless_wrong(make: Callable[[], Made], found: list[str]) -> Made | None:
+    """What is made; where a setting is wrong, None, and what is wrong goes to what was found."""
+    try:
+        return make()
+    except ConfigError as error:
+        found.extend(error.problems)
+    except StigmerError as error:
+        found.append(f"{error.message}: {error.hint}" if error.hint else error.message)
+    return None
 
-    return check
 
+class _Health:
+    """What a worker's readiness looks at, each time anew. One that is not ready still drives what it has."""
 
-def _answers(channel: Any) -> Check:
-    """Whether the control plane can be reached. A worker that cannot reach it still drives what it has."""
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+        self.client: Client | None = None
+        self.not_polling = "it starts"
+        """Why no execution is taken; "" where they are."""
 
-    async def check() -> None:
-        import grpc
+    @property
+    def checks(self) -> Mapping[str, Check]:
+        return {"polls": self._polls, "temporal": self._temporal, "server": self._server}
 
-        state = channel.get_state(try_to_connect=True)
-        while state is not grpc.ChannelConnectivity.READY:
-            await channel.wait_for_state_change(state)
-            state = channel.get_state(try_to_connect=True)
+    @property
+    def ending(self) -> bool:
+        """It drives what it has to its end, or hands it over."""
+        return self.not_polling == ENDING
 
-    return check
+    def ends(self) -> None:
+        """It takes no more executions."""
+        self.not_polling = ENDING
+
+    async def _polls(self) -> None:
+        if self.not_polling:
+            raise StigmerError(self.not_polling)
+
+    async def _temporal(self) -> None:
+        from stigmer.engines.temporal.connection import reachable
+
+        if self.client is None:
+            raise StigmerError("Temporal has not answered yet")
+        await reachable(self.client)
+
+    async def _server(self) -> None:
+        """The control plane lets us in, and can take attempts."""
+        import grpc.aio
+
+        try:
+            await self._plane.stub.Ready(api.ReadyRequest(), metadata=self._plane.metadata)
+        except grpc.aio.AioRpcError as error:
+            raise StigmerError(f"{error.code().name}: {error.details()}") from error
 
 
 async def _temporal() -> Client:

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ from graphton.errors import GraphtonError
 
 from stigmer.errors import StigmerError, UsageError
 from stigmer.home import Home
+from stigmer.server._logs import formatter
 from stigmer.server.auth import token_of
 from stigmer.worker import GRACE_SECONDS, MOST, work
 
@@ -37,7 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
     home = Home(given.home)
     _log_to_stderr()
 
-    async def run(token: str) -> None:
+    async def run() -> None:
+        token, faults = "", []
+        try:
+            token = _shown(home, given.server)
+        except UsageError as error:  # It is told with whatever else is wrong.
+            faults.append(f"{error.message} ({error.hint})")
         task = asyncio.ensure_future(
             work(
                 home,
@@ -48,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
                 flags=given.flags,
                 beside=given.beside,
                 http=given.http,
+                faults=faults,
             )
         )
         for sign in (signal.SIGTERM, signal.SIGINT):
@@ -56,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
             await task
 
     try:
-        asyncio.run(run(_shown(home, given.server)))
+        asyncio.run(run())
     except (GraphtonError, StigmerError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return getattr(error, "exit_code", 1)
@@ -84,12 +90,8 @@ def _shown(home: Home, server: str) -> str:
 
 def _log_to_stderr() -> None:
     """One line per record, as the daemon writes them."""
-    form = logging.Formatter(
-        "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S"
-    )
-    form.converter = time.gmtime
     handler = logging.StreamHandler()
-    handler.setFormatter(form)
+    handler.setFormatter(formatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 

@@ -45,7 +45,8 @@ class Plane:
 class _Batch:
     events: list[bytes]
     stored: asyncio.Future[int]
-    sent: bool = False
+    left: list[bytes] | None = None
+    """What of it is still to be sent; None when all is on its way."""
 
 
 @dataclass(slots=True)
@@ -74,7 +75,11 @@ class Line:
         self._plane, self._execution, self._worker = plane, execution, worker
         self._no = self._seen = 0
         self._ahead_ms = 0
+        self._records: list[pb.Event] | None = None
+        """All that this attempt knows of its execution's events, once it has read them."""
         self._batches: dict[int, _Batch] = {}
+        self._fresh: _Batch | None = None
+        """The last batch, while nothing of it has ever been sent."""
         self._live: list[bytes] = []
         self._news = asyncio.Event()
         self._connected = False
@@ -134,13 +139,24 @@ class Line:
         for event in events:
             event.time_ms = event.time_ms or now
         self.feed.memory.publish(no, [(0, event, b"") for event in events])
-        self._batches[batch] = _Batch([event.SerializeToString() for event in events], stored)
+        bodies = [event.SerializeToString() for event in events]
+        self._fresh = self._batches[batch] = _Batch(bodies, stored, left=bodies)
+        self._know(events)
         self._news.set()
         return stored
 
     def join(self, append: asyncio.Future[int], events: Iterable[pb.Event]) -> bool:
-        """What was given is on its way: nothing joins it."""
-        return False
+        """Adds events to a batch that has not been sent; False when it may have: a server that has it takes no more to it."""
+        batch = self._fresh
+        if batch is None or batch.stored is not append or self._failure is not None:
+            return False
+        now = self.now_ms
+        for event in events:
+            event.time_ms = event.time_ms or now
+            self.feed.memory.publish(self._no, [(0, event, b"")])
+            batch.events.append(event.SerializeToString())
+            self._know([event])
+        return True
 
     async def earlier(self, no: int) -> list[Row]:
         """The executions of the same session that came before this one."""
@@ -148,8 +164,17 @@ class Line:
 
     async def replay(self, no: int) -> list[pb.Event]:
         """All events of an execution: of this one, or of one that `earlier` named."""
+        if no == self._no and self._records is not None:
+            return list(self._records)
         found = await self._read(earlier=no != self._no)
-        return next((events for row, events in found if row.no == no), [])
+        events = next((events for row, events in found if row.no == no), [])
+        if no == self._no:
+            self._records = list(events)
+        return events
+
+    def _know(self, events: Iterable[pb.Event]) -> None:
+        if self._records is not None:
+            self._records.extend(events)
 
     async def _read(self, *, earlier: bool) -> list[tuple[Row, list[pb.Event]]]:
         for pause in (*_PAUSES, None):
@@ -222,7 +247,8 @@ class Line:
                 self._settle(message.stored)
                 self._seen = max(self._seen, message.seen)
                 for body in message.heard:
-                    self._hear(pb.Event.FromString(body))
+                    self._know([heard := pb.Event.FromString(body)])
+                    self._hear(heard)
             return False
         finally:
             self._connected = False
@@ -235,10 +261,12 @@ class Line:
     def _go_on(self, began: api.Began) -> None:
         self._no, self.attempt = began.no, began.attempt
         self._seen = self._seen or began.seq
+        if began.events:
+            self._records = [pb.Event.FromString(body) for body in began.events]
         self._ahead_ms = began.now_ms - time.time_ns() // 1_000_000
         self._settle(began.stored)
         for batch in self._batches.values():
-            batch.sent = False
+            batch.left = batch.events
         self._live = list(self.feed.memory.partial(began.no))
         self._connected = True
         self._news.set()
@@ -253,15 +281,17 @@ class Line:
                 await call.write(message)
 
     def _next_message(self) -> api.FromWorker | None:
+        self._fresh = None
         message, room = api.FromWorker(), _ROOM
         for number, batch in self._batches.items():
-            if batch.sent:
-                continue
+            while room > 0 and batch.left is not None:
+                part = _up_to(batch.left, room)
+                rest = batch.left[len(part) :]
+                message.appends.append(api.Append(batch=number, events=part, more=bool(rest)))
+                batch.left = rest or None
+                room -= sum(map(len, part))
             if room <= 0:
                 return message
-            message.appends.append(api.Append(batch=number, events=batch.events))
-            batch.sent = True
-            room -= sum(map(len, batch.events))
         if self._live:
             message.live.extend(self._live)
             self._live.clear()
@@ -287,6 +317,17 @@ class Line:
         for batch in batches.values():
             if not batch.stored.done():
                 batch.stored.set_exception(error)
+
+
+def _up_to(events: Sequence[bytes], room: int) -> list[bytes]:
+    """The first of the events, one at least, as far as there is room for them."""
+    found: list[bytes] = []
+    for event in events:
+        room -= len(event)
+        if found and room < 0:
+            break
+        found.append(event)
+    return found
 
 
 def _row(no: int, id: str, request: bytes) -> Row:

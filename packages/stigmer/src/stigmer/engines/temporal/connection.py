@@ -12,10 +12,20 @@ from stigmer.errors import StigmerError
 
 if TYPE_CHECKING:
     from temporalio.client import Client
+    from temporalio.worker import WorkerDeploymentConfig
 
-__all__ = ["DEFAULT_QUEUE", "TemporalAway", "TemporalWorkflows", "connect", "task_queue"]
+__all__ = [
+    "DEFAULT_QUEUE",
+    "TemporalAway",
+    "TemporalWorkflows",
+    "connect",
+    "deployment",
+    "reachable",
+    "task_queue",
+]
 
 DEFAULT_QUEUE = "stigmer"
+DEPLOYMENT = ("TEMPORAL_DEPLOYMENT_NAME", "TEMPORAL_WORKER_BUILD_ID")
 LIMIT_SECONDS = 10.0
 """So long an answer is waited for: a connection to a machine that has vanished says nothing for ever."""
 
@@ -59,6 +69,45 @@ async def connect(*, lazy: bool = False, limit: float = LIMIT_SECONDS) -> Client
         raise TemporalAway(f"Temporal at {settings['target_host']!r} does not answer: {error}") from error
 
 
+def deployment(environ: Mapping[str, str] | None = None) -> WorkerDeploymentConfig | None:
+    """The worker deployment version that this process is, by TEMPORAL_DEPLOYMENT_NAME and TEMPORAL_WORKER_BUILD_ID, the
+    variables that Temporal's worker controller sets; None, without versioning, where neither is set.
+
+    An execution moves on to the version that is current when its workflow is next told something, so a version can go as
+    soon as its attempts have ended. Raises StigmerError where one of the two is missing.
+    """
+    from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
+    from temporalio.worker import WorkerDeploymentConfig
+
+    environ = os.environ if environ is None else environ
+    name, build = (environ.get(variable, "").strip() for variable in DEPLOYMENT)
+    if not name and not build:
+        return None
+    if not name or not build:
+        set_, missing = DEPLOYMENT if name else reversed(DEPLOYMENT)
+        raise StigmerError(
+            f"{set_} is set and {missing} is not: a worker's version has a name and a build",
+            hint=f"set both, or neither: {DEPLOYMENT[0]}=stigmer {DEPLOYMENT[1]}=v1",
+        )
+    return WorkerDeploymentConfig(
+        version=WorkerDeploymentVersion(deployment_name=name, build_id=build),
+        use_worker_versioning=True,
+        default_versioning_behavior=VersioningBehavior.AUTO_UPGRADE,
+    )
+
+
+async def reachable(client: Client) -> None:
+    """Raises TemporalAway when Temporal does not answer."""
+    from temporalio.service import RPCError
+
+    try:
+        well = await client.service_client.check_health()
+    except (RPCError, RuntimeError) as error:
+        raise TemporalAway(f"Temporal does not answer: {error}") from error
+    if not well:
+        raise TemporalAway("Temporal says that it is not well")
+
+
 class TemporalWorkflows:
     """The workflows of executions, on one task queue."""
 
@@ -75,14 +124,7 @@ class TemporalWorkflows:
 
     async def reachable(self) -> None:
         """Raises TemporalAway when Temporal does not answer."""
-        from temporalio.service import RPCError
-
-        try:
-            well = await self._client.service_client.check_health()
-        except (RPCError, RuntimeError) as error:
-            raise TemporalAway(f"Temporal does not answer: {error}") from error
-        if not well:
-            raise TemporalAway("Temporal says that it is not well")
+        await reachable(self._client)
 
     async def _start(self, execution: str, **more: Any) -> None:
         from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy

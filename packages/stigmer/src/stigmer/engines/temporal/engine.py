@@ -25,6 +25,10 @@ log = logging.getLogger("stigmer.engine")
 
 PAUSES = (0.1, 0.3, 1.0, 2.0)
 """Seconds before Temporal is asked again; the last one from then on."""
+AT_ONCE = 32
+"""Questions to Temporal at once: more of them would only wait there, until their time is over."""
+ASK_AGAIN = 6
+"""So many leases later Temporal is told again of an execution that still waits for a worker."""
 
 
 class Workflows(Protocol):
@@ -79,7 +83,10 @@ class TemporalEngine(EmbeddedEngine):
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._called: set[str] = set()
         """Whose turn came while nobody drove them: called once, so that a history does not grow with every look."""
-        self._swept = 0.0
+        self._swept = self._renewed = float("-inf")
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self._asked_at: dict[str, float] = {}
+        """When Temporal took what was asked of it about an execution that has not begun yet."""
 
     @property
     def running(self) -> int:
@@ -176,6 +183,10 @@ class TemporalEngine(EmbeddedEngine):
                 self._errand(attended.look())
 
     async def _renew(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._renewed < self._lease / 3:
+            return
+        self._renewed = now
         looked_at = list(self._attended.values())  # What begins meanwhile is another attempt.
         held = [(attended.row.no, attended.attempt) for attended in looked_at]
         lost = await self._store.renew(held, lease=self._lease) if held else []
@@ -194,8 +205,21 @@ class TemporalEngine(EmbeddedEngine):
         if now - self._swept >= self._lease:
             self._swept = now
             left = await self._store.abandoned(idle=self._lease)
-            self._called &= {row.id for row in left}
-            await self._take_all_back(left, expired=True)
+            ids = {row.id for row in left}
+            self._called &= ids
+            self._asked_at = {
+                id: at for id, at in self._asked_at.items() if id in ids or now - at < 2 * self._lease
+            }
+            waiting = [row for row in left if row.state == "queued" and self._is_told(row, now)]
+            for row in waiting:
+                if await self._is_called_first(row):
+                    self.wake(row.id)
+            known = {row.id for row in waiting}
+            await self._take_all_back([row for row in left if row.id not in known], expired=True)
+
+    def _is_told(self, row: Row, now: float) -> bool:
+        """Whether Temporal knows that it waits for a worker; so thousands may, and nobody asks about each ever again."""
+        return now - self._asked_at.get(row.id, float("-inf")) < ASK_AGAIN * self._lease
 
     async def _take_back(self, row: Row, *, expired: bool) -> None:
         """That its worker is gone is for Temporal to say: an attempt whose server was away goes on with the next one."""
@@ -241,7 +265,9 @@ class TemporalEngine(EmbeddedEngine):
         tries = 0
         while True:
             try:
-                await ask(id)
+                async with self._places:
+                    await ask(id)
+                self._asked_at[id] = asyncio.get_running_loop().time()
                 return
             except OSError as error:
                 if not tries:

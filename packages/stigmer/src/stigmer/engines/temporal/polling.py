@@ -18,6 +18,7 @@ from stigmer.engines.temporal.workflow import ACTIVITY, HEARTBEAT, AgentExecutio
 
 if TYPE_CHECKING:
     from temporalio.client import Client
+    from temporalio.worker import WorkerDeploymentConfig
 
 __all__ = ["Drives", "Takes", "poll"]
 
@@ -55,12 +56,19 @@ async def poll(
     queue: str,
     grace: float,
     most: int,
+    deployment: WorkerDeploymentConfig | None = None,
     on_ready: Callable[[], None] = lambda: None,
+    on_end: Callable[[], None] = lambda: None,
 ) -> None:
-    """Takes executions from the queue until this task is cancelled; then what runs has `grace` seconds."""
+    """Takes executions from the queue until this task is cancelled; then what runs has `grace` seconds.
+
+    `on_ready` and `on_end` are called as it begins and ends to take them.
+    """
 
     @activity.defn(name=ACTIVITY)
     async def run_execution(execution: str) -> str:
+        if activity.is_worker_shutdown():  # It came by a call for work that was still open.
+            raise _ends_here()
         taken = hands.take(execution)
         beating = asyncio.create_task(_beat(), name=f"heartbeat {execution}")
         leaving = asyncio.create_task(_leave(taken, grace * HAND_OVER), name=f"leave {execution}")
@@ -76,12 +84,7 @@ async def poll(
                 task.cancel()
             await asyncio.gather(beating, leaving, return_exceptions=True)
         if outcome == "shutdown":
-            raise ApplicationError(
-                "this worker ends",
-                type="shutdown",
-                next_retry_delay=timedelta(milliseconds=1),
-                category=ApplicationErrorCategory.BENIGN,
-            )
+            raise _ends_here()
         return outcome
 
     worker = Worker(
@@ -93,11 +96,23 @@ async def poll(
         graceful_shutdown_timeout=timedelta(seconds=grace),
         max_heartbeat_throttle_interval=timedelta(seconds=BEAT_SECONDS),
         default_heartbeat_throttle_interval=timedelta(seconds=BEAT_SECONDS),
+        deployment_config=deployment,
     )
     async with worker:
         on_ready()
         with suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
+        on_end()
+
+
+def _ends_here() -> ApplicationError:
+    """What Temporal is told so that another worker begins at once."""
+    return ApplicationError(
+        "this worker ends",
+        type="shutdown",
+        next_retry_delay=timedelta(milliseconds=1),
+        category=ApplicationErrorCategory.BENIGN,
+    )
 
 
 async def _driven(taken: Drives) -> str:
@@ -113,9 +128,9 @@ async def _driven(taken: Drives) -> str:
 
 
 async def _beat() -> None:
-    while True:
-        activity.heartbeat()
+    while True:  # Its beginning was the first one.
         await asyncio.sleep(BEAT_SECONDS)
+        activity.heartbeat()
 
 
 async def _leave(taken: Drives, patience: float) -> None:

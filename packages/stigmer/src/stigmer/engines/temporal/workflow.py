@@ -1,6 +1,8 @@
 """The workflow: attempt after attempt, until the execution has finished. Imports nothing but Temporal.
 
-Names are frozen: they stand in histories that must be replayed. What is passed are ids, whatever a run's size.
+Names are frozen: they stand in histories that must be replayed. What is passed are ids, whatever a run's size. A change of
+what it asks of Temporal stands behind `workflow.patched`, and the histories of tests/golden/temporal show that those who
+are under way can go on: see docs/temporal.md.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ RETRY = RetryPolicy(
 """An attempt that no outcome came of is followed by the next one, for ever: the engine ends runs that get nowhere."""
 
 
-@workflow.defn(name=WORKFLOW)
+# Temporal's sandbox imports this module anew for each execution, which costs more than a step; nothing here could be
+# different the next time.
+@workflow.defn(name=WORKFLOW, sandboxed=False)
 class AgentExecution:
     """One execution. Waiting for a person holds this workflow and nothing else."""
 

@@ -1,0 +1,106 @@
+"""The production shape under the kills: a control plane, two workers, Temporal, each killed and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from pathlib import Path
+
+from production import Production
+
+from kills.checks import Kill
+from kills.scenario import BESIDE
+from kills.suite import HERE, LIMIT, Database, House, Watcher, until
+
+__all__ = ["AWAY_SECONDS", "WORKER_SECONDS", "Cluster", "late"]
+
+WORKER_SECONDS, AWAY_SECONDS = 15.0, 5.0
+"""A run goes on so soon after its worker died (Temporal waits 10 s for a heartbeat), or after another part came back."""
+
+
+class Cluster(House):
+    """A house whose runs are driven by workers."""
+
+    def __init__(self, folder: Path, *, seed: int, postgres: Database | None = None) -> None:
+        super().__init__(folder, seed=seed, postgres=postgres)
+        self._shape: Production | None = None
+        self._moments = random.Random(f"{seed} moments")
+        self._lost: list[str] = []
+
+    @property
+    def shape(self) -> Production:
+        assert self._shape is not None
+        return self._shape
+
+    async def open(self) -> None:
+        await super().open()
+        self._shape = Production(self.folder, environment=self.environment, workers=2)
+        await asyncio.to_thread(self.shape.start)
+
+    async def close(self) -> None:
+        if self._shape is not None:
+            await asyncio.to_thread(self.shape.stop)
+        await super().close()
+
+    def lost(self) -> list[str]:
+        lost, self._lost = self._lost, []
+        return lost
+
+    async def command(self, *words: str) -> asyncio.subprocess.Process:
+        return await self._started(str(HERE / "follow.py"), *words)
+
+    async def _kill_worker(self, kill: Kill, watcher: Watcher) -> bool:
+        """The worker that has the run. Another one is started at once, as a cluster would."""
+        await until(lambda: watcher.ended or bool(self._driver(watcher)), LIMIT)
+        name = self._driver(watcher)
+        if watcher.ended or not name:
+            return False
+        kill.what, kill.at = f"{name} {watcher.driver}", time.time()
+        await asyncio.to_thread(self.shape.kill, name)
+        self.shape.launch(name)
+        return True
+
+    def _driver(self, watcher: Watcher) -> str:
+        return next((name for name in self.shape.workers if self.shape.pid(name) == watcher.driver), "")
+
+    async def _kill_serve(self, kill: Kill, watcher: Watcher) -> bool:
+        return await self._away(kill, "serve")
+
+    async def _kill_temporal(self, kill: Kill, watcher: Watcher) -> bool:
+        """Another execution is accepted meanwhile: it begins when Temporal is back."""
+        kill.what, kill.at = "temporal", time.time()
+        await asyncio.to_thread(self.shape.kill, "temporal")
+        beside = Watcher(await self.command("run", "--json", BESIDE), [])
+        await beside.shown("created", after=0)
+        await self._back(kill, "temporal")
+        await beside.shown("attempt_started", after=0)
+        kill.resumed = time.time()
+        if (code := await beside.end()) != 0:
+            self._lost.append(
+                f"{beside.execution}, accepted while Temporal was away: {code} {beside.talk[-500:]}"
+            )
+        return True
+
+    async def _away(self, kill: Kill, name: str) -> bool:
+        kill.what, kill.at = f"{name} {self.shape.pid(name)}", time.time()
+        await asyncio.to_thread(self.shape.kill, name)
+        await self._back(kill, name)
+        return True
+
+    async def _back(self, kill: Kill, name: str) -> None:
+        await asyncio.sleep(self._moments.uniform(0.0, 0.5))
+        self.shape.launch(name)
+        await asyncio.to_thread(self.shape.wait, name)
+        kill.revived = time.time()
+
+
+def late(kills: list[Kill]) -> list[str]:
+    """The runs that did not go on as soon as they should. A busy machine is slow without being wrong."""
+    found = []
+    for kill in kills:
+        since = kill.at if kill.kind == "worker" else kill.revived
+        limit = WORKER_SECONDS if kill.kind == "worker" else AWAY_SECONDS
+        if kill.resumed and since and kill.resumed - since > limit:
+            found.append(f"{kill.what}: {kill.resumed - since:.1f} s, {limit:g} at most")
+    return found
