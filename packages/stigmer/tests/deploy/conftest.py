@@ -119,7 +119,7 @@ def composed(tmp_path: Path) -> Callable[..., Rendered]:
 
 @dataclass
 class Cluster:
-    """Containers as processes. What a node would give them stands in `places` (the mount paths' folders) and `addresses`."""
+    """Containers as processes, with what a cluster would give them: the groups' entries, and addresses for names."""
 
     manifests: Rendered
     variables: dict[str, dict[str, str]]
@@ -151,7 +151,8 @@ class Container:
         self._writable: list[str] = []
         self.folders = self._mounted(folder)
         self._places |= self.folders
-        self.process: subprocess.Popen[str] | None = None
+        self._log = folder / "log"
+        self.process: subprocess.Popen[bytes] | None = None
 
     def _mounted(self, folder: Path) -> dict[str, str]:
         """A folder for each mount, as a node makes it: anybody may write to an emptyDir, a Secret's entries are files."""
@@ -203,20 +204,20 @@ class Container:
         return here.sub(lambda found: self._places[found[0]], text)
 
     def _command(self, arguments: list[str]) -> list[str]:
-        # Only where the kernel can; test_confined says whether it can here.
+        # Only where the kernel can: a test of its own says whether it can here.
         confined = [sys.executable, str(CONFINED), *self._writable, "--"] if _landlock() else []
         return [*confined, *map(self._placed, arguments)]
 
     def start(self) -> None:
-        self.process = subprocess.Popen(
-            self._command([*self.spec["command"], *self.spec["args"]]),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd="/",
-            env=self.environment,
-        )
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                self._command([*self.spec["command"], *self.spec["args"]]),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env=self.environment,
+            )
         self._cluster.running.append(self)
 
     def execute(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -261,7 +262,7 @@ class Container:
         for name in ("startupProbe", "livenessProbe", "readinessProbe"):
             while (said := self.probe(name))[0] != 200:
                 assert self.process is not None
-                assert self.process.poll() is None, self.process.communicate()[0]
+                assert self.process.poll() is None, self._log.read_text()
                 assert time.monotonic() < deadline, f"{self.component} is not ready: {said}"
                 time.sleep(0.05)
 
@@ -270,10 +271,14 @@ class Container:
         assert self.process is not None
         self._cluster.running.remove(self)
         self.process.send_signal(signal.SIGTERM)
-        log, _ = self.process.communicate(timeout=self.pod["terminationGracePeriodSeconds"])
-        if log:
-            print(f"--- {self.component}, exit code {self.process.returncode}\n{log}")
-        return self.process.returncode
+        try:
+            return self.process.wait(self.pod["terminationGracePeriodSeconds"])
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(LIMIT)
+            raise
+        finally:
+            print(f"--- {self.component}, exit code {self.process.returncode}\n{self._log.read_text()}")
 
 
 @cache
