@@ -105,11 +105,12 @@ class Parts:
     running: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
 
     def start(self, name: str, *more: str, **environment: str) -> None:
+        command = "serve" if name == "serve" else "worker"
         arguments = {
             "serve": ("--engine", "temporal", "--listen", f"127.0.0.1:{self.port}", "--http", ""),
             "worker": ("--server", f"127.0.0.1:{self.port}", "--grace", "2"),
-        }[name]
-        self.running[name] = self.stigmer.start(name, "--mode", "local", *arguments, *more, **environment)
+        }[command]
+        self.running[name] = self.stigmer.start(command, "--mode", "local", *arguments, *more, **environment)
 
     def readiness(self) -> dict[str, str]:
         """What the worker's readiness says of each thing that it looks at; nothing before it answers at all."""
@@ -357,3 +358,95 @@ def test_cancel_reaches_a_tool_in_a_worker(shape: Any, fake: Any) -> None:
     assert shape("cancel", listed).returncode == 0
     assert not psutil.pid_exists(started.pid)
     assert records(shape.home)[-1].finished.outcome == "cancelled"
+
+
+# --- Files on one worker's disk
+
+
+def write(name: str) -> dict[str, Any]:
+    return {"calls": [{"name": "write_file", "arguments": {"path": name, "content": "kept"}}]}
+
+
+def read(name: str) -> dict[str, Any]:
+    return {"calls": [{"name": "read_file", "arguments": {"path": name}}]}
+
+
+def notices(home: Home) -> list[str]:
+    return [r.notice.text for r in records(home) if r.HasField("notice") and r.notice.code == "workspace"]
+
+
+@pytest.fixture
+def two_workers(parts: Parts, short_folder: Path, request: pytest.FixtureRequest) -> Parts:
+    """A second worker with a disk of its own; a run waits so many seconds for the one that has its files."""
+    for name in ("worker", "serve"):
+        parts.kill(name)
+    parts.start("serve", STIGMER_WORKER_PATIENCE=request.param)
+    parts.stigmer.wait_for(lambda: find(parts.stigmer.home), "the control plane")
+    for name in ("worker", "second"):
+        parts.start(name, STIGMER_WORKSPACE_DIR=str(short_folder / name))
+    return parts
+
+
+def begun(parts: Parts, fake: Any, short_folder: Path) -> tuple[str, str, str]:
+    """A run that has a file on one worker's disk and waits for its model: its id, that worker, and the other one."""
+    fake.script(write("a.txt"), {"text": "slow", "stall_after": 1})
+    started = parts.stigmer("run", "--place", "worker", "--detach", "Write.")
+    assert started.returncode == 0, started.stderr
+    execution = started.stdout.strip()
+    fake.wait_for_requests(2)
+    first = next(
+        name for name in ("worker", "second") if (short_folder / name / execution / "a.txt").exists()
+    )
+    return execution, first, "second" if first == "worker" else "worker"
+
+
+@pytest.mark.parametrize("two_workers", ["60"], indirect=True)
+def test_a_run_goes_on_with_the_worker_that_has_its_files_when_that_one_is_back(
+    two_workers: Parts, fake: Any, short_folder: Path
+) -> None:
+    stigmer = two_workers.stigmer
+    execution, first, _ = begun(two_workers, fake, short_folder)
+    two_workers.kill(first)
+    stigmer.wait_for(lambda: notices(stigmer.home), "the other worker to leave it alone")
+    fake.script(read("a.txt"), {"text": "Done."})
+    two_workers.start(first, STIGMER_WORKSPACE_DIR=str(short_folder / first))
+    stigmer.wait_for(lambda: "finished" in kinds(stigmer.home), "the end")
+    last = records(stigmer.home)[-1].finished
+    assert (last.outcome, last.text) == ("completed", "Done.")
+    assert any(r.tool_finished.result == "kept" for r in records(stigmer.home))
+    assert kinds(stigmer.home).count("workspace_placed") == 1
+    stigmer.wait_for(lambda: closed(history(two_workers, execution)), "the workflow's end")
+    keep(history(two_workers, execution), "elsewhere")
+
+
+@pytest.mark.parametrize("two_workers", ["1"], indirect=True)
+def test_a_run_whose_worker_does_not_come_back_fails_with_that_reason(
+    two_workers: Parts, fake: Any, short_folder: Path
+) -> None:
+    stigmer = two_workers.stigmer
+    execution, first, second = begun(two_workers, fake, short_folder)
+    two_workers.kill(first)
+    stigmer.wait_for(lambda: "finished" in kinds(stigmer.home), "the end")
+    last = records(stigmer.home)[-1].finished
+    assert (last.outcome, last.error.code) == ("failed", "worker_gone")
+    assert (
+        f"the files of this run are on worker '{socket.gethostname()}', which is gone" in last.error.message
+    )
+    assert not (short_folder / second / execution).exists()
+    stigmer.wait_for(lambda: closed(history(two_workers, execution)), "the workflow's end")
+    keep(history(two_workers, execution), "worker-gone")
+
+
+@pytest.mark.parametrize("two_workers", ["60"], indirect=True)
+def test_a_session_stays_with_the_worker_that_has_its_files(
+    two_workers: Parts, fake: Any, short_folder: Path
+) -> None:
+    stigmer = two_workers.stigmer
+    fake.script(write("a.txt"), {"text": "Written."}, *[read("a.txt"), {"text": "Read."}] * 4)
+    assert stigmer("run", "--place", "worker", "--session", "new", "Write.").returncode == 0
+    session = json.loads(stigmer("list", "sessions", "--json").stdout)["id"]
+    for _ in range(4):
+        done = stigmer("run", "--place", "worker", "--session", session, "Read.")
+        assert (done.returncode, done.stdout) == (0, "Read.\n"), done.stderr
+    assert len([name for name in ("worker", "second") if (short_folder / name / session).exists()]) == 1
+    assert '"kept"' in json.dumps(fake.requests[-1]["json"])

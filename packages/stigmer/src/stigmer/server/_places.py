@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Mapping
 
 from stigmer.api import service_pb2 as api
+from stigmer.errors import ConfigError
 from stigmer.places import PLACES, VOLUME, has_commands, volume
 from stigmer.server.status import Refused
 
-__all__ = ["as_shown", "give_folder", "settle"]
+__all__ = ["as_shown", "give_folder", "patience", "settle"]
+
+PATIENCE, PATIENCE_SECONDS = "STIGMER_WORKER_PATIENCE", 300.0
+
+
+def patience(environ: Mapping[str, str] | None = None) -> float:
+    """Seconds that a run waits for the worker that has its files, by STIGMER_WORKER_PATIENCE. Raises ConfigError."""
+    named = (os.environ if environ is None else environ).get(PATIENCE, "").strip()
+    try:
+        seconds = float(named or PATIENCE_SECONDS)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86_400:
+        raise ConfigError(
+            [f"{PATIENCE} {named!r} is not a number of seconds above 0 and up to a day, e.g. 300"]
+        )
+    return seconds
 
 
 def settle(request: api.CreateExecutionRequest, *, local: bool) -> list[str]:

@@ -10,14 +10,17 @@ from typing import Any, Protocol
 
 from graphton.errors import Fenced
 
+from stigmer import telemetry
 from stigmer.api import event_pb2 as pb
 from stigmer.api import service_pb2 as service
 from stigmer.api import worker_pb2 as api
 from stigmer.api import worker_pb2_grpc
 from stigmer.approvals import Answers, AnswersError, agent_name
 from stigmer.home import Home
+from stigmer.places import placed_at
 from stigmer.secrets import Keys
 from stigmer.server._activity import Activity
+from stigmer.server._places import patience
 from stigmer.server.auth import by_unix_socket
 from stigmer.server.status import Refused, abort, detail
 from stigmer.store import Row, Store
@@ -119,6 +122,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
     ) -> None:
         self._home, self._store, self._engine, self._activity = home, store, engine, activity
         self._always, self._keys = always, keys
+        self._patience = patience()
 
     async def Attend(self, requests: AsyncIterator[api.FromWorker], context: Any) -> None:
         """One attempt, as long as the worker's connection lasts."""
@@ -195,6 +199,11 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 await context.write(api.ToWorker(refused=self._detail(gone)))
                 return None
             attempt, seen, records = begin.attempt, begin.seen, []
+        elif (placed := await self._elsewhere(row, begin)) is not None:
+            await context.write(
+                api.ToWorker(over="elsewhere", disk=placed.disk, patience_seconds=self._patience)
+            )
+            return None
         else:
             claimed = await self._engine.take_over(row, worker=begin.worker)
             if claimed is None:
@@ -224,8 +233,30 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         if sum(map(len, bodies)) <= FEW:
             began.events.extend(bodies)
         await context.write(api.ToWorker(began=began))
+        asked = service.CreateExecutionRequest.FromString(row.request)
+        telemetry.speak_of(row.id, asked.traceparent)
         log.info("attempt attended execution=%s attempt=%d worker=%s", row.id, attempt, begin.worker)
         return Attended(self._store, row, attempt, seen=seen)
+
+    async def _elsewhere(self, row: Row, begin: api.Begin) -> pb.WorkspacePlaced | None:
+        """Where the files of an execution are, when they are on the disk of another worker; its record says so.
+
+        Those of its session lie in one folder, so the executions before it tell too.
+        """
+        if begin.alone or service.CreateExecutionRequest.FromString(row.request).place != "worker":
+            return None
+        for one in [row, *reversed(await self._store.earlier(row.no))]:
+            placed = placed_at(await self._store.replay(one.no))
+            if placed is not None and placed.disk == begin.disk:
+                return None
+            if placed is not None:
+                text = f"its files are on worker {placed.worker}, which goes on with it; waits {self._patience:g} s for it"
+                with suppress(Fenced):
+                    await self._store.control(
+                        row.no, [pb.Event(notice=pb.Notice(code="workspace", text=text))]
+                    )
+                return placed
+        return None
 
     async def _take_all(self, attended: Attended, requests: AsyncIterator[api.FromWorker]) -> None:
         """Every message of the worker; what it appends is acknowledged when it is stored."""

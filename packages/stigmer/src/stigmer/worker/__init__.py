@@ -28,6 +28,7 @@ from stigmer.engines._attempt import Attempt
 from stigmer.errors import ConfigError, StigmerError
 from stigmer.home import Home
 from stigmer.organisations import DEFAULT_ORGANISATION
+from stigmer.places import PlaceError, disk
 from stigmer.runner import Runner
 from stigmer.secrets import Keys
 from stigmer.store import Row
@@ -118,12 +119,15 @@ class Hands:
         self._runner = Runner(home.path, self._keys, always=lambda *whose: self._always.get(whose, ()))
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._latest: dict[str, _Taken] = {}
+        self.disk = _disk()
+        """The disk that holds files of executions here; "": none does."""
         self.busy = 0
         """How many attempts are driven just now."""
 
-    def take(self, execution: str) -> _Taken:
-        """The next attempt of an execution, to be driven here."""
-        return _Taken(self, Line(self._plane, execution, worker=self._name), execution)
+    def take(self, execution: str, *, alone: bool = False) -> _Taken:
+        """The next attempt of an execution, to be driven here. `alone`: the worker that has its files is gone."""
+        line = Line(self._plane, execution, worker=self._name, disk=self.disk, alone=alone)
+        return _Taken(self, line, execution)
 
     def attempt(self, taken: _Taken, began: api.Began, records: Sequence[pb.Event]) -> Attempt:
         """The attempt that has begun, with what it needs of answers and keys."""
@@ -169,11 +173,16 @@ class _Taken:
         self._leaves = False
 
     async def drive(self) -> str:
-        """Drives it; how it ended: done | waiting | shutdown. Raises JournalError when it could not be recorded."""
+        """Drives it; how it ended: done | waiting | shutdown, or `elsewhere DISK SECONDS` where it has not begun.
+
+        Raises JournalError when it could not be recorded.
+        """
         self._hands.busy += 1
         try:
             began = "shutdown" if self._leaves else await self.line.begin()
             if isinstance(began, str):
+                if began.startswith("elsewhere "):
+                    return began
                 return {"finished": "done", "shutdown": "shutdown"}.get(began, "waiting")
             return await self._drive(began)
         finally:
@@ -209,6 +218,14 @@ class _Taken:
             self._attempt.interrupt("shutdown")
         else:
             self.line.give_up()
+
+
+def _disk() -> str:
+    try:
+        return disk()
+    except PlaceError as error:
+        log.warning("no files of runs are kept here reason=%r", error.message)
+        return ""
 
 
 async def _end_leftovers(execution: str, records: Sequence[pb.Event]) -> None:

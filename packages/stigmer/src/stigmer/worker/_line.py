@@ -67,12 +67,16 @@ class Line:
     `begin` comes first, `close` last.
     """
 
-    def __init__(self, plane: Plane, execution: str, *, worker: str) -> None:
+    def __init__(
+        self, plane: Plane, execution: str, *, worker: str, disk: str = "", alone: bool = False
+    ) -> None:
+        """`disk` holds the worker's files of executions; `alone`: the one that has this execution's is gone."""
         self.attempt = 0
         self._heard: list[pb.Event] = []
         self._hear: Callable[[pb.Event], object] = self._heard.append
         self.feed = _Shows(self)
         self._plane, self._execution, self._worker = plane, execution, worker
+        self._disk, self._alone = disk, alone
         self._no = self._seen = 0
         self._ahead_ms = 0
         self._records: list[pb.Event] | None = None
@@ -89,7 +93,7 @@ class Line:
 
     async def begin(self) -> api.Began | str:
         """Takes the execution over. A word instead of an attempt: nothing is to be done, for it is in that state, or
-        `give_up` came first: `shutdown`.
+        `give_up` came first: `shutdown`. `elsewhere DISK SECONDS`: the worker of that disk has its files.
 
         Raises JournalError when the server refuses.
         """
@@ -229,7 +233,12 @@ class Line:
         """One connection, from its first word to its break; whether there is nothing more to say."""
         call = self._plane.stub.Attend(metadata=self._plane.metadata, wait_for_ready=True)
         begin = api.Begin(
-            execution=self._execution, worker=self._worker, attempt=self.attempt, seen=self._seen
+            execution=self._execution,
+            worker=self._worker,
+            attempt=self.attempt,
+            seen=self._seen,
+            disk=self._disk,
+            alone=self._alone,
         )
         sender: asyncio.Task[None] | None = None
         try:
@@ -239,7 +248,8 @@ class Line:
                     self._go_on(message.began)
                     sender = asyncio.create_task(self._send(call), name=f"sender {self._execution}")
                 if message.over:
-                    self._answer(message.over)
+                    where = f" {message.disk} {message.patience_seconds:g}" if message.disk else ""
+                    self._answer(message.over + where)
                     return True
                 if message.HasField("refused"):
                     self._fail(_told(message.refused))

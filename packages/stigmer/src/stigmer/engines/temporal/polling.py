@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from graphton.errors import JournalError
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.worker import Worker
 
-from stigmer.engines.temporal.workflow import ACTIVITY, HEARTBEAT, AgentExecution
+from stigmer.engines.temporal.workflow import ACTIVITY, ELSEWHERE, HEARTBEAT, AgentExecution
 
 if TYPE_CHECKING:
     from temporalio.client import Client
@@ -33,7 +33,7 @@ class Drives(Protocol):
     """What runs one attempt of an execution here."""
 
     async def drive(self) -> str:
-        """Drives it; how it ended: done | waiting | shutdown."""
+        """Drives it; how it ended: done | waiting | shutdown, or `elsewhere DISK SECONDS`."""
         ...
 
     def hand_over(self) -> None:
@@ -44,8 +44,13 @@ class Drives(Protocol):
 class Takes(Protocol):
     """What takes executions."""
 
-    def take(self, execution: str) -> Drives:
-        """The next attempt of an execution."""
+    @property
+    def disk(self) -> str:
+        """The disk that holds files of executions here; "": none does."""
+        ...
+
+    def take(self, execution: str, *, alone: bool = False) -> Drives:
+        """The next attempt of an execution. `alone`: the worker that has its files was waited for long enough."""
         ...
 
 
@@ -66,10 +71,10 @@ async def poll(
     """
 
     @activity.defn(name=ACTIVITY)
-    async def run_execution(execution: str) -> str:
+    async def run_execution(execution: str, alone: bool = False) -> str:
         if activity.is_worker_shutdown():  # It came by a call for work that was still open.
             raise _ends_here()
-        taken = hands.take(execution)
+        taken = hands.take(execution, alone=alone)
         beating = asyncio.create_task(_beat(), name=f"heartbeat {execution}")
         leaving = asyncio.create_task(_leave(taken, grace * HAND_OVER), name=f"leave {execution}")
         try:
@@ -85,24 +90,43 @@ async def poll(
             await asyncio.gather(beating, leaving, return_exceptions=True)
         if outcome == "shutdown":
             raise _ends_here()
+        if outcome.startswith(ELSEWHERE):
+            _, disk, patience = outcome.split(" ")
+            return f"{ELSEWHERE} {own_queue(queue, disk)} {patience}"
         return outcome
 
+    limits: dict[str, Any] = {
+        "activities": [run_execution],
+        "max_concurrent_activities": most,
+        "graceful_shutdown_timeout": timedelta(seconds=grace),
+        "max_heartbeat_throttle_interval": timedelta(seconds=BEAT_SECONDS),
+        "default_heartbeat_throttle_interval": timedelta(seconds=BEAT_SECONDS),
+    }
     worker = Worker(
         client,
         task_queue=queue,
         workflows=[AgentExecution],
-        activities=[run_execution],
-        max_concurrent_activities=most,
-        graceful_shutdown_timeout=timedelta(seconds=grace),
-        max_heartbeat_throttle_interval=timedelta(seconds=BEAT_SECONDS),
-        default_heartbeat_throttle_interval=timedelta(seconds=BEAT_SECONDS),
         deployment_config=deployment,
+        **limits,
     )
-    async with worker:
+    workers = [worker]
+    if (
+        hands.disk
+    ):  # What has its files here is taken from a queue of its own, which no version of others serves.
+        workers.append(Worker(client, task_queue=own_queue(queue, hands.disk), **limits))
+    async with AsyncExitStack() as around:
+        for one in workers:
+            await around.enter_async_context(one)
         on_ready()
         with suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
         on_end()
+        await asyncio.gather(*(one.shutdown() for one in workers))  # All at once: the grace time is one.
+
+
+def own_queue(queue: str, disk: str) -> str:
+    """The queue of the worker that has this disk."""
+    return f"{queue}@{disk}"
 
 
 def _ends_here() -> ApplicationError:
