@@ -16,6 +16,8 @@ from stigmer.home import Home
 
 __all__ = ["Missing", "Production"]
 
+PRAGMAS = "--sqlite-pragma journal_mode=wal --sqlite-pragma synchronous=normal"
+"""As `stigmer up --engine temporal` has them: else the dev server waits for the disk at every step of its own."""
 LIMIT = 60.0
 """Seconds for a part to be ready: far more than it takes, for busy machines."""
 
@@ -104,17 +106,8 @@ class Production:
     def _command(self, name: str) -> list[str]:
         if name == "temporal":
             port = self.temporal.rpartition(":")[2]
-            command = [
-                self.program(),
-                "server",
-                "start-dev",
-                "--headless",
-                "--ip",
-                "127.0.0.1",
-                "--port",
-                port,
-            ]
-            return [*command, "--db-filename", str(self.folder / "temporal.db"), "--log-level", "error"]
+            words = f"server start-dev --headless --ip 127.0.0.1 --port {port} --log-level error {PRAGMAS}".split()
+            return [self.program(), *words, "--db-filename", str(self.folder / "temporal.db")]
         at = f"127.0.0.1:{self.port}"
         if name == "serve":
             words = ["serve", "--engine", "temporal", "--listen", at, "--http", ""]

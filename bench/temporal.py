@@ -16,6 +16,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import sqlite3
 import statistics
 import subprocess
@@ -39,9 +40,6 @@ from stigmer.daemon import find
 from temporalio.client import Client as Temporal
 from temporalio.client import WorkflowFailureError
 
-os.environ.setdefault(
-    "GRPC_ENABLE_FORK_SUPPORT", "0"
-)  # Its fork handlers would meet the processes that are started here.
 HERE = Path(__file__).parent
 KEY = "sk-bench-0000000000000000"
 FILES = 20
@@ -483,6 +481,7 @@ def main() -> int:
     if given.model:
         asyncio.run(serve_model(given.model))
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that nothing is left running.
     try:
         with tempfile.TemporaryDirectory(prefix="stg-") as folder:
             rounds, loads = asyncio.run(measure(Path(folder), given))
