@@ -13,7 +13,9 @@ from graphton.testing import FakeProviders
 from stigmer.api import event_pb2 as pb
 from stigmer.api import service_pb2 as api
 from stigmer.client import Client, RemoteError
+from stigmer.errors import ConfigError
 from stigmer.places import PlaceError, disk, folder_of, own, volume
+from stigmer.server._places import patience
 
 KEY = "sk-server-0123456789abcdefgh"
 
@@ -204,6 +206,19 @@ def test_the_variables_are_read_strictly(tmp_path: Path, monkeypatch: pytest.Mon
     for variable, read in (("STIGMER_WORKSPACE_VOLUME", volume), ("STIGMER_WORKSPACE_DIR", own)):
         with pytest.raises(PlaceError, match=f"{variable} 'w' is not an absolute path"):
             read({variable: "w"})
+
+
+async def test_a_server_does_not_start_with_such_a_variable_that_is_wrong(at_tcp: Any) -> None:
+    wrong = {"STIGMER_WORKSPACE_VOLUME": "w", "STIGMER_WORKSPACE_DIR": "d", "STIGMER_WORKER_PATIENCE": "soon"}
+    with pytest.raises(ConfigError) as refused:
+        await at_tcp(**wrong)
+    for variable, value in wrong.items():
+        assert f"{variable} '{value}' is not" in str(refused.value)
+    assert patience({}) == 300
+    assert patience({"STIGMER_WORKER_PATIENCE": "0.5"}) == 0.5
+    for text in ("0", "-1", "nan", "86401"):
+        with pytest.raises(ConfigError, match="is not a number of seconds"):
+            patience({"STIGMER_WORKER_PATIENCE": text})
 
 
 def test_a_disk_is_known_by_its_word_whoever_asks(tmp_path: Path) -> None:

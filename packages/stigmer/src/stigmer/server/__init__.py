@@ -152,10 +152,12 @@ async def _problems(
         for problem in found:
             log.warning("setting problem=%r", problem)
         return []
+    from stigmer.server._places import problems as place_problems
     from stigmer.server._resolve import Resolver
     from stigmer.server.tls import credentials
 
     found += await Resolver(home, flags=dict(flags), where="serve").log()
+    found += place_problems()
     for address in listen:
         try:
             credentials(address, plaintext=plaintext)

@@ -7,11 +7,11 @@ import tempfile
 from collections.abc import Mapping
 
 from stigmer.api import service_pb2 as api
-from stigmer.errors import ConfigError
-from stigmer.places import PLACES, VOLUME, has_commands, volume
+from stigmer.errors import ConfigError, StigmerError
+from stigmer.places import PLACES, VOLUME, has_commands, own, volume
 from stigmer.server.status import Refused
 
-__all__ = ["as_shown", "give_folder", "patience", "settle"]
+__all__ = ["as_shown", "give_folder", "patience", "problems", "settle"]
 
 PATIENCE, PATIENCE_SECONDS = "STIGMER_WORKER_PATIENCE", 300.0
 
@@ -28,6 +28,17 @@ def patience(environ: Mapping[str, str] | None = None) -> float:
             [f"{PATIENCE} {named!r} is not a number of seconds above 0 and up to a day, e.g. 300"]
         )
     return seconds
+
+
+def problems(environ: Mapping[str, str] | None = None) -> list[str]:
+    """What is wrong with the variables that say where files of runs are."""
+    found = []
+    for read in (volume, own, patience):
+        try:
+            read(environ)
+        except StigmerError as error:
+            found.append(error.message)
+    return found
 
 
 def settle(request: api.CreateExecutionRequest, *, local: bool) -> list[str]:

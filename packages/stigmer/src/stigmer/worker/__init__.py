@@ -28,7 +28,7 @@ from stigmer.engines._attempt import Attempt
 from stigmer.errors import ConfigError, StigmerError
 from stigmer.home import Home
 from stigmer.organisations import DEFAULT_ORGANISATION
-from stigmer.places import PlaceError, disk
+from stigmer.places import PlaceError, disk, own, volume
 from stigmer.runner import Runner
 from stigmer.secrets import Keys
 from stigmer.store import Row
@@ -289,6 +289,8 @@ async def work(
             log.warning("setting problem=%r", doubt)
         doubts += await resolver.log()
         found = list(faults)
+        for setting in (volume, own):
+            _unless_wrong(setting, found)
         version = _unless_wrong(deployment, found)
         line = _unless_wrong(lambda: plane_at(target, token), found)
         if line is None or found or (doubts and not beside):
