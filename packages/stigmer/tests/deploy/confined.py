@@ -22,7 +22,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 def version() -> int:
     """Of the kernel's Landlock; 0 where there is none."""
-    return max(0, int(libc.syscall(CREATE_RULESET, None, 0, VERSION)))
+    return max(0, int(libc.syscall(CREATE_RULESET, None, 0, VERSION))) if sys.platform == "linux" else 0
 
 
 def confine(folders: list[str]) -> None:
