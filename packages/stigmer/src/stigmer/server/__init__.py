@@ -90,7 +90,9 @@ async def serve(
             __version__, engine, address, ",".join(listen) or "-", http or "-", asked.words, os.getpid(),
         )  # fmt: skip
         problems = await _problems(home, flags or {}, engine, listen, asked, plaintext=plaintext)
-        await around.enter_async_context(telemetry.running(asked, service="stigmer-server"))
+        await around.enter_async_context(
+            telemetry.running(asked, service="stigmer-server", insist=bool(listen))
+        )
         try:
             store = await Store.open(database_of(home))
         except StoreError as error:

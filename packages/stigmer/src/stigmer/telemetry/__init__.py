@@ -7,6 +7,7 @@ it. Which names are used: `_conventions.py`, `_instruments.py`; where they go: `
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from stigmer.errors import ConfigError
 from stigmer.telemetry._asked import Asked, asked_of
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ __all__ = [
     "watch_worker",
 ]
 
+log = logging.getLogger("stigmer.telemetry")
+
 _HEADER = "traceparent"
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _active: Telemetry | None = None
@@ -52,20 +56,31 @@ def active() -> Telemetry | None:
 
 
 @asynccontextmanager
-async def running(asked: Asked, *, service: str) -> AsyncIterator[Telemetry | None]:
-    """While the block runs, this process tells of itself what was asked for; then the last of it is sent."""
+async def running(asked: Asked, *, service: str, insist: bool = False) -> AsyncIterator[None]:
+    """While the block runs, this process tells of itself what was asked for; then the last of it is sent.
+
+    Where the SDK cannot be set up, it goes on without; who insists on it gets a ConfigError.
+    """
     global _active
     if not asked.anything:
-        yield None
+        yield
         return
     import asyncio  # Commands import this module for `--help`, too.
 
     from stigmer.telemetry._sdk import Telemetry
 
-    before, made = _active, Telemetry(asked, service=service)
-    _active = made
     try:
-        yield made
+        made = Telemetry(asked, service=service)
+    except Exception as error:  # The SDK raises whatever it meets in its variables.
+        problem = f"OpenTelemetry cannot be set up by its OTEL_… variables: {error}"
+        if insist:
+            raise ConfigError([problem]) from error
+        log.warning("setting problem=%r", problem)
+        yield
+        return
+    before, _active = _active, made
+    try:
+        yield
     finally:
         _active = before
         await asyncio.to_thread(made.close)
@@ -82,7 +97,7 @@ def command(name: str, say: Callable[[str], object]) -> Iterator[None]:
         return
     from stigmer.telemetry._command import span
 
-    with span(asked, name):
+    with span(asked, name, say):
         yield
 
 

@@ -111,7 +111,12 @@ class AttemptWatch:
             self._guarded(self._heard, record)
 
     def close(self) -> None:
-        """The attempt has ended; what is still open was cut off."""
+        """The attempt has ended; what is still open was cut off. Nothing is heard after it."""
+        if not self._broken:
+            self._guarded(self._close)
+        self._broken = True
+
+    def _close(self) -> None:
         now = time.time_ns()
         for opened in (*self._models.values(), *self._tools.values()):
             opened.span.set_status(_FAILED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from opentelemetry import trace
@@ -19,12 +19,17 @@ __all__ = ["span"]
 
 
 @contextmanager
-def span(asked: Asked, name: str) -> Iterator[None]:
+def span(asked: Asked, name: str, say: Callable[[str], object]) -> Iterator[None]:
     """The span of this command, current while the block runs, and sent when it ends."""
     # A collector that is away is no concern of whoever reads our stderr.
     logging.getLogger("opentelemetry").addHandler(logging.NullHandler())
     logging.getLogger("opentelemetry").propagate = False
-    telemetry = Telemetry(asked, service="stigmer-cli", hurry=True)
+    try:
+        telemetry = Telemetry(asked, service="stigmer-cli", hurry=True)
+    except Exception as error:  # The SDK raises whatever it meets in its variables.
+        say(f"note: no trace is kept: OpenTelemetry cannot be set up by its OTEL_… variables: {error}")
+        yield
+        return
     above = context_of(traceparent_of([("traceparent", os.environ.get("TRACEPARENT", "").strip())]))
     opened = telemetry.start(name, above, kind=SpanKind.CLIENT)
     try:

@@ -42,6 +42,11 @@ class Drives(Protocol):
     """The engine, as far as it is looked at here."""
 
     @property
+    def name(self) -> str:
+        """embedded | temporal"""
+        ...
+
+    @property
     def running(self) -> int:
         """How many attempts are driven just now."""
         ...
@@ -56,7 +61,8 @@ class ServerWatch:
         self._telling: set[asyncio.Task[None]] = set()
         levels = self._count.levels
         levels["stigmer.executions"] = lambda: [(n, {"state": state}) for state, n in self._states.items()]
-        levels["stigmer.attempts.running"] = lambda: [(engine.running, {})]
+        if engine.name == "embedded":  # Else workers drive them, and say so.
+            levels["stigmer.attempts.running"] = lambda: [(engine.running, {})]
         levels["stigmer.watch.streams"] = lambda: [(store.feed.watchers, {})]
         store.feed.tap = self.published
         self._looking = asyncio.create_task(self._look(), name="telemetry")

@@ -298,7 +298,9 @@ async def work(
                 await line[1].close(None)
             raise ConfigError([*found, *doubts])
         plane, channel = line
-        await around.enter_async_context(telemetry.running(asked, service="stigmer-worker"))
+        await around.enter_async_context(
+            telemetry.running(asked, service="stigmer-worker", insist=not beside)
+        )
         try:
             health = _Health(plane)
             async with health_at(http, health.checks):
