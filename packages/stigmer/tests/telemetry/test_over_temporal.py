@@ -34,6 +34,9 @@ def test_a_trace_goes_through_command_server_and_worker(collector: Any, stigmer:
     free = {("used",): 0, ("free",): 200}
     collector.wait_for(lambda: collector.sums("stigmer.worker.slots", "state") == free, "the worker's slots")
     log = (stigmer.home.path / "worker.log").read_text()
+    assert "ready queue=stigmer temporal=127.0.0.1:" in log
+    assert "namespace=default" in log
+    assert "runs go to workers temporal=127.0.0.1:" in stigmer("logs").stdout
     assert (
         f"attempt started execution={execution.attributes['stigmer.execution.id']} attempt=1 trace={command.trace}"
         in log

@@ -206,7 +206,10 @@ async def _engine_of(name: str) -> Callable[[Store, Runner], EmbeddedEngine]:
     from stigmer.engines.temporal.connection import TemporalWorkflows, connect, task_queue
     from stigmer.engines.temporal.engine import TemporalEngine
 
-    workflows = TemporalWorkflows(await connect(lazy=True), queue=task_queue())
+    client, queue = await connect(lazy=True), task_queue()
+    where = client.service_client.config.target_host
+    log.info("runs go to workers temporal=%s namespace=%s queue=%s", where, client.namespace, queue)
+    workflows = TemporalWorkflows(client, queue=queue)
     return lambda store, runner: TemporalEngine(store, runner, workflows)
 
 

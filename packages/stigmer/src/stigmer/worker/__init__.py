@@ -313,8 +313,10 @@ async def work(
                     health.not_polling = ""
                     build = version.version.build_id if version is not None else ""
                     log.info(
-                        "ready queue=%s server=%s most=%d build=%s pid=%d",
+                        "ready queue=%s temporal=%s namespace=%s server=%s most=%d build=%s pid=%d",
                         queue,
+                        client.service_client.config.target_host,
+                        client.namespace,
                         target,
                         most,
                         build,
