@@ -64,6 +64,8 @@ class Evidence:
     """Processes that outlived the run."""
     damage: list[str] = field(default_factory=list)
     """What the database said of itself after a kill."""
+    slack_ms: int = 0
+    """So far apart may clocks be: a worker tells the time of a reply by what it knows of its server's clock."""
     lost: list[str] = field(default_factory=list)
     """Executions beside it that were accepted while a part was away, and did not come to their good end."""
 
@@ -116,7 +118,7 @@ def _model(seen: Evidence) -> Iterator[str]:
             yield f"two replies are recorded for {one}"
         replied[one] = _milliseconds(event)
     for path, step, at in seen.asked:
-        if at > replied.get((path, step), at):
+        if at > replied.get((path, step), at) + seen.slack_ms:
             yield f"a completed model call was asked again: {(path, step)}"
     limit = 1 + sum(1 for kill in seen.kills if kill.kind != "tool")
     for called, times in Counter((path, step) for path, step, _ in seen.asked).items():

@@ -22,6 +22,8 @@ WORKER_SECONDS, AWAY_SECONDS = 15.0, 5.0
 class Cluster(House):
     """A house whose runs are driven by workers."""
 
+    slack_ms = 1000
+
     def __init__(self, folder: Path, *, seed: int, postgres: Database | None = None) -> None:
         super().__init__(folder, seed=seed, postgres=postgres)
         self._shape: Production | None = None

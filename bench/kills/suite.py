@@ -136,6 +136,9 @@ async def house(
 class House:
     """One home, its workspace, its model server and its witnesses."""
 
+    slack_ms = 0
+    """How far the clocks of its processes may be apart."""
+
     def __init__(self, folder: Path, *, seed: int, postgres: Database | None = None) -> None:
         self.folder, self.seed, self.postgres = folder, seed, postgres
         self.home = Home(folder / "home")
@@ -308,6 +311,7 @@ class House:
             left=left,
             damage=damage,
             lost=self.lost(),
+            slack_ms=self.slack_ms,
         )
 
     def lost(self) -> list[str]:

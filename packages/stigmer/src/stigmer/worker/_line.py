@@ -78,7 +78,7 @@ class Line:
         self._plane, self._execution, self._worker = plane, execution, worker
         self._disk, self._alone = disk, alone
         self._no = self._seen = 0
-        self._ahead_ms = 0
+        self._ahead_ms = self._last_ms = 0
         self._records: list[pb.Event] | None = None
         """All that this attempt knows of its execution's events, once it has read them."""
         self._batches: dict[int, _Batch] = {}
@@ -121,8 +121,9 @@ class Line:
 
     @property
     def now_ms(self) -> int:
-        """The server's clock, as far as ours tells it."""
-        return time.time_ns() // 1_000_000 + self._ahead_ms
+        """The server's clock, as far as ours tells it; it never runs back, whatever a new connection says of it."""
+        self._last_ms = max(self._last_ms, time.time_ns() // 1_000_000 + self._ahead_ms)
+        return self._last_ms
 
     def append(
         self,
