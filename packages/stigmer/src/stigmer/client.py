@@ -85,6 +85,8 @@ OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 10_000),  # How long a server may take to say its first word, too.
     ("grpc.use_local_subchannel_pool", 1),  # A new channel must not wait out the failures of the one before.
 )
+KEEPALIVE = 20.0
+"""Seconds of silence after which a connection over the network is asked whether it still stands."""
 _LIMIT = 30.0
 """Seconds for an answer that needs no model."""
 PRELOAD_SECONDS = 0.5
@@ -148,13 +150,25 @@ def credentials(address: Address, organisation: str = "") -> tuple[tuple[str, st
     return (("authorization", f"Bearer {address.token}"), *about, *carrier())
 
 
-def channel_to(address: Address) -> grpc.aio.Channel:
+def keepalive_options(seconds: float) -> list[tuple[str, int]]:
+    """A connection that is silent is asked after so many seconds, and given up after half as many more."""
+    return [
+        ("grpc.keepalive_time_ms", round(seconds * 1000)),
+        ("grpc.keepalive_timeout_ms", round(seconds * 500)),
+        # Without it gRPC waits a minute for the answer, whatever the line above says.
+        ("grpc.http2.ping_timeout_ms", round(seconds * 500)),
+        # However long nothing is said: a run may think for an hour.
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+
+
+def channel_to(address: Address, *, keepalive: float = KEEPALIVE) -> grpc.aio.Channel:
     """A channel, with TLS where the address says so. Raises UsageError where a certificate cannot be read."""
+    alive = [] if address.target.startswith("unix:") else keepalive_options(keepalive)
     if not address.remote:
-        return grpc.aio.insecure_channel(address.target, options=OPTIONS)
-    options = [
-        option for option in OPTIONS if option[0] != "grpc.default_authority"
-    ]  # It has a name of its own.
+        return grpc.aio.insecure_channel(address.target, options=[*OPTIONS, *alive])
+    # It has a name of its own.
+    options = [*(one for one in OPTIONS if one[0] != "grpc.default_authority"), *alive]
     if not address.tls:
         return grpc.aio.insecure_channel(address.target, options=options)
     from stigmer.remote import certificates  # With `ssl`, which most commands need not.
@@ -169,7 +183,8 @@ class Client:
     `again` finds, or starts, the server anew when it is gone; then a stream that is being read goes on where it
     stopped, no event lost or doubled, and `notice` is told. Without `again` a stream ends with `ServerGone`. A server
     that somebody named, and that has answered before, is waited for instead. Calls are about the `organisation`; ""
-    leaves it to the server: that of the key, else `default`.
+    leaves it to the server: that of the key, else `default`. A connection over the network that is dead without a word
+    is noticed within `keepalive` seconds and half as many more.
     """
 
     def __init__(
@@ -179,8 +194,9 @@ class Client:
         again: Callable[[], Address] | None = None,
         notice: Callable[[str], None] = lambda text: None,
         organisation: str = "",
+        keepalive: float = KEEPALIVE,
     ) -> None:
-        self.address = address
+        self.address, self._keepalive = address, keepalive
         self._organisation = organisation
         self._again = again
         self._notice = notice
@@ -192,7 +208,7 @@ class Client:
         return credentials(self.address, self._organisation)
 
     def _connect(self) -> None:
-        self._channel = channel_to(self.address)
+        self._channel = channel_to(self.address, keepalive=self._keepalive)
         self._executions: Any = _stubs.ExecutionServiceStub(self._channel)
         self._sessions: Any = _stubs.SessionServiceStub(self._channel)
         self._config: Any = _stubs.ConfigServiceStub(self._channel)

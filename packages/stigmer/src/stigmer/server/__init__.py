@@ -190,6 +190,7 @@ def _options(keepalive: int) -> list[tuple[str, int]]:
         *OPTIONS,
         ("grpc.keepalive_time_ms", keepalive * 1000),
         ("grpc.keepalive_timeout_ms", min(keepalive, 20) * 1000),
+        ("grpc.http2.ping_timeout_ms", min(keepalive, 20) * 1000),
         ("grpc.http2.min_ping_interval_without_data_ms", min(PING_SECONDS * 1000, keepalive * 500)),
     ]
 
