@@ -431,7 +431,7 @@ def _another(who: Caller) -> pb.Error:
     return pb.Error(
         code="forbidden",
         message=f"{who.name} belongs to the organisation {who.organisation!r}, and the call names another",
-        hint="leave the organisation out: a key acts in its own",
+        hint="unset STIGMER_ORGANISATION: a key acts in its own",
     )
 
 
