@@ -112,6 +112,15 @@ def test_every_setting_of_access_is_documented() -> None:
     assert {name for name in named if f"`{name}" not in text} == set()
 
 
+def test_the_threat_model_names_tests_that_there_are() -> None:
+    root = Path(__file__).parents[4]
+    text = (root / "docs" / "threat-model.md").read_text("utf-8")
+    named = set(re.findall(r"`((?:[a-z]+/)*(?:test_\w+\*?\.py|toolsets))`", text))
+    assert len(named) > 15
+    below = [root / "packages" / "stigmer" / "tests", root / "packages" / "graphton"]
+    assert [name for name in named if not any([*folder.glob(name)] for folder in below)] == []
+
+
 # --- At a server
 
 

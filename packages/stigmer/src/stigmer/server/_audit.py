@@ -91,7 +91,7 @@ def _short(value: Any) -> Any:
 def about(request: Any, answer: Any) -> dict[str, Any]:
     """What a call was about: ids, and of a decision or a key what was decided; nothing that anybody wrote."""
     found: dict[str, Any] = {}
-    for name in ("execution", "session", "id", "call", "retry_of"):
+    for name in ("execution", "session", "id", "call", "retry_of", "by"):
         found[name] = _text(request, name)
     found["execution"] = found["execution"] or _text(answer, "execution") or _id(answer, "execution")
     found["id"] = found["id"] or _id(answer, "key")
