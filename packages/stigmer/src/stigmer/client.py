@@ -202,6 +202,7 @@ class Client:
         self._notice = notice
         self._answered = False
         """It has been reached: should it go, it will come back."""
+        self._mending = asyncio.Lock()
         self._connect()
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
@@ -262,9 +263,15 @@ class Client:
             self._notice(f"the daemon (pid {old.pid}) was gone; going on with pid {self.address.pid}")
 
     async def _back(self, lost: str) -> None:
-        """Waits until the server that somebody named answers again."""
+        """Waits until the server that somebody named answers again; once for all who miss it."""
         if not self._answered:
             raise ServerGone(self.address, lost)
+        missed = self._channel
+        async with self._mending:
+            if self._channel is missed:
+                await self._connect_again()
+
+    async def _connect_again(self) -> None:
         self._notice(f"the server at {self.address.shown!r} is away; waiting for it")
         deadline = time.monotonic() + _REMOTE_PATIENCE
         while True:
@@ -273,8 +280,9 @@ class Client:
             try:
                 await self._call("GetStatus", GetStatusRequest(), _LOOK)
                 break
-            except ServerGone:
-                if time.monotonic() >= deadline:
+            except RemoteError as error:
+                away = isinstance(error, ServerGone) or error.status == "DEADLINE_EXCEEDED"
+                if not away or time.monotonic() >= deadline:
                     raise
             await asyncio.sleep(_PAUSE)
         self._notice("it is back; going on where it stopped")
@@ -537,6 +545,10 @@ class Events:
                 if not isinstance(known, ServerGone):
                     raise known from error
                 lost = error.details() or "the connection was closed"
+            except asyncio.CancelledError:
+                if not self._client.address.remote or _is_cancelled():
+                    raise
+                lost = "the connection was closed"  # By another call of this client, which has missed the server.
             finally:
                 call.cancel()
             now = time.monotonic()
@@ -554,6 +566,11 @@ class Events:
                 next_seq = max(next_seq, event.seq + 1)
                 found.append(event)
         return found
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def translated(error: grpc.aio.AioRpcError, address: Address) -> RemoteError:

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
+import grpc.aio
 import pytest
+from stigmer import __version__
+from stigmer.api import service_pb2 as api
+from stigmer.api import service_pb2_grpc
 from stigmer.client import Client, CreateExecutionRequest, RemoteError, ServerGone
 from stigmer.daemon import DaemonError, ensure_running, find
 from stigmer.home import Address, Home
@@ -124,3 +131,39 @@ async def test_a_server_that_dies_again_and_again_is_given_up(
 
     with pytest.raises(ServerGone, match="went away 4 times"):
         await read()
+
+
+# --- Servers that somebody names
+
+
+class Older(service_pb2_grpc.SystemServiceServicer):
+    """A server of another version, which knows of nothing but its status."""
+
+    async def GetStatus(self, request: Any, context: Any) -> api.Status:
+        return api.Status(version="0.0.9")
+
+
+@asynccontextmanager
+async def listening(*services: Any) -> AsyncIterator[Address]:
+    server = grpc.aio.server()
+    for service in services:
+        service_pb2_grpc.add_SystemServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield Address(f"127.0.0.1:{port}", "stk_1", source="--server")
+    await server.stop(None)
+
+
+async def test_a_server_of_another_version_is_told_from_one_that_is_none_of_ours() -> None:
+    async with listening(Older()) as address, Client(address) as client:
+        with pytest.raises(RemoteError) as older:
+            await client.list()
+        with pytest.raises(RemoteError, match=r"of version 0\.0\.9 and does not know this call"):
+            async for _ in client.watch("exec_1"):
+                pass
+    async with listening() as address, Client(address) as client:
+        with pytest.raises(RemoteError) as none:
+            await client.list()
+    assert older.value.code == none.value.code == "version"
+    assert f"is of version 0.0.9 and does not know this call; this is {__version__}" in older.value.message
+    assert none.value.message == f"what answers at '{address.target}' (--server) is no stigmer server"

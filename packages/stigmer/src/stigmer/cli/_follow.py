@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 
 from stigmer.api.event_pb2 import ApprovalRequested, Event, Finished
-from stigmer.cli._main import BUDGET, FAILED, INTERRUPTED, WAITING, asked, exit_code
+from stigmer.cli._main import BUDGET, FAILED, INTERRUPTED, WAITING, again, asked, exit_code
 from stigmer.cli._terminal import StdoutClosed, Terminal, harmless, person_here, terminal
 from stigmer.cli._view import JsonView, TextView, View, question
 from stigmer.client import Client, Events, RemoteError
@@ -38,9 +38,9 @@ _GOODBYE = 5.0
 
 _WAITS_THERE = "the run waits for its API key, which the server is to have: its environment, or there: stigmer secret set NAME"
 _WAITS = {
-    "key": "the run waits for its API key; from a shell that has it: stigmer resume {execution}; "
+    "key": "the run waits for its API key; from a shell that has it: {resume}; "
     "`stigmer secret set NAME` keeps it",
-    "pause": "the run is paused; to let it go on: stigmer resume {execution}",
+    "pause": "the run is paused; to let it go on: {resume}",
 }
 
 
@@ -159,8 +159,8 @@ class Follower:
             told = _WAITS.get(event.waiting.reason, f"the run waits: {event.waiting.reason}")
             if event.waiting.reason == "key" and self._client.address.remote:
                 told = _WAITS_THERE
-            self._view.talk(told.format(execution=self.execution))
-            self._view.talk(f"to see it go on: stigmer attach {self.execution}")
+            self._view.talk(told.format(resume=again(f"resume {self.execution}")))
+            self._view.talk(f"to see it go on: {again(f'attach {self.execution}')}")
             return False
         for open_ in now.approvals:
             if not self._asks:
@@ -172,8 +172,8 @@ class Follower:
     def _tell_how(self, asked: ApprovalRequested) -> None:
         self._view.talk(question(asked.name, asked.arguments, asked.reason, path=_path_of(asked.call)))
         self._view.talk(
-            f"nobody here can answer. To go on: stigmer approve {self.execution} {asked.call}\n"
-            f"or: stigmer reject {self.execution} {asked.call}; then: stigmer attach {self.execution}"
+            f"nobody here can answer. To go on: {again(f'approve {self.execution} {asked.call}')}\n"
+            f"or: {again(f'reject {self.execution} {asked.call}')}; then: {again(f'attach {self.execution}')}"
         )
         if asked.always:
             self._view.talk(f"with --always all such calls may run from now on: {harmless(asked.always)}")

@@ -16,7 +16,17 @@ from stigmer import __version__
 from stigmer.cli._terminal import StdoutClosed, Terminal, terminal
 from stigmer.errors import StigmerError, SystemRefused, UsageError
 
-__all__ = ["INTERRUPTED", "USAGE", "Asked", "about_this_machine", "asked", "exit_code", "json_option", "main"]
+__all__ = [
+    "INTERRUPTED",
+    "USAGE",
+    "Asked",
+    "about_this_machine",
+    "again",
+    "asked",
+    "exit_code",
+    "json_option",
+    "main",
+]
 
 FAILED, USAGE, BUG, WAITING, BUDGET, INTERRUPTED = 1, 2, 3, 4, 5, 130
 
@@ -221,6 +231,12 @@ def stigmer(ctx: click.Context) -> None:
 def asked() -> Asked:
     """What the global options said."""
     return click.get_current_context().ensure_object(Asked)
+
+
+def again(command: str) -> str:
+    """A command as it is to be typed after this one: at the same server, where --server named it."""
+    server = asked().server
+    return f"stigmer --server {server} {command}" if server else f"stigmer {command}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from stigmer.api.event_pb2 import Budget, ConfigResolved, Event, Usage
+from stigmer.cli._main import again
 from stigmer.cli._terminal import Terminal, harmless, size_text
 
 __all__ = ["JsonView", "TextView", "View", "arguments_line", "question", "settings_lines"]
@@ -298,7 +299,7 @@ class TextView:
             budget.limit, f"--max-{budget.limit}"
         )
         more = "" if budget.limit == "seconds" else ", what was used counting"
-        self._terminal.say(f"to go on with a higher one{more}: stigmer retry {self._execution} {flag} …")
+        self._terminal.say(f"to go on with a higher one{more}: {again(f'retry {self._execution} {flag} …')}")
 
     def _pause_requested(self, event: Event, pause: Any) -> None:
         self._line(event, f"to be paused, by {pause.by}; what runs may end", style="yellow")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stigmer.cli._main import about_this_machine, asked, json_option
+from stigmer.cli._main import about_this_machine, again, asked, json_option
 from stigmer.cli._session import connected
 from stigmer.cli._terminal import harmless, terminal
 from stigmer.home import Home
@@ -62,8 +62,8 @@ def _text(execution: str, open_: ApprovalRequested) -> str:
     path = open_.call.rpartition(":")[0]
     lines = [
         question(open_.name, open_.arguments, open_.reason, path=path),
-        f"stigmer approve {execution} {open_.call}",
-        f"stigmer reject {execution} {open_.call} --reason …",
+        again(f"approve {execution} {open_.call}"),
+        again(f"reject {execution} {open_.call} --reason …"),
     ]
     if open_.always:
         lines.append(f"with --always all such calls may run from now on: {harmless(open_.always)}")
@@ -155,10 +155,10 @@ def _decide(execution: str, call: str, *, approve: bool, reason: str, always: bo
             answer = {"execution": execution, "call": call, "decision": word, "state": state}
             terminal().data(json.dumps(answer) + "\n")
             return 0
-        terminal().say(f"{word}. To see the run go on: stigmer attach {execution}")
+        terminal().say(f"{word}. To see the run go on: {again(f'attach {execution}')}")
         if done.execution.waits_for == "pause":
-            terminal().say(f"it is paused; to let it go on: stigmer resume {execution}")
-        if always:
+            terminal().say(f"it is paused; to let it go on: {again(f'resume {execution}')}")
+        if always and not client.address.remote:
             terminal().say("to see and take back what may run for always: stigmer approvals rules")
         return 0
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stigmer.cli._limits import limit_options, limits_of
-from stigmer.cli._main import INTERRUPTED, WAITING, asked, json_option, verbose_option
+from stigmer.cli._main import INTERRUPTED, WAITING, again, asked, json_option, verbose_option
 from stigmer.cli._options import flags_of, llm_options
 from stigmer.cli._pull import FETCHABLE, fetch_or_refuse
 from stigmer.cli._session import connected, named_server
@@ -125,7 +125,7 @@ class _Conversation:
             if not self._here and code in (WAITING, INTERRUPTED):
                 break  # Nobody is here to decide, or to say more.
         if self._session != "new":
-            self._talk.say(self._talk.paint(f"to go on: stigmer chat --session {self._session}", "dim"))
+            self._talk.say(self._talk.paint(f"to go on: {again(f'chat --session {self._session}')}", "dim"))
         return 0 if self._here else failed
 
     async def _turn(self, client: Client, line: str) -> int:

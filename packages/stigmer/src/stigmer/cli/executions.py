@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stigmer.cli._main import asked, json_option, verbose_option
+from stigmer.cli._main import again, asked, json_option, verbose_option
 from stigmer.cli._session import connected
 from stigmer.cli._terminal import harmless, terminal
 from stigmer.home import Home
@@ -92,7 +92,7 @@ def pause(execution: str) -> int:
         elif finished:
             terminal().say(f"{execution} had finished already: {found.state}")
         elif found.state == "waiting":
-            terminal().say(f"{execution}: paused. To let it go on: stigmer resume {execution}")
+            terminal().say(f"{execution}: paused. To let it go on: {again(f'resume {execution}')}")
         else:
             terminal().say(f"{execution} ended before it could rest: {found.state}")
         return 0
@@ -118,7 +118,7 @@ def resume(execution: str) -> int:
         if asked().json:
             _print_json(summary(answer.execution))
         else:
-            terminal().say(f"{execution} goes on. To see it: stigmer attach {execution}")
+            terminal().say(f"{execution} goes on. To see it: {again(f'attach {execution}')}")
         return 0
 
     return connected(work)
@@ -255,7 +255,7 @@ def _page(one: Execution) -> str:
         lines += [
             "",
             question(open_.name, open_.arguments, open_.reason),
-            f"stigmer approve {one.id} {open_.call}",
+            again(f"approve {one.id} {open_.call}"),
         ]
     if one.HasField("finished"):
         lines += ["", usage_line(one.finished.usage, one.finished.seconds)]

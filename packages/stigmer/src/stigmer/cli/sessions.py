@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stigmer.cli._main import asked, json_option
+from stigmer.cli._main import again, asked, json_option
 from stigmer.cli._session import connected
 from stigmer.cli._terminal import harmless, terminal
 
@@ -48,7 +48,7 @@ async def show(client: Client, id: str) -> int:
         lines += [f"> {line}" for line in harmless(one.task).splitlines()]
         if one.HasField("finished"):
             lines += [harmless(one.finished.text or one.finished.error.message)]
-    lines += ["", f"to go on: stigmer chat --session {found.id}"]
+    lines += ["", f"to go on: {again(f'chat --session {found.id}')}"]
     terminal().data("\n".join(lines) + "\n")
     return 0
 
