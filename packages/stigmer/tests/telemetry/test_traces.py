@@ -68,11 +68,15 @@ def test_a_trace_that_the_caller_began_goes_on(traced: Any, fake: Any, collector
     assert collector.one("execution default").trace == trace
 
 
-def test_what_the_sampler_leaves_out_is_left_out_everywhere(traced: Any, fake: Any, collector: Any) -> None:
+@pytest.mark.parametrize("command_too", [True, False])
+def test_what_the_sampler_leaves_out_is_left_out_everywhere(
+    collector: Any, stigmer: Any, fake: Any, command_too: bool
+) -> None:
     fake.script({"text": "Done."})
-    traced.environment["OTEL_TRACES_SAMPLER"] = "always_off"
-    assert traced("run", "Go.").returncode == 0
-    assert traced("down").returncode == 0
+    asked = {**collector.environment, "OTEL_TRACES_SAMPLER": "parentbased_always_off"}
+    assert stigmer("up", **asked).returncode == 0
+    assert stigmer("run", "Go.", **(asked if command_too else {})).returncode == 0
+    assert stigmer("down").returncode == 0
     assert collector.spans == []
     assert collector.sums("stigmer.executions.finished", "outcome") == {("completed",): 1}
 
@@ -146,6 +150,20 @@ def test_a_run_that_fails_says_by_what(traced: Any, fake: Any, collector: Any) -
         execution.attributes["error.type"] == collector.one("invoke_agent default").attributes["error.type"]
     )
     assert collector.one("chat test-model").failed
+
+
+def test_a_retry_belongs_to_the_trace_of_the_command_that_asked_for_it(
+    traced: Any, fake: Any, collector: Any
+) -> None:
+    fake.script({"status": 400, "error": "no"}, {"text": "Done."})
+    assert traced("run", "Go.").returncode == 1
+    first = collector.one("execution default")
+    assert traced("retry", first.attributes["stigmer.execution.id"]).returncode == 0
+    collector.wait_for(lambda: len(collector.named("execution default")) == 2, "the retry")
+    _, again = collector.named("execution default")
+    assert again.attributes["stigmer.retry_of"] == first.attributes["stigmer.execution.id"]
+    assert again.parent == collector.one("stigmer retry").id
+    assert again.trace != first.trace
 
 
 def test_an_attempt_whose_process_was_killed_has_a_span_in_the_same_trace(
