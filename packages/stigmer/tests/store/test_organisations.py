@@ -59,6 +59,7 @@ async def test_pages_hold_one_organisation_whatever_lies_between(store: Store) -
     assert await ids(store, "theirs", state="completed") == []
     assert await store.count("queued", organisation="ours") == 2
     assert await store.count("queued") == 6
+    assert (await store.count("queued", organisation=""), await ids(store, "")) == (0, [])
 
 
 async def test_what_is_in_a_state_is_walked_through_organisation_by_organisation(store: Store) -> None:

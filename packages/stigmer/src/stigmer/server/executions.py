@@ -282,10 +282,10 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
     async def _wake(self) -> api.WakeExecutionsResponse:
         """A secret that was stored serves all organisations, and the machine's owner wakes them all."""
         who = caller_of_call()
-        woken = await self._wake_those_without_a_key("" if who.owns_the_machine else who.organisation)
+        woken = await self._wake_those_without_a_key(None if who.owns_the_machine else who.organisation)
         return api.WakeExecutionsResponse(woken=woken)
 
-    async def _wake_those_without_a_key(self, organisation: str) -> int:
+    async def _wake_those_without_a_key(self, organisation: str | None) -> int:
         """Wakes the executions of an organisation, or of all, whose key is at hand now; says how many those are."""
         woken = 0
         async for row in self._waiting(organisation):
@@ -294,7 +294,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
                 woken += 1
         return woken
 
-    async def _waiting(self, organisation: str) -> AsyncIterator[Row]:
+    async def _waiting(self, organisation: str | None) -> AsyncIterator[Row]:
         """What waits, of an organisation or of all, page after page."""
         last: Row | None = None
         while page := await (
@@ -304,7 +304,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
                 before=last.no if last is not None else None,
                 state="waiting",
             )
-            if organisation
+            if organisation is not None
             else self._store.in_state("waiting", limit=PAGE_LIMIT, after=last)
         ):
             for last in page:

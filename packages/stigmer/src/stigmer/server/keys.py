@@ -80,14 +80,14 @@ class KeyService(service_pb2_grpc.KeyServiceServicer):
     async def _revoke(self, id: str) -> api.RevokeKeyResponse:
         whose = _whose(caller_of_call())
         found = await self._keys.get(id)
-        if found is None or whose not in ("", found.organisation):
+        if found is None or whose not in (None, found.organisation):
             raise Refused(f"there is no key {id[:50]!r}", code="not_found", hint="stigmer key list")
         return api.RevokeKeyResponse(revoked=await self._keys.revoke(id, organisation=whose))
 
 
-def _whose(who: Caller) -> str:
-    """The organisation whose keys somebody sees and ends; "" is all of them."""
-    return "" if who.owns_the_machine else who.organisation
+def _whose(who: Caller) -> str | None:
+    """The organisation whose keys somebody sees and ends; None is all of them."""
+    return None if who.owns_the_machine else who.organisation
 
 
 def _organisation(request: api.CreateKeyRequest, who: Caller) -> str:

@@ -45,7 +45,7 @@ class SystemService(service_pb2_grpc.SystemServiceServicer):
     async def GetStatus(self, request: api.GetStatusRequest, context: Any) -> api.Status:
         """What runs and waits here, and which models this server serves itself. Of others' executions a key hears nothing."""
         who = caller_of_call()
-        whose = "" if who.owns_the_machine else who.organisation
+        whose = None if who.owns_the_machine else who.organisation
         return api.Status(
             version=__version__,
             pid=os.getpid(),

@@ -75,11 +75,11 @@ class KeyTable:
         rows = await self._store.rows("key", {"id": id})
         return next((KeyRow(*row) for row in rows), None)
 
-    async def all(self, *, organisation: str = "") -> list[KeyRow]:
+    async def all(self, *, organisation: str | None = None) -> list[KeyRow]:
         """Those of one organisation, or of all: the oldest first; those that hold no more too."""
         return [KeyRow(*row) for row in await self._store.rows("keys", {"organisation": organisation})]
 
-    async def revoke(self, id: str, *, organisation: str = "") -> bool:
+    async def revoke(self, id: str, *, organisation: str | None = None) -> bool:
         """Ends a key of this organisation, or of any; whether it held until now."""
 
         def work(db: Session) -> bool:

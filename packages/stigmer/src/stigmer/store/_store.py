@@ -577,7 +577,7 @@ class Store:
         """Waiting executions whose time has come."""
         return await self._rows("due", {"now": self.now_ms})
 
-    async def count(self, state: str, *, organisation: str = "") -> int:
+    async def count(self, state: str, *, organisation: str | None = None) -> int:
         """How many are in that state, of one organisation or of all."""
         ((number,),) = await self._read("count", {"state": state, "organisation": organisation}, list)
         return int(number)

@@ -1,2 +1,2 @@
--- In that state, of one organisation, or with '' of all.
-SELECT count(*) FROM executions WHERE state = :state AND (:organisation = '' OR organisation = :organisation)
+-- In that state, of one organisation, or with NULL of all.
+SELECT count(*) FROM executions WHERE state = :state AND (CAST(:organisation AS TEXT) IS NULL OR organisation = :organisation)

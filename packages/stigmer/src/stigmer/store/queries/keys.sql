@@ -1,4 +1,4 @@
--- Of one organisation, or with '' of all.
+-- Of one organisation, or with NULL of all.
 SELECT id, name, digest, scopes, created_by, created_ms, expires_ms, revoked_ms, organisation FROM api_keys
-WHERE :organisation = '' OR organisation = :organisation
+WHERE CAST(:organisation AS TEXT) IS NULL OR organisation = :organisation
 ORDER BY created_ms, id
