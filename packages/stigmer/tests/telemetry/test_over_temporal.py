@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -41,3 +42,31 @@ def test_a_trace_goes_through_command_server_and_worker(collector: Any, stigmer:
         f"attempt started execution={execution.attributes['stigmer.execution.id']} attempt=1 trace={command.trace}"
         in log
     )
+
+
+def test_a_workers_metrics_are_fetched_at_its_own_address(
+    stigmer: Any, fake: Any, telemetry_tools: Any
+) -> None:
+    assert stigmer("up", "--engine", "temporal").returncode == 0
+    temporal = re.search(r"temporal answers address=(\S+)", stigmer("logs").stdout)
+    assert temporal is not None
+    http = telemetry_tools.free_address()
+    stigmer.wait_for(
+        lambda: "ready queue=" in (stigmer.home.path / "worker.log").read_text(), "the other worker"
+    )
+    worker = stigmer.start(
+        *("worker", "--mode", "local", "--http", http, "--max-executions", "7", "--grace", "1"),
+        TEMPORAL_ADDRESS=temporal[1],
+        OTEL_METRICS_EXPORTER="prometheus",
+    )
+    try:
+        for line in worker.stderr:
+            if " ready " in line:
+                break
+        found = telemetry_tools.samples(telemetry_tools.fetched(http)[1])
+        assert found["stigmer_worker_slots"] == {(("state", "used"),): 0, (("state", "free"),): 7}
+        assert found["stigmer_worker_draining"] == {(): 0}
+        assert dict(next(iter(found["target_info"])))["service_name"] == "stigmer-worker"
+    finally:
+        worker.terminate()
+        worker.communicate(timeout=60)

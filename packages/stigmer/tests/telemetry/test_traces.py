@@ -62,9 +62,10 @@ def test_a_run_is_one_trace_from_the_command_to_the_tool(traced: Any, fake: Any,
 def test_a_trace_that_the_caller_began_goes_on(traced: Any, fake: Any, collector: Any) -> None:
     fake.script({"text": "Done."})
     trace, above = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-    assert traced("run", "Go.", TRACEPARENT=f"00-{trace}-{above}-01").returncode == 0
+    parent = {"TRACEPARENT": f"00-{trace}-{above}-01", "OTEL_SERVICE_NAME": "nightly"}
+    assert traced("run", "Go.", **parent).returncode == 0
     command = collector.one("stigmer run")
-    assert (command.trace, command.parent) == (trace, above)
+    assert (command.trace, command.parent, command.service) == (trace, above, "nightly")
     assert collector.one("execution default").trace == trace
 
 

@@ -36,7 +36,7 @@ def scrubbed_logs() -> Iterator[None]:
         record = plain(*args, **kwargs)
         words, fields = _parts(record)
         text = redact.scrub(record.getMessage())
-        for key, value in _about(record.name, fields).items():
+        for key, value in _about(fields).items():
             fields[key] = value
             text += f" {key}={value}"
         record.words, record.fields = redact.scrub(words), _scrubbed(fields)
@@ -122,7 +122,7 @@ def _filled(template: str, values: Iterator[Any]) -> Any:
     return (template % taken if taken else template).strip("'")
 
 
-def _about(logger: str, fields: Mapping[str, Any]) -> dict[str, str]:
+def _about(fields: Mapping[str, Any]) -> dict[str, str]:
     """What this task works on, as far as the line does not say it."""
     found = telemetry.about()
     if not found.execution or fields.get("execution", found.execution) != found.execution:

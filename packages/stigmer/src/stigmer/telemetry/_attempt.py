@@ -42,7 +42,6 @@ class _Open:
     """Nanoseconds since the epoch."""
     labels: dict[str, str] = field(default_factory=dict)
     model: str = ""
-    purpose: str = ""
     first: int = 0
     """When the first word came."""
 
@@ -192,6 +191,7 @@ class AttemptWatch:
             p for p in self._agents if p.startswith(path + "/") and p.endswith("@" + finished.call)
         ]:
             if "/" not in child[len(path) + 1 :]:
+                self._end_model(child, now, error="no_answer")
                 self._step(child, 0, now)
                 self._agents.pop(child).end(now)
 
@@ -211,7 +211,7 @@ class AttemptWatch:
     def _model_requested(self, path: str, asked: pb.ModelRequested, now: int) -> None:
         if asked.purpose == "turn":
             self._step(path, asked.step, now)
-        self._end_model(path, now, error="cut_off")
+        self._end_model(path, now, error="no_answer")
         provider, _, model = asked.model.partition(":")
         attributes: dict[str, Any] = {
             genai.OPERATION: genai.CHAT,
@@ -231,7 +231,7 @@ class AttemptWatch:
             genai.PROVIDER: genai.provider(provider),
             genai.REQUEST_MODEL: self._count.models.label(model),
         }
-        self._models[path] = _Open(span, now, labels, model=asked.model, purpose=asked.purpose)
+        self._models[path] = _Open(span, now, labels, model=asked.model)
 
     def _model_replied(self, path: str, reply: pb.ModelReplied, now: int) -> None:
         asked = self._models.get(path)

@@ -139,6 +139,7 @@ def tell(telemetry: Telemetry, row: Row, records: Sequence[pb.Event]) -> None:
     attributes: dict[str, Any] = {
         genai.AGENT: agent,
         "stigmer.execution.id": row.id,
+        "stigmer.organisation": row.organisation,
         "stigmer.outcome": end.outcome,
         "stigmer.attempts": row.epoch,
         "stigmer.usage.input_tokens": end.usage.input_tokens,
