@@ -1,9 +1,11 @@
 """scripts/bench kills: kills at random moments, a line for each run and a table of what came of them.
 
     scripts/bench kills [--points N] [--seed S] [--store sqlite|postgres] [--shape daemon|production]
+        [--minutes N] [--load N]
 
 The same seed draws the same runs and kills; the exact moment is the machine's. With the daemon on SQLite a full disk (as
-root) and llama.cpp's child (with STIGMER_TEST_GGUF) follow. `production` is Temporal, a control plane and two workers.
+root) and llama.cpp's child (with STIGMER_TEST_GGUF) follow. `production` is Temporal, a control plane and two workers, and
+it alone takes --minutes (at least so long) and --load (so many small executions beside the run all the time).
 Exit code 1 when a promise was broken.
 """
 
@@ -20,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from production import Missing as NotHere
 
@@ -46,11 +49,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite")
     parser.add_argument("--shape", choices=("daemon", "production"), default="daemon")
+    parser.add_argument("--minutes", type=float, default=0.0)
+    parser.add_argument("--load", type=int, default=0)
     given = parser.parse_args()
     begun = time.monotonic()
     try:
-        work = _cluster if given.shape == "production" else _all
-        found = asyncio.run(work(given.points, given.seed, given.store))
+        if given.shape == "production":
+            found = asyncio.run(_cluster(given))
+        else:
+            found = asyncio.run(_all(given.points, given.seed, given.store))
     except (Missing, NotHere) as missing:
         print(missing, file=sys.stderr)
         return 2
@@ -79,15 +86,33 @@ async def _all(points: int, seed: int, store: str) -> list[str]:
     return found + await _local(seed)
 
 
-async def _cluster(points: int, seed: int, store: str) -> list[str]:
+async def _cluster(given: argparse.Namespace) -> list[str]:
     """The production shape. What went on later than it should is told, and breaks no promise on a busy machine."""
+    made: list[Cluster] = []
+
+    def place(folder: Path, **more: Any) -> Cluster:
+        made.append(Cluster(folder, load=given.load, **more))
+        return made[-1]
+
     with _folder() as folder, ExitStack() as left:
-        server = left.enter_context(postgres()) if store == "postgres" else None
+        server = left.enter_context(postgres()) if given.store == "postgres" else None
         plan = "cluster-postgres" if server else "cluster"
         report = await suite(
-            folder, points=points, seed=seed, told=told, plan=plan, postgres=server, place=Cluster
+            folder,
+            points=given.points,
+            seed=given.seed,
+            told=told,
+            plan=plan,
+            postgres=server,
+            place=place,
+            minutes=given.minutes,
         )
     _table(report.kills, report.runs)
+    for cluster in made:
+        if cluster.load is not None:
+            print(
+                f"{cluster.load.completed} executions beside the runs completed, {len(cluster.load.lost)} did not"
+            )
     for one in late(report.kills):
         print(f"later than promised: {one}")
     return report.faults

@@ -10,8 +10,9 @@ from pathlib import Path
 from production import Production
 
 from kills.checks import Kill
+from kills.load import Load
 from kills.scenario import BESIDE
-from kills.suite import HERE, LIMIT, Database, House, Watcher, until
+from kills.suite import FOLLOW, LIMIT, Database, House, Watcher, until
 
 __all__ = ["AWAY_SECONDS", "WORKER_SECONDS", "Cluster", "late"]
 
@@ -24,8 +25,11 @@ class Cluster(House):
 
     slack_ms = 1000
 
-    def __init__(self, folder: Path, *, seed: int, postgres: Database | None = None) -> None:
+    def __init__(self, folder: Path, *, seed: int, postgres: Database | None = None, load: int = 0) -> None:
+        """With `load` so many small executions are under way all the time, beside the run under test."""
         super().__init__(folder, seed=seed, postgres=postgres)
+        self.load: Load | None = None
+        self._at_once = load
         self._shape: Production | None = None
         self._moments = random.Random(f"{seed} moments")
         self._lost: list[str] = []
@@ -39,8 +43,13 @@ class Cluster(House):
         await super().open()
         self._shape = Production(self.folder, environment=self.environment, workers=2)
         await asyncio.to_thread(self.shape.start)
+        self.load = Load(self.home, self.work, self.environment, at_once=self._at_once)
+        self.load.start()
 
     async def close(self) -> None:
+        if self.load is not None:
+            await self.load.stop()
+            self._lost += self.load.lost
         if self._shape is not None:
             await asyncio.to_thread(self.shape.stop)
         await super().close()
@@ -50,7 +59,7 @@ class Cluster(House):
         return lost
 
     async def command(self, *words: str) -> asyncio.subprocess.Process:
-        return await self._started(str(HERE / "follow.py"), *words)
+        return await self._started(FOLLOW, *words)
 
     async def _kill_worker(self, kill: Kill, watcher: Watcher) -> bool:
         """The worker that has the run. Another one is started at once, as a cluster would."""

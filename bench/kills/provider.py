@@ -13,7 +13,7 @@ import sys
 
 from graphton.testing import FakeProviders, FakeRequest, Reply
 
-from kills.scenario import BESIDE, Script
+from kills.scenario import Script
 
 
 async def main() -> None:
@@ -28,7 +28,7 @@ async def main() -> None:
     def answer(request: FakeRequest) -> Reply | None:
         found = script.where(request)
         if found is None:
-            return Reply(text="Yes.") if request.last_user_text == BESIDE else None
+            return script.beside(request)
         who, step = found
         os.write(log, f"{who.run} {who.path or '-'} {step} {int(request.time * 1000)}\n".encode())
         return script.reply(who, step)

@@ -15,8 +15,9 @@ STEPS, CHILD_STEPS = 20, 4
 HANDS_OVER = (5, 13)
 """The steps in which the lead hands work to two workers side by side."""
 ANSWER = "All done."
-BESIDE = "Say yes."
+BESIDE = "Read the fact a few times."
 """The task of an execution beside the lead's."""
+BESIDE_STEPS, BESIDE_WAIT = 5, 0.3
 AGENT = """\
 apiVersion: stigmer/v1
 kind: Agent
@@ -69,6 +70,15 @@ class Script:
         """Who asks, for which step; None for a request that is not of this scenario."""
         who = Who.of(request.last_user_text)
         return (who, 1 + sum(isinstance(m, AssistantMessage) for m in request.messages)) if who else None
+
+    @staticmethod
+    def beside(request: FakeRequest) -> Reply | None:
+        """The reply to an execution beside the lead's; None for a request that is of none."""
+        if request.last_user_text != BESIDE:
+            return None
+        if len(request.tool_results) < BESIDE_STEPS:
+            return Reply(calls=(Call("read_file", {"path": "fact.txt"}),), first_token_delay=BESIDE_WAIT)
+        return Reply(text="Yes.", first_token_delay=BESIDE_WAIT)
 
     def reply(self, who: Who, step: int) -> Reply:
         """It streams for a while, so that there is something to break."""

@@ -29,6 +29,7 @@ from kills.scenario import AGENT, Who
 __all__ = ["Database", "House", "Report", "draw", "suite", "until"]
 
 HERE = Path(__file__).parent
+FOLLOW = str(HERE / "follow.py")
 LIMIT = 120.0
 """Seconds for one run to come to its end: far more than it takes, for busy machines."""
 KEY = "sk-kills-0123456789abcdef"
@@ -94,9 +95,12 @@ async def suite(
     plan: str = "sqlite",
     postgres: Database | None = None,
     told: Callable[[Evidence, list[str]], None] = lambda seen, wrong: None,
-    place: type[House] | None = None,
+    place: Callable[..., House] | None = None,
+    minutes: float = 0.0,
 ) -> Report:
-    """Run after run until `points` kills have hit; `told` hears of each run. The same seed draws the same kills.
+    """Run after run until `points` kills have hit and `minutes` are over; `told` hears of each run.
+
+    The same seed draws the same kills.
 
     `plan` is a row of KINDS: "postgres" needs such a server, "disk" a home (`folder`/home) on a small disk, "cluster"
     a `place` that has such parts.
@@ -104,10 +108,10 @@ async def suite(
     report = Report()
     chance = random.Random(seed)
     kinds = KINDS[plan]
-    broken = 0
+    broken, end = 0, time.monotonic() + 60 * minutes
     async with house(folder, seed=seed, postgres=postgres, place=place) as home:
-        while len(report.kills) < points:
-            kills = draw(chance, kinds, min(KILLS, points - len(report.kills)))
+        while (more := points - len(report.kills)) > 0 or time.monotonic() < end:
+            kills = draw(chance, kinds, min(KILLS, more) if more > 0 else KILLS)
             seen = await home.run(len(report.runs) + 1, kills)
             wrong = faults(seen)
             report.runs.append(seen)
@@ -116,13 +120,14 @@ async def suite(
             broken += bool(wrong)
             if broken == ENOUGH:
                 break
+    report.faults += [f"lost: {execution}" for execution in home.lost()]
     report.faults += [f"left over at the end: {process}" for process in home.left_of_all()]
     return report
 
 
 @asynccontextmanager
 async def house(
-    folder: Path, *, seed: int, postgres: Database | None = None, place: type[House] | None = None
+    folder: Path, *, seed: int, postgres: Database | None = None, place: Callable[..., House] | None = None
 ) -> AsyncIterator[House]:
     """A home with all that stands around it, for as long as the block lasts."""
     home = (place or House)(folder, seed=seed, postgres=postgres)
@@ -252,7 +257,7 @@ class House:
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 words = process.cmdline()
-                if process.cwd() == str(self.work) and "stigmer" not in words:
+                if process.cwd() == str(self.work) and not {"stigmer", FOLLOW} & set(words):
                     found[process.pid] = f"{process.pid} {' '.join(words)[:200]}"
         return found
 
