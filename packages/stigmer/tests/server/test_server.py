@@ -101,19 +101,19 @@ async def test_over_tcp_neither_shell_nor_file_nor_address_is_taken(idle: Any, f
     address = f"127.0.0.1:{port}"
     await idle.start(address=address)
     project = api.ProjectFile(path="/x/.stigmer/config.yaml", text="llm: {model: qwen3:8b}")
+    given, elsewhere = {"shell": {}, "workspace": ""}, api.ExecutionConfig(base_url=fake.openai_url)
     hostile = [
-        idle.request("Hello"),
-        idle.request("Hello", shell={}, project_file=project),
-        idle.request("Hello", shell={}, flags={"base_url": fake.openai_url, "model": "openai:gpt-4.1"}),
-        idle.request(
-            "Hello", shell={}, flags={}, execution_config=api.ExecutionConfig(base_url=fake.openai_url)
-        ),
+        idle.request("Hello", workspace=""),
+        idle.request("Hello", shell={}),
+        idle.request("Hello", **given, project_file=project),
+        idle.request("Hello", **given, flags={"base_url": fake.openai_url, "model": "openai:gpt-4.1"}),
+        idle.request("Hello", **given, flags={}, execution_config=elsewhere),
     ]
     async with idle.client(address=address) as client:
         for request in hostile:
             with pytest.raises(RemoteError) as caught:
                 await client.create(request)
-            assert caught.value.code in ("forbidden", "config"), caught.value
+            assert caught.value.code in ("forbidden", "config", "workspace"), caught.value
         assert await client.list() == []
     assert not fake.requests
 
