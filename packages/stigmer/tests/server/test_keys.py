@@ -76,8 +76,9 @@ async def test_a_key_may_do_what_its_scope_says_and_no_more(idle: Any, at_tcp: s
         with pytest.raises(RemoteError, match="the key 'ci' may read, and this needs run") as refused:
             await client.create(idle.request("Hi.", shell={}))
         assert refused.value.hint == "stigmer key create --scope run"
-        with pytest.raises(RemoteError, match="this needs admin"):
+        with pytest.raises(RemoteError, match="this needs admin") as higher:
             await client.create_key("mine", scopes=["admin"])
+        assert higher.value.hint == "stigmer key create --admin"
         with pytest.raises(RemoteError, match="this needs admin"):
             await client.shutdown()
 

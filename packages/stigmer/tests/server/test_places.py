@@ -170,6 +170,19 @@ async def test_a_retry_finds_the_files_of_the_run_that_it_is_taken_from(
     assert len([event for event in again if event.HasField("workspace_placed")]) == 1
 
 
+async def test_a_retry_without_those_files_fails_like_the_run_itself(
+    idle: Any, at_tcp: Any, fake: FakeProviders, tmp_path: Path
+) -> None:
+    address = await at_tcp(STIGMER_WORKSPACE_DIR=str(tmp_path / "disk"))
+    fake.reply("I will not.", stop="refused")
+    async with idle.client(address=address) as client:
+        await run(client, asked(place="worker"))
+        (failed,) = await client.list()
+        shutil.rmtree(tmp_path / "disk")
+        again = await run(client, asked(retry_of=failed.id))
+    assert again[-1].finished.error.code == "worker_gone"
+
+
 async def test_at_home_the_folder_is_the_workspace_and_none_is_none(
     serving: Any, fake: FakeProviders
 ) -> None:

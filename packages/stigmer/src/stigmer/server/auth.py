@@ -385,7 +385,7 @@ def _not_allowed(who: Caller, needed: str) -> pb.Error:
     return pb.Error(
         code="forbidden",
         message=f"the key {who.name.removeprefix('key ')!r} may {words}, and this needs {needed}",
-        hint=f"stigmer key create --scope {needed}",
+        hint="stigmer key create " + ("--admin" if needed == "admin" else f"--scope {needed}"),
     )
 
 
