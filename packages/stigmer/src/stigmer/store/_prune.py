@@ -38,8 +38,8 @@ class Expendable:
 def expendable(ages: Iterable[Age], *, before_ms: int, keep: int = 0) -> list[Expendable]:
     """What ended before that moment and is not among the newest `keep` of its organisation that have ended.
 
-    The oldest come first. What has not ended stays. A session is one conversation, which its next execution begins from: it goes as a whole,
-    when its last execution may go and none of it is open.
+    The oldest come first. What has not ended stays. A session is one conversation, which its next execution begins from:
+    it goes as a whole, when its last execution may go and none of it is open.
     """
     groups: dict[tuple[str, str] | int, list[Age]] = {}
     ended: dict[str, list[int]] = {}

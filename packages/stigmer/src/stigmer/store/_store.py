@@ -186,8 +186,9 @@ class Store:
     ) -> asyncio.Future[tuple[Row, bool]]:
         """Stores a new execution with its first events; False when the idempotency key named an older one.
 
-        The key and the session are the organisation's: the same words elsewhere name something else. One of a session begins when those before it have finished. With `alone` it raises Busy where one has not; with
-        `joins` it goes on with a conversation, and raises Gone where that has been deleted or pruned meanwhile.
+        The key and the session are the organisation's: the same words elsewhere name something else. One of a session
+        begins when those before it have finished. With `alone` it raises Busy where one has not; with `joins` it goes on
+        with a conversation, and raises Gone where that has been deleted or pruned meanwhile.
         """
 
         if "\0" in idempotency_key:
@@ -504,7 +505,7 @@ class Store:
     # Reading
 
     async def get(self, id: str) -> Row | None:
-        """The execution of that id, whoever's it is."""
+        """The execution of that id, whatever its organisation: for the engines, not for what a caller names."""
         return next(iter(await self._rows("get", {"id": id})), None)
 
     async def find(self, id: str, *, organisation: str) -> Row | None:
