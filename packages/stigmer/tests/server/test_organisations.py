@@ -26,6 +26,9 @@ from stigmer.client import Client, RemoteError
 from stigmer.secrets import Keys
 from stigmer.server.auth import ORGANISATION, SCOPES, Caller, may
 from stigmer.server.status import DETAIL
+from stigmer.store import Row
+from stigmer.worker import Hands, plane_at
+from stigmer.worker._line import Line
 
 DEADLINE = 30.0
 MARK = b"amber"
@@ -318,6 +321,41 @@ async def test_workers_are_the_operators_and_no_organisation_has_one(idle: Any, 
         assert MARK in heard.heard
     for organisation, made in (("blue", False), ("default", True)):
         assert may(Caller("key w", frozenset({"worker"}), organisation, "key"), "worker") is made
+
+
+async def test_a_worker_is_told_what_counts_in_an_executions_organisation(idle: Any) -> None:
+    await idle.start(engine="temporal")
+    Answers(idle.home.path).add(Answer("default", "write_file", {"path": "a.txt"}, "key ci", 1, "amber"))
+    plane, channel = plane_at(idle.address, idle.token)
+    for organisation, tools in (("amber", ["write_file"]), ("blue", [])):
+        async with idle.client(token=await key_of(idle, organisation)) as client:
+            execution = (await client.create(idle.request("Go."))).execution.id
+        line = Line(plane, execution, worker="test:1")
+        began = await asyncio.wait_for(line.begin(), DEADLINE)
+        assert isinstance(began, worker_pb2.Began)
+        assert (began.organisation, [rule.tool for rule in began.always]) == (organisation, tools)
+        await line.close()
+    await channel.close(None)
+
+
+async def test_a_worker_shares_no_key_and_no_answer_between_organisations(idle: Any) -> None:
+    plane, channel = plane_at(idle.address, "t")
+    hands = Hands(idle.home, plane, key_for=lambda provider, base_url: None)
+    where = {"provider": "openai", "base_url": "https://api.openai.com/v1"}
+    model = pb.ResolvedModel(model="gpt-4.1", has_key=True, **where)
+    records = [pb.Event(config_resolved=pb.ConfigResolved(models=[model]))]
+    told = {
+        "always": [api.ApprovalRule(tool="write_file", verdict="allow")],
+        "keys": [worker_pb2.ModelKey(key="sk-of-amber", **where)],
+    }
+    for organisation, given in (("amber", told), ("blue", {})):
+        began = worker_pb2.Began(attempt=1, organisation=organisation, **given)
+        hands.attempt(hands.take(f"exec_{organisation}"), began, records)
+    for organisation, shared in (("amber", True), ("blue", False)):
+        row = Row(9, "exec_9", b"", "running", 1, 1, 0, None, organisation)
+        assert hands._runner.can_go_on(row, records) is shared
+        assert bool(hands._runner._answers("default", organisation)) is shared
+    await channel.close(None)
 
 
 # --- Keys
