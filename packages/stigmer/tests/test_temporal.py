@@ -380,6 +380,8 @@ def two_workers(parts: Parts, short_folder: Path, request: pytest.FixtureRequest
     """A second worker with a disk of its own; a run waits so many seconds for the one that has its files."""
     for name in ("worker", "serve"):
         parts.kill(name)
+    (short_folder / "volume").mkdir()
+    parts.stigmer.environment["STIGMER_WORKSPACE_VOLUME"] = str(short_folder / "volume")
     parts.start("serve", STIGMER_WORKER_PATIENCE=request.param)
     parts.stigmer.wait_for(lambda: find(parts.stigmer.home), "the control plane")
     for name in ("worker", "second"):
@@ -450,3 +452,24 @@ def test_a_session_stays_with_the_worker_that_has_its_files(
         assert (done.returncode, done.stdout) == (0, "Read.\n"), done.stderr
     assert len([name for name in ("worker", "second") if (short_folder / name / session).exists()]) == 1
     assert '"kept"' in json.dumps(fake.requests[-1]["json"])
+
+
+@pytest.mark.parametrize("two_workers", ["60"], indirect=True)
+def test_a_run_with_files_on_a_volume_goes_on_with_any_worker(
+    two_workers: Parts, fake: Any, short_folder: Path
+) -> None:
+    stigmer = two_workers.stigmer
+    fake.script(write("a.txt"), {"text": "slow", "stall_after": 1}, read("a.txt"), {"text": "Done."})
+    execution = stigmer("run", "--place", "volume", "--detach", "Write.").stdout.strip()
+    fake.wait_for_requests(2)
+    assert (short_folder / "volume" / execution / "a.txt").read_text() == "kept"
+    (began,) = [r.attempt_started.worker for r in records(stigmer.home) if r.HasField("attempt_started")]
+    pid = int(began.rpartition(":")[2])
+    two_workers.kill(next(name for name, one in two_workers.running.items() if one.pid == pid))
+    stigmer.wait_for(lambda: "finished" in kinds(stigmer.home), "the end")
+    assert records(stigmer.home)[-1].finished.text == "Done."
+    assert any(r.tool_finished.result == "kept" for r in records(stigmer.home))
+    assert {r.attempt_started.worker for r in records(stigmer.home) if r.HasField("attempt_started")} > {
+        began
+    }
+    assert "workspace_placed" not in kinds(stigmer.home)
