@@ -31,6 +31,7 @@ class Span:
 
     name: str
     service: str
+    instance: str
     trace: str
     id: str
     parent: str
@@ -101,9 +102,9 @@ class Collector:
             self.bodies.append(request.SerializeToString())
             self.headers.append(dict(context.invocation_metadata()))
             for resource in getattr(request, "resource_spans", ()):
-                service = _attributes(resource.resource.attributes)["service.name"]
+                said = _attributes(resource.resource.attributes)
                 for scope in resource.scope_spans:
-                    self.spans += [_span(span, service) for span in scope.spans]
+                    self.spans += [_span(span, said) for span in scope.spans]
             for resource in getattr(request, "resource_metrics", ()):
                 for scope in resource.scope_metrics:
                     for metric in scope.metrics:
@@ -133,10 +134,11 @@ class _Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
         return metrics_service_pb2.ExportMetricsServiceResponse()
 
 
-def _span(span: Any, service: str) -> Span:
+def _span(span: Any, resource: dict[str, Any]) -> Span:
     return Span(
         span.name,
-        service,
+        resource["service.name"],
+        resource["service.instance.id"],
         span.trace_id.hex(),
         span.span_id.hex(),
         span.parent_span_id.hex(),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,23 @@ def test_a_trace_goes_through_command_server_and_worker(collector: Any, stigmer:
         f"attempt started execution={execution.attributes['stigmer.execution.id']} attempt=1 trace={command.trace}"
         in log
     )
+
+
+def test_an_attempt_of_another_worker_goes_on_with_the_trace(collector: Any, stigmer: Any, fake: Any) -> None:
+    stigmer.environment |= collector.environment
+    fake.script({"calls": [{"name": "run_command", "arguments": {"command": "echo yes"}}]}, {"text": "Done."})
+    assert stigmer("up", "--engine", "temporal").returncode == 0
+    assert stigmer("run", "Write.").returncode == 4
+    (execution,) = [word for word in stigmer("list", "execution").stdout.split() if word.startswith("exec_")]
+    first = collector.one("invoke_agent default")
+    os.kill(int(first.instance.rpartition(":")[2]), signal.SIGTERM)
+    assert stigmer("approve", execution, "1.0").returncode == 0
+    done = collector.one("execution default")
+    collector.wait_for(lambda: len(collector.named("invoke_agent default")) == 2, "the second attempt")
+    _, second = collector.named("invoke_agent default")
+    assert second.instance != first.instance
+    assert (first.parent, second.parent) == (done.id, done.id)
+    assert {first.trace, second.trace} == {collector.one("stigmer run").trace}
 
 
 def test_a_workers_metrics_are_fetched_at_its_own_address(
