@@ -7,17 +7,20 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from stigmer.api import service_pb2_grpc
 from stigmer.daemon import find
 from stigmer.home import Home
 from stigmer.remote import server_at
@@ -386,6 +389,24 @@ def test_what_is_no_stigmer_server_is_told(stigmer: Any, answers_http: int) -> N
     refused = stigmer("list", "--server", f"127.0.0.1:{answers_http}", STIGMER_API_KEY="stk_1")
     assert refused.returncode == 1
     assert f"what answers at '127.0.0.1:{answers_http}' (--server) is no stigmer server" in refused.stderr
+
+
+class Hostile(service_pb2_grpc.SystemServiceServicer):
+    """A server whose words would steer a terminal."""
+
+    def GetStatus(self, request: Any, context: Any) -> Any:
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, "no\x1b[2J way")
+
+
+def test_what_a_server_says_steers_no_terminal(stigmer: Any) -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    service_pb2_grpc.add_SystemServiceServicer_to_server(Hostile(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    refused = stigmer("status", "--server", f"127.0.0.1:{port}", STIGMER_API_KEY="stk_1")
+    server.stop(None).wait()
+    assert refused.returncode == 1
+    assert "(--server) failed: no\\x1b[2J way" in refused.stderr
 
 
 @pytest.mark.parametrize("kill", [False, True])

@@ -13,7 +13,7 @@ import click
 from graphton.errors import GraphtonError
 
 from stigmer import __version__
-from stigmer.cli._terminal import StdoutClosed, Terminal, terminal
+from stigmer.cli._terminal import StdoutClosed, Terminal, harmless, terminal
 from stigmer.errors import StigmerError, SystemRefused, UsageError
 
 __all__ = [
@@ -317,9 +317,10 @@ def _tell(message: str, hint: str, code: str, talk: Terminal, state: Asked) -> N
         except StdoutClosed:
             _forget_stdout()
         return
-    talk.say(f"{talk.paint('error:', 'red')} {message}")
+    # A server's words, and those of whoever is between us and it, are foreign text.
+    talk.say(f"{talk.paint('error:', 'red')} {harmless(message)}")
     if hint:
-        talk.say(f"{talk.paint('hint:', 'bold')} {hint}")
+        talk.say(f"{talk.paint('hint:', 'bold')} {harmless(hint)}")
 
 
 def _forget_stdout() -> None:

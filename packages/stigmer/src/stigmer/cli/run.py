@@ -13,7 +13,7 @@ from stigmer.cli._options import flags_of, llm_options
 from stigmer.cli._pull import with_model
 from stigmer.cli._session import named_server
 from stigmer.cli._task import place_option, read_task, workspace
-from stigmer.cli._terminal import person_here, terminal
+from stigmer.cli._terminal import harmless, person_here, terminal
 from stigmer.home import Home
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ async def _preview(client: Client, request: CreateExecutionRequest) -> int:
         talk.data(json.dumps(shown, ensure_ascii=False) + "\n")
         return 0
     for notice in found.config.notices:
-        talk.say(f"note: {notice}")
+        talk.say(f"note: {harmless(notice)}")
     headers = "".join(f"{name}: {value}\n" for name, value in found.headers.items())
     talk.data(f"{found.method} {found.url}\n{headers}\n{found.body.decode()}\n")
     return 0

@@ -83,7 +83,7 @@ def status() -> int:
 
     said = asyncio.run(with_client(_status, found))
     if server is not None and said.version != __version__:
-        terminal().say(f"note: it is of version {said.version}, and this is {__version__}")
+        terminal().say(f"note: it is of version {harmless(said.version)}, and this is {__version__}")
     terminal().data(json.dumps(_as_json(said, found)) + "\n" if asked().json else _as_text(said, found))
     return 0
 
