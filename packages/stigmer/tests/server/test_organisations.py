@@ -348,7 +348,7 @@ async def test_a_worker_shares_no_key_and_no_answer_between_organisations(idle: 
         "always": [api.ApprovalRule(tool="write_file", verdict="allow")],
         "keys": [worker_pb2.ModelKey(key="sk-of-amber", **where)],
     }
-    for organisation, given in (("amber", told), ("blue", {})):
+    for organisation, given in (("blue", {}), ("amber", told)):
         began = worker_pb2.Began(attempt=1, organisation=organisation, **given)
         hands.attempt(hands.take(f"exec_{organisation}"), began, records)
     for organisation, shared in (("amber", True), ("blue", False)):
