@@ -137,3 +137,28 @@ async def test_a_busy_server_gives_the_room_back_later(tmp_path: Path) -> None:
     pruned = await pruner.prune(Retention(days=0))
     assert (pruned.executions, pruned.compacted) == (1, False)
     await store.close()
+
+
+async def test_a_database_that_servers_share_is_pruned_while_something_runs(postgres: Any) -> None:
+    url = postgres.database()
+    store = await Store.open(url)
+    old = await ended(store)
+    young = await ended(store)
+    postgres.run(f"UPDATE executions SET finished_ms = 1 WHERE id = '{old}'", on=url.rpartition("/")[2])
+    looked: asyncio.Queue[None] = asyncio.Queue()
+
+    def retention() -> Retention:
+        looked.put_nowait(None)
+        return Retention(days=1)
+
+    pruner = Pruner(store, retention=retention, busy=lambda: True, look=0.001, rest=0.001)
+    keeping = asyncio.create_task(pruner.keep())
+    try:
+        async with asyncio.timeout(DEADLINE):
+            while await store.get(old) is not None:
+                await looked.get()
+        assert await store.get(young) is not None
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        await store.close()

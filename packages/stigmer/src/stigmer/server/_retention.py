@@ -1,4 +1,7 @@
-"""What is kept and what goes: prunes on request, and by the `retention` setting on a slow timer while nothing runs."""
+"""What is kept and what goes: prunes on request, and by the `retention` setting on a slow timer.
+
+A home's own database is pruned while nothing runs; one that servers share, where something always runs, all the same.
+"""
 
 from __future__ import annotations
 
@@ -82,10 +85,10 @@ class Pruner:
             return Pruned(count, sessions, size, grace_ms == 0 and await self._compact())
 
     async def keep(self) -> None:
-        """Prunes again and again as the setting says, while nothing runs; until it is cancelled."""
+        """Prunes again and again as the setting says, until it is cancelled."""
         while True:
             await asyncio.sleep(self._look)
-            if self._busy():
+            if self._store.alone and self._busy():
                 continue
             try:
                 if wanted := self.retention():
