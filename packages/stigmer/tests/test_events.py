@@ -13,16 +13,20 @@ EXAMPLES: dict[str, tuple[Any, dict[str, Any]]] = {
     "created": (
         pb.Created(
             task="t", agent="a", agent_revision="1f2e", workspace="/w", budget=pb.Budget(steps=5, children=3), approve_all=True,
-            rules=["deny run_command"], on_unknown="ask",
+            rules=["deny run_command"], on_unknown="ask", place="volume",
         ),
         {
-            "task": "t", "agent": "a", "agent_revision": "1f2e", "session": "", "workspace": "/w", "parent": "",
+            "task": "t", "agent": "a", "agent_revision": "1f2e", "session": "", "workspace": "/w", "place": "volume", "parent": "",
             "budget": {
                 "steps": 5, "tokens": None, "usd": None, "seconds": None, "children": 3, "depth": None,
             },
             "approve_all": True,
             "retry_of": None, "rules": ["deny run_command"], "on_unknown": "ask",
         },
+    ),
+    "workspace_placed": (
+        pb.WorkspacePlaced(worker="host", disk="1f2e"),
+        {"worker": "host", "disk": "1f2e"},
     ),
     "config_resolved": (
         pb.ConfigResolved(
