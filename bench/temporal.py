@@ -320,6 +320,7 @@ class Bench:
         asked, ideal = self._model.asked(), WAITS + 1.0
         took = [(at - asked[run][0]) / ideal for run, at in ended.items()]
         figures["at once: lost"] = len(tasks) - len(ended)
+        figures["at once: worker's largest RSS, MB"] = _largest(system.pids()["worker"])
         if took:
             figures["at once: worst, from its first request"] = max(took)
             figures["at once: median, from its first request"] = statistics.median(took)
@@ -421,6 +422,13 @@ async def systems(
         finally:
             for one in ours:
                 await one.close()
+
+
+def _largest(pid: int) -> float:
+    """The most memory that a process has had so far, in MB."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1000
 
 
 def _plain_worker(left: ExitStack, **given: object) -> int:

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from graphton.messages import AssistantMessage
 from graphton.testing import Call, FakeRequest, Reply
 
-__all__ = ["AGENT", "ANSWER", "BESIDE", "STEPS", "Script", "Who", "file_of", "key_of"]
+__all__ = ["AGENT", "ANSWER", "BESIDE", "FACTS", "STEPS", "Script", "Who", "file_of", "key_of"]
 
 STEPS, CHILD_STEPS = 20, 4
 HANDS_OVER = (5, 13)
 """The steps in which the lead hands work to two workers side by side."""
 ANSWER = "All done."
-BESIDE = "Read the fact a few times."
+BESIDE = "Read the other facts."
 """The task of an execution beside the lead's."""
 BESIDE_STEPS, BESIDE_WAIT = 5, 0.3
+FACTS = [f"fact-{n}.txt" for n in range(BESIDE_STEPS)]
 AGENT = """\
 apiVersion: stigmer/v1
 kind: Agent
@@ -76,8 +77,9 @@ class Script:
         """The reply to an execution beside the lead's; None for a request that is of none."""
         if request.last_user_text != BESIDE:
             return None
-        if len(request.tool_results) < BESIDE_STEPS:
-            return Reply(calls=(Call("read_file", {"path": "fact.txt"}),), first_token_delay=BESIDE_WAIT)
+        read = len(request.tool_results)
+        if read < BESIDE_STEPS:
+            return Reply(calls=(Call("read_file", {"path": FACTS[read]}),), first_token_delay=BESIDE_WAIT)
         return Reply(text="Yes.", first_token_delay=BESIDE_WAIT)
 
     def reply(self, who: Who, step: int) -> Reply:

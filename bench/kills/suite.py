@@ -24,7 +24,7 @@ from stigmer.daemon import find, stop
 from stigmer.home import Home
 
 from kills.checks import Evidence, Kill, faults
-from kills.scenario import AGENT, Who
+from kills.scenario import AGENT, FACTS, Who
 
 __all__ = ["Database", "House", "Report", "draw", "suite", "until"]
 
@@ -160,7 +160,8 @@ class House:
     async def open(self) -> None:
         self.work.mkdir(parents=True)
         (self.work / "lead.yaml").write_text(AGENT)
-        (self.work / "fact.txt").write_text("Whales sleep upright.\n")
+        for fact in ("fact.txt", *FACTS):
+            (self.work / fact).write_text("Whales sleep upright.\n")
         shutil.copy(HERE / "witness.py", self.work)
         self._log.touch()
         self._server = await asyncio.start_server(self._posted, "127.0.0.1", 0)

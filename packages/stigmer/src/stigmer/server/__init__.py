@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from stigmer.engines.embedded import EmbeddedEngine
     from stigmer.runner import Runner
     from stigmer.server._oidc import Issuer
+    from stigmer.server._relay import Relay
     from stigmer.server.auth import Outside
+    from stigmer.server.executions import ExecutionService
     from stigmer.store import Store
     from stigmer.telemetry._server import ServerWatch
 
@@ -175,8 +178,9 @@ async def _problems(
     from stigmer.server._audit import audit_of
     from stigmer.server._limits import limits_of
     from stigmer.server._oidc import settings_of
+    from stigmer.server._relay import relay_at
 
-    for read in (limits_of, audit_of, settings_of):
+    for read in (limits_of, audit_of, settings_of, partial(relay_at, plaintext=plaintext)):
         try:
             read(os.environ)
         except ConfigError as error:
@@ -251,6 +255,7 @@ class _Server:
         self._grpc: Any = None
         self._watch: ServerWatch | None = None
         self._issuer: Issuer | None = None
+        self._relay: Relay | None = None
         self._ready = False
         self._beside: list[asyncio.Task[None]] = []
 
@@ -320,6 +325,7 @@ class _Server:
         rpc.add_KeyServiceServicer_to_server(
             KeyService(home=self._home, keys=keys, activity=self._activity), self._grpc
         )
+        await self._join_relay(executions)
         self._add_workers()
         before = os.umask(0o077)  # The socket is its owner's alone from its first moment.
         try:
@@ -368,6 +374,17 @@ class _Server:
             ) from error
         log.info("listening address=%s port=%d tls=%s", address, port, "on" if secure else "off")
 
+    async def _join_relay(self, executions: ExecutionService) -> None:
+        """Live text from the other servers of the database, and for them, where STIGMER_RELAY says how they reach this one."""
+        from stigmer.server._relay import Relay, relay_at
+
+        at = relay_at(os.environ, plaintext=self._plaintext)
+        if not at or self._engine.name == "embedded" or self._store.alone:
+            return
+        self._relay = Relay(self._store, executions.watch_here, at=at, plaintext=self._plaintext)
+        executions.relay = self._relay
+        await self._relay.start()
+
     def _add_workers(self) -> None:
         """The door for workers, where the engine has any."""
         if self._engine.name == "embedded":
@@ -386,7 +403,9 @@ class _Server:
             activity=self._activity,
             always=always_of(self._home),
             keys=self._keys,
+            relay=self._relay,
         )
+        self._engine.holder = str(self._relay.here) if self._relay is not None else ""
         rpc.add_WorkerServiceServicer_to_server(workers, self._grpc)
 
     # What readiness means
@@ -440,6 +459,8 @@ class _Server:
             if self._grpc is not None:
                 left.push_async_callback(self._grpc.stop, GRACE_SECONDS)
                 self._grpc = None  # Its last word wants this loop; collected later, it would have none.
+            if self._relay is not None:
+                left.push_async_callback(self._relay.stop)
             left.push_async_callback(self._engine.stop)
             await asyncio.gather(*self._beside, return_exceptions=True)
 

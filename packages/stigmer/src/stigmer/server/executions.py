@@ -39,6 +39,8 @@ from stigmer.store import Moved, Row, Store, Watcher, new_id
 if TYPE_CHECKING:
     from graphton.messages import Message
 
+    from stigmer.server._relay import Relay
+
 __all__ = ["ExecutionService"]
 
 log = logging.getLogger("stigmer.server")
@@ -74,6 +76,8 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         self._home, self._store, self._engine = home, store, engine
         self._keys, self._activity, self._resolve = keys, activity, resolve
         self._deciding = asyncio.Lock()
+        self.relay: Relay | None = None
+        """Where other servers hold workers' lines, too."""
 
     # The methods
 
@@ -90,7 +94,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
         """CreateExecution and WatchExecution in one."""
         request.traceparent = telemetry.traceparent_of(context.invocation_metadata())
         row, _ = await self._answered(context, self._accept(request, local=by_unix_socket(context)))
-        async for frame in self._streamed(context, self._watch(row, 1)):
+        async for frame in self._streamed(context, self._watched(row, 1)):
             yield frame
 
     async def WatchExecution(
@@ -98,7 +102,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
     ) -> AsyncIterator[api.Frame]:
         """The events from a sequence number on, then the live ones, until the execution has finished."""
         row = await self._answered(context, self._known(request.execution))
-        async for frame in self._streamed(context, self._watch(row, request.from_seq)):
+        async for frame in self._streamed(context, self._watched(row, request.from_seq)):
             yield frame
 
     async def GetExecution(self, request: api.GetExecutionRequest, context: Any) -> api.Execution:
@@ -360,7 +364,12 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
 
     # Watching
 
-    async def _watch(self, row: Row, from_seq: int) -> AsyncGenerator[api.Frame, None]:
+    def _watched(self, row: Row, from_seq: int) -> AsyncGenerator[api.Frame, None]:
+        """The events, and what is live, at whichever server that is."""
+        watch = self.watch_here if self.relay is None else self.relay.watch
+        return watch(row, from_seq)
+
+    async def watch_here(self, row: Row, from_seq: int) -> AsyncGenerator[api.Frame, None]:
         """Stored events first, then what is published: no gap, no double."""
         feed = self._store.feed
         watcher = feed.join(row.no)

@@ -21,6 +21,7 @@ from stigmer.places import placed_at
 from stigmer.secrets import Keys
 from stigmer.server._activity import Activity
 from stigmer.server._places import patience
+from stigmer.server._relay import Relay
 from stigmer.server.auth import by_unix_socket
 from stigmer.server.status import Refused, abort, detail
 from stigmer.store import Row, Store
@@ -119,8 +120,10 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         activity: Activity,
         always: Callable[[Row], Iterable[service.ApprovalRule]],
         keys: Keys,
+        relay: Relay | None = None,
     ) -> None:
         self._home, self._store, self._engine, self._activity = home, store, engine, activity
+        self._relay = relay
         self._always, self._keys = always, keys
         self._patience = patience()
 
@@ -198,6 +201,8 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 )
                 await context.write(api.ToWorker(refused=self._detail(gone)))
                 return None
+            if self._relay is not None:
+                await self._relay.hold(row, begin.attempt)
             attempt, seen, records = begin.attempt, begin.seen, []
         elif (placed := await self._elsewhere(row, begin)) is not None:
             await context.write(

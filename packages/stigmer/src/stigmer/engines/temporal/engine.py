@@ -79,6 +79,8 @@ class TemporalEngine(EmbeddedEngine):
     ) -> None:
         super().__init__(store, runner, lease=lease)
         self._workflows = workflows
+        self.holder = ""
+        """What a lease says of this server to the others; "" where they need not know."""
         self._attended: dict[str, Attends] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._called: set[str] = set()
@@ -144,7 +146,7 @@ class TemporalEngine(EmbeddedEngine):
                 continue  # It has grown meanwhile.
             if await self._given_up(found, await self._store.replay(row.no)):
                 return None
-            epoch = await self._store.claim(row.no, worker=worker, lease=self._lease)
+            epoch = await self._store.claim(row.no, worker=worker, lease=self._lease, process=self.holder)
             if epoch is not None:
                 return epoch
             first = await self._store.next_of_session(row.no)
