@@ -62,20 +62,16 @@ async def running(asked: Asked, *, service: str, insist: bool = False) -> AsyncI
     Where the SDK cannot be set up, it goes on without; who insists on it gets a ConfigError.
     """
     global _active
-    if not asked.anything:
-        yield
-        return
     import asyncio  # Commands import this module for `--help`, too.
 
-    from stigmer.telemetry._sdk import Telemetry
-
     try:
-        made = Telemetry(asked, service=service)
-    except Exception as error:  # The SDK raises whatever it meets in its variables.
-        problem = f"OpenTelemetry cannot be set up by its OTEL_… variables: {error}"
+        made = _made(asked, service=service) if asked.anything else None
+    except ConfigError as error:
         if insist:
-            raise ConfigError([problem]) from error
-        log.warning("setting problem=%r", problem)
+            raise
+        log.warning("setting problem=%r", error.message)
+        made = None
+    if made is None:
         yield
         return
     before, _active = _active, made
@@ -86,18 +82,35 @@ async def running(asked: Asked, *, service: str, insist: bool = False) -> AsyncI
         await asyncio.to_thread(made.close)
 
 
+def _made(asked: Asked, *, service: str, hurry: bool = False) -> Telemetry:
+    """The SDK, set up. Raises ConfigError with what it could not take."""
+    from stigmer.telemetry._sdk import Telemetry
+
+    try:
+        return Telemetry(asked, service=service, hurry=hurry)
+    except Exception as error:  # The SDK raises whatever it meets in its variables.
+        problem = f"OpenTelemetry cannot be set up by its OTEL_… variables: {error}"
+        raise ConfigError([problem]) from error
+
+
 @contextmanager
 def command(name: str, say: Callable[[str], object]) -> Iterator[None]:
     """One command, as the beginning of a trace: what it asks a server for goes on with it."""
     asked = asked_of(os.environ)._replace(metrics=())
-    for problem in asked.problems if asked.traces else ():
+    problems, made = asked.problems if asked.traces else (), None
+    if asked.anything:
+        try:
+            made = _made(asked, service="stigmer-cli", hurry=True)
+        except ConfigError as error:
+            problems = error.problems
+    for problem in problems:
         say(f"note: no trace is kept: {problem}")
-    if not asked.anything:
+    if made is None:
         yield
         return
     from stigmer.telemetry._command import span
 
-    with span(asked, name, say):
+    with span(made, name):
         yield
 
 

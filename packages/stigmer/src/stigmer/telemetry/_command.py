@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from opentelemetry import trace
@@ -12,24 +12,17 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from stigmer.telemetry import _conventions as genai
 from stigmer.telemetry import traceparent_of
-from stigmer.telemetry._asked import Asked
 from stigmer.telemetry._sdk import Telemetry, context_of
 
 __all__ = ["span"]
 
 
 @contextmanager
-def span(asked: Asked, name: str, say: Callable[[str], object]) -> Iterator[None]:
+def span(telemetry: Telemetry, name: str) -> Iterator[None]:
     """The span of this command, current while the block runs, and sent when it ends."""
     # A collector that is away is no concern of whoever reads our stderr.
     logging.getLogger("opentelemetry").addHandler(logging.NullHandler())
     logging.getLogger("opentelemetry").propagate = False
-    try:
-        telemetry = Telemetry(asked, service="stigmer-cli", hurry=True)
-    except Exception as error:  # The SDK raises whatever it meets in its variables.
-        say(f"note: no trace is kept: OpenTelemetry cannot be set up by its OTEL_… variables: {error}")
-        yield
-        return
     above = context_of(traceparent_of([("traceparent", os.environ.get("TRACEPARENT", "").strip())]))
     opened = telemetry.start(name, above, kind=SpanKind.CLIENT)
     try:
