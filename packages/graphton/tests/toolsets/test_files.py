@@ -32,6 +32,26 @@ async def test_a_listing_shows_sizes_and_marks_the_largest(folder: Path, call: A
     assert await call("list_files", path="scr") == "error: there is no 'scr'; did you mean 'src'?"
 
 
+async def test_a_listing_of_a_folder_that_is_made_up_says_so_and_shows_the_whole(
+    folder: Path, call: Any
+) -> None:
+    for made_up in ("path/to/folder", "this folder", "src/deeper/still"):
+        said = (await call("list_files", path=made_up)).split("\n")
+        assert said[0] == f"(there is no {made_up!r}; in the workspace there is:)"
+        assert said[1:] == (await call("list_files")).split("\n")
+
+
+async def test_a_search_for_a_pattern_of_names_shows_the_files_of_such_a_name(
+    folder: Path, call: Any
+) -> None:
+    for pattern in ("*.py", ".py", "app*"):
+        assert await call("search_files", text=pattern) == (
+            f"no line in 2 files holds {pattern!r}\n(but these are the files of such a name:)\nsrc/app.py"
+        )
+    assert await call("search_files", text="*.rs") == "no line in 2 files holds '*.rs'"
+    assert await call("search_files", text="def*main") == "no line in 2 files holds 'def*main'"
+
+
 async def test_a_listing_tells_how_the_largest_files_begin(folder: Path, call: Any) -> None:
     for number in range(7):
         (folder / "src" / f"{number}.txt").write_text("word " * (200 - number))

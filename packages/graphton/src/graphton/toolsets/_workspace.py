@@ -31,7 +31,9 @@ _PROTECTED = {".git", ".stigmer"}
 
 
 class Missing(ToolError):
-    """Nothing of that name is in the workspace."""
+    """Nothing of that name is in the workspace; `near` says whether a name was found that may be meant."""
+
+    near = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,9 +283,11 @@ def _missing(folder: int, name: str, parts: Iterable[str]) -> Missing:
     if not near:
         return Missing(f"there is no {shown!r}; {_there(names)}")
     above = shown[: -len(name)]
-    return Missing(
+    missing = Missing(
         f"there is no {shown!r}; did you mean {' or '.join(repr(above + folded[one]) for one in near)}?"
     )
+    missing.near = True
+    return missing
 
 
 def _there(names: list[str]) -> str:

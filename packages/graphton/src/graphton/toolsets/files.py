@@ -104,6 +104,16 @@ def _lean(one: Tool) -> Tool:
 
 
 def _list(workspace: Workspace, path: str) -> str:
+    try:
+        return _listing(workspace, path)
+    except Missing as error:
+        if error.near:
+            raise
+        # Small models make up a folder ("path/to/folder") where they were asked about the whole of it.
+        return f"(there is no {path!r}; in the workspace there is:)\n{_listing(workspace, '')}"
+
+
+def _listing(workspace: Workspace, path: str) -> str:
     with workspace.folder(path) as (fd, place):
         with os.scandir(fd) as entries:
             names = [entry.name for entry in itertools.islice(entries, MAX_ENTRIES + 1)]
@@ -257,7 +267,7 @@ def _search(workspace: Workspace, text: str, path: str, regex: bool, stop: threa
     if found and elsewhere:
         found.insert(0, f"(not in {path!r}, but elsewhere:)")
     if not found:
-        notes += _meant(workspace, text)
+        notes += _meant(workspace, text) or _named(workspace, text, stop)
     return "\n".join(found + notes)
 
 
@@ -292,6 +302,24 @@ def _meant(workspace: Workspace, text: str) -> list[str]:
         rest = ["(read_file shows the rest)"] if len(data) == MAX_MEANT else []
         return [f"(but there is a file {place.shown!r}; this is in it:)", text, *rest]
     return []
+
+
+def _named(workspace: Workspace, text: str, stop: threading.Event) -> list[str]:
+    """They also search the lines of files for a pattern of names, such as *.md."""
+    if not _PATTERN.fullmatch(text):
+        return []
+    tree = _Tree(workspace, stop)
+    with workspace.folder("") as (fd, _):
+        names = ["/".join(place.parts) for place in tree.files(fd, ()) if _fits_name(place.name, text)]
+    return ["(but these are the files of such a name:)", *_capped(names, MAX_SHOWN)] if names else []
+
+
+_PATTERN = re.compile(r"\*?\.[A-Za-z0-9]{1,8}|[^\s/]*\*[^\s/]*")
+"""An ending, or one name with a star in it."""
+
+
+def _fits_name(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern if "*" in pattern else f"*{pattern}")
 
 
 @contextlib.contextmanager
