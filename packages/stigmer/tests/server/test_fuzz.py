@@ -50,12 +50,14 @@ STRINGS = (
     "run_command", "waiting", "running", "none", "volume", "1.0", "/a@1.0:2.0", "llm: [", "llm: {model: 1}", "&a [*a]",
 )  # fmt: skip
 FLOATS = (0.0, -0.0, -1.0, 0.5, 1e308, -1e308, 5e-324, float("inf"), float("-inf"), float("nan"))
+KINDS = [field for field in pb.Event.DESCRIPTOR.fields if field.containing_oneof is not None]
 EVENTS = (
     b"",
     b"\xff",
-    pb.Event(seq=1).SerializeToString(),
-    pb.Event(text_delta=pb.TextDelta()).SerializeToString(),
+    pb.Event(seq=1, path="/a@1.0").SerializeToString(),
+    *(pb.Event(**{kind.name: GetMessageClass(kind.message_type)()}).SerializeToString() for kind in KINDS),
 )
+"""What a worker may send as events: nothing in them, but one of each kind; and what is none."""
 
 
 def scalars(field: FieldDescriptor, known: Iterable[str]) -> st.SearchStrategy[Any]:
@@ -130,7 +132,8 @@ def bodies(draw: st.DrawFn, kind: Descriptor, known: tuple[str, ...], good: Mess
 def requests(method: MethodDescriptor, known: tuple[str, ...], good: Message | None) -> list[list[bytes]]:
     """What is sent to a method, call by call. It is made beforehand: a request may change what the next one meets."""
     made: list[list[bytes]] = []
-    body = bodies(method.input_type, known, good)
+    first, more = bodies(method.input_type, known, good), bodies(method.input_type, known, None)
+    rest = st.lists(more, max_size=3 if method.client_streaming else 0)
 
     @settings(
         max_examples=3 if method.name == "Shutdown" else EXAMPLES if method.input_type.fields else 5,
@@ -140,9 +143,9 @@ def requests(method: MethodDescriptor, known: tuple[str, ...], good: Message | N
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(st.lists(body, min_size=1, max_size=3 if method.client_streaming else 1))
-    def make(sent: list[bytes]) -> None:
-        made.append(sent)
+    @given(first, rest)
+    def make(one: bytes, others: list[bytes]) -> None:
+        made.append([one, *others])
 
     make()
     return made
@@ -261,8 +264,33 @@ async def test_no_request_is_a_fault_of_the_server(
     async with doors(idle, worker) as opened:
         for sent in requests(method, known, would_do(idle, method, known)):
             wrong += await told_in_words(idle, opened, path, sent)
+        if method.name == "Attend":
+            wrong += await still_read(idle, opened[0], known)
     async with idle.client() as client:
         assert (await client.status()).pid == os.getpid()
+    await idle.stop()
+    assert [file.read_text() for file in idle.home.reports.glob("*")] == []
+    assert wrong == []
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_no_request_is_a_fault_of_the_server_on_postgresql(
+    idle: Any,
+    postgres: Any,
+    fake: FakeProviders,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fake.rule(lambda seen: Reply(calls=(Call("run_command", {"command": "true"}),)))
+    monkeypatch.setenv("STIGMER_DATABASE_URL", postgres.database())
+    await started(idle, monkeypatch, worker=False)
+    known = await furnished(idle)
+    wrong: list[str] = []
+    async with doors(idle, False) as opened:
+        for path, method in METHODS.items():
+            if "WorkerService" not in path and method.name != "Shutdown":
+                for sent in requests(method, known, would_do(idle, method, known))[:10]:
+                    wrong += await told_in_words(idle, opened, path, sent)
     await idle.stop()
     assert [file.read_text() for file in idle.home.reports.glob("*")] == []
     assert wrong == []
@@ -280,4 +308,17 @@ async def told_in_words(idle: Any, opened: list[Door], path: str, sent: list[byt
             wrong.append(f"{sent!r}: {status} {words}")
         if path.endswith("Shutdown") and (idle.task is None or idle.task.done() or status == "OK"):
             await idle.restart(listen=[idle.tcp], stays=True)
+    return wrong
+
+
+async def still_read(idle: Any, owner: Door, known: tuple[str, ...]) -> list[str]:
+    """What is wrong with answers about an execution of which a worker wrote whatever it liked."""
+    wrong = []
+    for path, method in METHODS.items():
+        # Cancelling waits for the worker, which is gone.
+        if "WorkerService" not in path and method.name not in ("Shutdown", "CancelExecution"):
+            request = would_do(idle, method, known)
+            status, words = await owner.call(path, [request.SerializeToString() if request else b""])
+            if status in ("INTERNAL", "UNKNOWN"):
+                wrong.append(f"{path}: {status} {words}")
     return wrong

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import suppress
 from typing import Any, Protocol
 
+from google.protobuf.message import DecodeError
 from graphton.errors import Fenced
 
 from stigmer import telemetry
@@ -273,10 +274,10 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                     self._take(attended, append.batch, begun)
                     begun = []
             for body in message.live:
-                self._store.feed.live(attended.row.no, pb.Event.FromString(body))
+                self._store.feed.live(attended.row.no, _event(body))
 
     def _take(self, attended: Attended, batch: int, bodies: Sequence[bytes]) -> None:
-        events = [pb.Event.FromString(body) for body in bodies]
+        events = [_event(body) for body in bodies]
         stored = self._store.append(attended.row.no, attended.attempt, batch=batch, events=events)
 
         def settled(future: asyncio.Future[int]) -> None:
@@ -292,6 +293,14 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
 
     def _detail(self, error: Exception) -> pb.Error:
         return detail(error, home=self._home.path, about="worker")
+
+
+def _event(body: bytes) -> pb.Event:
+    """The event in these bytes of a worker. Raises Refused."""
+    try:
+        return pb.Event.FromString(body)
+    except DecodeError as error:
+        raise Refused("what a worker sent as an event is none", code="usage") from error
 
 
 async def _tell_all(attended: Attended, context: Any) -> None:
