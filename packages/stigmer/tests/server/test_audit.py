@@ -61,7 +61,9 @@ async def test_what_changes_something_is_told_with_who_and_what(
         execution = (await owner.create(idle.request(TASK, session="new", caller="ann"))).execution
         await idle.until(owner, execution.id, lambda event: event.HasField("waiting"))
     async with idle.client(token=made.secret, address=idle.tcp) as ci:
-        await ci.decide(execution.id, "1.0", approve=True, reason="a reason that is nobody's business")
+        await ci.decide(
+            execution.id, "1.0", approve=True, reason="a reason that is nobody's business", by="the king"
+        )
         await idle.until(ci, execution.id, lambda event: event.HasField("finished"))
         await ci.delete_session(execution.session)
     async with idle.client() as owner:

@@ -68,8 +68,12 @@ class Visit:
         """Writes the line, once."""
         audit, self._audit = self._audit, None
         outcome = _outcome(self._context, error) if audit is not None else ""
-        if audit is not None and not (self._quiet and outcome in ("ok", "cancelled")):
-            audit.tell(outcome, **self._said, **about(self.request, self.answer))
+        if audit is None or (self._quiet and outcome in ("ok", "cancelled")):
+            return
+        found = about(self.request, self.answer)
+        if self._said.get("key"):  # We know who it is, whatever he says.
+            found.pop("by", None)
+        audit.tell(outcome, **self._said, **found)
 
 
 def _outcome(context: Any, error: BaseException | None) -> str:
