@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -280,6 +281,31 @@ async def test_an_issuer_that_is_down_keeps_nobody_out_who_was_known(provider: P
         await issuer.caller(provider.token(kid="newer"))
     with pytest.raises(Unknown):  # It has taken that key back.
         await issuer.caller(provider.token())
+    await issuer.close()
+
+
+async def believed(issuer: Issuer, token: str) -> bool:
+    try:
+        await issuer.caller(token)
+    except Unknown:
+        return False
+    return True
+
+
+async def test_a_key_that_the_issuer_takes_back_is_forgotten(provider: Provider) -> None:
+    clock = Clock()
+    issuer = Issuer(Settings(provider.url, AUDIENCE), clock=clock)
+    token = provider.token()
+    assert await believed(issuer, token)
+    provider.keys = [one for one in provider.keys if one["kid"] != "RS256"]
+    clock.now += 599
+    assert await believed(issuer, token)
+    assert len(provider.asked) == 2
+    clock.now += 1
+    async with asyncio.timeout(30):
+        while await believed(issuer, token):
+            await asyncio.sleep(0)  # The keys are fetched beside.
+    assert await believed(issuer, provider.token("ES256"))
     await issuer.close()
 
 
