@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -113,6 +114,43 @@ async def test_a_line_that_cannot_be_understood_fails_whoever_waits_for_it(short
     await server.stop(None)
 
 
+class Breaks(worker_pb2_grpc.WorkerServiceServicer):
+    """A control plane that is far ahead at first and hangs up; the next time it is not, and has stored a batch."""
+
+    def __init__(self) -> None:
+        self._ahead_ms = [3_600_000, 0]
+
+    async def Attend(self, requests: AsyncIterator[worker_pb2.FromWorker], context: Any) -> None:
+        await anext(requests)
+        ahead = self._ahead_ms.pop(0)
+        began = worker_pb2.Began(attempt=1, no=1, seq=1, now_ms=time.time_ns() // 1_000_000 + ahead)
+        await context.write(worker_pb2.ToWorker(began=began))
+        if ahead:
+            await anext(requests)  # The batch, which is lost.
+            return
+        await context.write(worker_pb2.ToWorker(stored=1))
+        await asyncio.Event().wait()
+
+
+async def test_time_does_not_run_back_when_a_line_is_made_anew(short_folder: Path) -> None:
+    server = grpc.aio.server()
+    rpc: Any = worker_pb2_grpc
+    rpc.add_WorkerServiceServicer_to_server(Breaks(), server)
+    server.add_insecure_port(f"unix:{short_folder}/s")
+    await server.start()
+    plane, channel = plane_at(f"unix:{short_folder}/s", "x")
+    line = Line(plane, "exec_1", worker="test:1")
+    async with asyncio.timeout(DEADLINE):
+        await line.begin()
+        earlier = line.now_ms
+        said = pb.Event(tool_finished=pb.ToolFinished(call="1.0"))
+        await line.append(1, 1, batch=1, events=[said], told=lambda done: None)
+        assert line.now_ms >= earlier
+    await line.close()
+    await channel.close(None)
+    await server.stop(None)
+
+
 async def test_without_temporals_sdk_both_sides_say_what_is_missing(
     idle: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +187,33 @@ async def test_what_is_said_in_one_moment_may_be_longer_than_a_message(idle: Any
         found = [r.tool_finished for r in await line.replay(began.no) if r.HasField("tool_finished")]
     assert [one.call for one in found] == [f"1.{n}" for n in range(60)] + ["2.0"]
     assert {len(one.result) for one in found[:-1]} == {300_000}
+    await line.close()
+    await channel.close(None)
+
+
+async def test_what_is_said_in_one_turn_is_one_batch_until_it_is_sent(idle: Any) -> None:
+    """What joined a batch that the server has already would be lost."""
+    execution = await accepted(idle)
+    plane, channel = plane_at(idle.address, idle.token)
+    line = Line(plane, execution, worker="test:1")
+    first, second, third = (pb.Event(tool_finished=pb.ToolFinished(call=f"{n}.0")) for n in (1, 2, 3))
+    async with asyncio.timeout(DEADLINE):
+        began = await line.begin()
+        assert not isinstance(began, str)
+        stored = line.append(began.no, began.attempt, batch=1, events=[first], told=lambda done: None)
+        assert line.join(stored, [second])
+        await stored
+        assert not line.join(stored, [third])
+        await line.append(began.no, began.attempt, batch=2, events=[third], told=lambda done: None)
+    async with idle.client() as client, asyncio.timeout(DEADLINE):
+        found: list[str] = []
+        async for event in client.watch(execution):
+            found += [event.tool_finished.call] if event.HasField("tool_finished") else []
+            if len(found) == 3:
+                break
+    assert found == ["1.0", "2.0", "3.0"]
+    known = [r.tool_finished.call for r in await line.replay(began.no) if r.HasField("tool_finished")]
+    assert known == found
     await line.close()
     await channel.close(None)
 
