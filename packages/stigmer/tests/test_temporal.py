@@ -149,6 +149,8 @@ def parts(stigmer: Any, fake: Any, short_folder: Path) -> Iterator[Parts]:
     program = temporal_program()
     assert program is not None
     command = [program, "server", "start-dev", "--headless", "--ip", "127.0.0.1", "--port", str(port)]
+    # Else it waits for the disk at each of its steps: on a busy one so long that it takes a worker for dead.
+    command += ["--sqlite-pragma", "journal_mode=wal", "--sqlite-pragma", "synchronous=normal"]
     temporal = subprocess.Popen(
         [*command, "--db-filename", str(short_folder / "t.db"), "--log-level", "error"],
         stdout=subprocess.DEVNULL,

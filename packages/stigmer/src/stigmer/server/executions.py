@@ -48,8 +48,8 @@ log = logging.getLogger("stigmer.server")
 TASK_LIMIT = 4 << 20
 """Characters. What is longer belongs into a file of the workspace."""
 PAGE_LIMIT = 200
-PAGE_ROOM = 4 << 20
-"""Bytes after which a page of executions ends."""
+PAGE_ROOM = 1 << 20
+"""Bytes after which a page of executions ends: with the one that it ends with far below the 4 MB that gRPC takes by itself."""
 BRIEF = 1000
 """Characters of a task or an answer in a list."""
 Answer = TypeVar("Answer")
