@@ -19,6 +19,7 @@ from stigmer import client as client_module
 from stigmer import server as server_module
 from stigmer import worker as worker_module
 from stigmer.api import service_pb2 as api
+from stigmer.api import worker_pb2
 from stigmer.client import Client, RemoteError
 from stigmer.errors import ConfigError
 from stigmer.home import Address
@@ -26,6 +27,7 @@ from stigmer.server._limits import Buckets, Limits, Streams, address_of, limits_
 from stigmer.server._sizes import LONGEST, TEXTS, check_sizes
 from stigmer.server.auth import new_key
 from stigmer.server.status import Refused
+from stigmer.worker import plane_at
 
 DEADLINE = 30.0
 
@@ -124,14 +126,14 @@ def test_the_threat_model_names_tests_that_there_are() -> None:
 # --- At a server
 
 
-async def serve(idle: Any, monkeypatch: pytest.MonkeyPatch, **settings: str) -> str:
+async def serve(idle: Any, monkeypatch: pytest.MonkeyPatch, engine: str = "embedded", **settings: str) -> str:
     """Starts a server for others with these settings; its address."""
     for name, value in {"STIGMER_MODE": "local", **settings}.items():
         monkeypatch.setenv(name, value)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    await idle.start(listen=[address], stays=True)
+    await idle.start(listen=[address], stays=True, engine=engine)
     return address
 
 
@@ -175,15 +177,33 @@ async def test_a_key_that_calls_too_often_is_told_when_to_come_again(
 async def test_a_workers_calls_have_room_for_a_servers_restart(
     idle: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address = await serve(idle, monkeypatch)
+    address = await serve(idle, monkeypatch, STIGMER_RATE_LIMIT="1", STIGMER_RATE_BURST="5")
     token = await made(idle, "worker")
     async with grpc.aio.insecure_channel(address) as channel:
         read = channel.unary_stream("/stigmer.v1.WorkerService/ReadEvents")
         metadata = (("authorization", f"Bearer {token}"),)
-        for _ in range(400):
+        for _ in range(80):
             with pytest.raises(grpc.aio.AioRpcError) as ended:
                 await read(b"", metadata=metadata).read()
             assert ended.value.code().name != "RESOURCE_EXHAUSTED"
+
+
+async def test_a_worker_reads_as_many_records_as_it_has_executions(
+    idle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"STIGMER_STREAM_LIMIT": "1", "TEMPORAL_ADDRESS": "127.0.0.1:9"}
+    address = await serve(idle, monkeypatch, engine="temporal", **settings)
+    token = await made(idle, "worker")
+    async with idle.client() as client:  # Long enough that a stream stays open until it is read.
+        execution = (await client.create(idle.request("x" * 1_000_000))).execution.id
+    plane, channel = plane_at(address, token)
+    asked = worker_pb2.ReadEventsRequest(execution=execution)
+    streams = [plane.stub.ReadEvents(asked, metadata=plane.metadata) for _ in range(3)]
+    for stream in streams:
+        await stream.initial_metadata()
+    for stream in reversed(streams):
+        assert (await stream.read()).request
+    await channel.close(None)
 
 
 async def test_strangers_of_one_address_are_looked_at_so_often_and_keep_nobody_out(

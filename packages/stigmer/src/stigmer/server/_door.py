@@ -65,15 +65,17 @@ class Visit:
         self.tell(error)
 
     def tell(self, error: BaseException | None = None) -> None:
-        """Writes the line, once."""
-        audit, self._audit = self._audit, None
-        outcome = _outcome(self._context, error) if audit is not None else ""
-        if audit is None or (self._quiet and outcome in ("ok", "cancelled")):
+        """Writes the line, where there is one to write, and no second one."""
+        if self._audit is None:
+            return
+        outcome = _outcome(self._context, error)
+        if self._quiet and outcome in ("ok", "cancelled"):
             return
         found = about(self.request, self.answer)
         if self._said.get("key"):  # We know who it is, whatever he says.
             found.pop("by", None)
-        audit.tell(outcome, **self._said, **found)
+        self._audit.tell(outcome, **self._said, **found)
+        self._audit = None
 
 
 def _outcome(context: Any, error: BaseException | None) -> str:

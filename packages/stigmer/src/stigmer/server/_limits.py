@@ -87,7 +87,7 @@ class Buckets:
     def __init__(
         self, rate: float, burst: int, *, most: int = MOST, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._rate, self._burst, self._most, self._clock = rate, burst, most, clock
+        self.rate, self._burst, self._most, self._clock = rate, burst, most, clock
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -95,23 +95,23 @@ class Buckets:
 
     def wait(self, name: str) -> float:
         """Seconds until there is one for this name; 0 when there is one now."""
-        if not self._rate:
+        if not self.rate:
             return 0.0
-        return max(0.0, (1.0 - self._now(name)) / self._rate)
+        return max(0.0, (1.0 - self._now(name)) / self.rate)
 
     def take(self, name: str) -> float:
         """Takes one and gives 0; or takes none and gives the seconds until there is one."""
-        if self._rate and not (wait := self.wait(name)):
+        wait = self.wait(name)
+        if self.rate and not wait:
             self._left[name] = (self._now(name) - 1.0, self._clock())
             self._left.move_to_end(name)
             if len(self._left) > self._most:
                 self._left.popitem(last=False)
-            return 0.0
-        return wait if self._rate else 0.0
+        return wait
 
     def _now(self, name: str) -> float:
         left, at = self._left.get(name, (float(self._burst), 0.0))
-        return min(float(self._burst), left + (self._clock() - at) * self._rate)
+        return min(float(self._burst), left + (self._clock() - at) * self.rate)
 
 
 class Streams:
@@ -122,7 +122,8 @@ class Streams:
         self._open: Counter[str] = Counter()
 
     def full(self, name: str) -> bool:
-        return self._open[name] >= self.most if name in self._open else False
+        """Whether the caller may open no more."""
+        return self._open.get(name, 0) >= self.most
 
     @contextmanager
     def one(self, name: str) -> Iterator[None]:

@@ -224,7 +224,6 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic i
         limits = outside.limits if outside else Limits(calls=0)
         self._audit = outside.audit if outside else None
         self._issuer = outside.issuer if outside else None
-        self._limits = limits
         self._calls = Buckets(limits.calls, limits.burst)
         self._workers = Buckets(limits.calls * WORKERS_MORE, limits.burst * WORKERS_MORE)
         self._streams = Streams(limits.streams)
@@ -244,10 +243,12 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic i
         shown = _shown(handler_call_details.invocation_metadata)
         about = _organisation(handler_call_details.invocation_metadata)
         method = str(handler_call_details.method)
-        watches = handler.response_streaming and not handler.request_streaming
+        needed = SCOPES.get(method, "admin")
+        # A worker reads as many records as it has executions.
+        watches = handler.response_streaming and needed != "worker"
 
         async def admit(context: Any) -> Visit:
-            knock = _Knock(context, shown, method, about, watches)
+            knock = _Knock(context, shown, method, needed, about, watches)
             who = await self._admitted(knock)
             _caller.set(who)
             return self._visit(knock, who)
@@ -260,7 +261,7 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic i
         return Visit(
             knock.context,
             audit=self._audit,
-            quiet=SCOPES.get(knock.method) == "read" or knock.method in LOOKS,
+            quiet=knock.needs == "read" or knock.method in LOOKS,
             said=_said(knock, who),
             streams=self._streams.one(who.id) if limited else None,
             still=(lambda: self._still(knock.shown)) if who.kind == "key" else None,
@@ -272,12 +273,12 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic i
         if hmac.compare_digest(knock.shown, self._token) and _from_here(context):
             return _OWNER if not about else replace(_OWNER, organisation=await _checked(context, about))
         who = await self._who(knock)
-        needed = SCOPES.get(knock.method, "admin")
-        if wait := (self._workers if needed == "worker" else self._calls).take(who.id):
-            text = f"{who.name} makes more than {self._limits.calls} calls a second"
+        calls = self._workers if knock.needs == "worker" else self._calls
+        if wait := calls.take(who.id):
+            text = f"{who.name} makes more than {calls.rate:.0f} calls a second"
             await self._refuse(knock, _too_many(text, wait), who)
-        if not may(who, needed):
-            await self._refuse(knock, _not_allowed(who, needed), who)
+        if not may(who, knock.needs):
+            await self._refuse(knock, _not_allowed(who, knock.needs), who)
         if about not in ("", who.organisation):
             await self._refuse(knock, _another(who), who)
         if knock.watches and self._streams.full(who.id):
@@ -356,6 +357,7 @@ class _Knock(NamedTuple):
     context: Any
     shown: bytes
     method: str
+    needs: str
     about: str
     """The organisation that it names; "" is none."""
     watches: bool
