@@ -18,6 +18,7 @@ from graphton.testing import FakeProviders
 from stigmer import client as client_module
 from stigmer import server as server_module
 from stigmer import worker as worker_module
+from stigmer.api import event_pb2 as pb
 from stigmer.api import service_pb2 as api
 from stigmer.api import worker_pb2
 from stigmer.client import Client, RemoteError
@@ -313,6 +314,43 @@ async def test_a_key_that_was_revoked_hears_no_more(
         await idle.until(owner, execution, lambda event: event.HasField("finished"))
         with pytest.raises(RemoteError, match="the key that opened this stream holds no more"):
             await asyncio.wait_for(watch, DEADLINE)
+
+
+async def read_by(plane: Any, asked: worker_pb2.ReadEventsRequest) -> bool:
+    """Whether a worker is let in."""
+    try:
+        await plane.stub.ReadEvents(asked, metadata=plane.metadata).read()
+    except grpc.aio.AioRpcError as error:
+        assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+        return False
+    return True
+
+
+async def test_a_worker_whose_key_was_revoked_tells_no_more(
+    idle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"TEMPORAL_ADDRESS": "127.0.0.1:9", "STIGMER_RATE_LIMIT": "0"}
+    address = await serve(idle, monkeypatch, engine="temporal", **settings)
+    token = await made(idle, "worker")
+    plane, channel = plane_at(address, token)
+    async with idle.client() as owner:
+        execution = (await owner.create(idle.request("Go."))).execution.id
+        call = plane.stub.Attend(metadata=plane.metadata)
+        await call.write(worker_pb2.FromWorker(begin=worker_pb2.Begin(execution=execution, worker="test:1")))
+        assert (await call.read()).HasField("began")
+        (key,) = await owner.keys()
+        await owner.revoke_key(key.id)
+        asked = worker_pb2.ReadEventsRequest(execution=execution)
+        async with asyncio.timeout(DEADLINE):
+            while await read_by(plane, asked):
+                pass
+        seq = (await owner.get(execution)).last_seq
+        notice = pb.Event(notice=pb.Notice(code="x", text="y")).SerializeToString()
+        await call.write(worker_pb2.FromWorker(appends=[worker_pb2.Append(batch=1, events=[notice])]))
+        with pytest.raises(grpc.aio.AioRpcError, match="the key that opened this stream holds no more"):
+            await asyncio.wait_for(call.read(), DEADLINE)
+        assert (await owner.get(execution)).last_seq == seq
+    await channel.close(None)
 
 
 async def test_nothing_that_shows_the_insides_is_served(idle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
