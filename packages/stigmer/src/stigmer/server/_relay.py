@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import grpc
 import grpc.aio
 
+from stigmer import redact
 from stigmer.api import event_pb2 as pb
 from stigmer.api import service_pb2 as api
 from stigmer.errors import ConfigError
@@ -87,6 +88,7 @@ class Relay:
         self._secure = credentials(at, plaintext=plaintext)
         name = "" if self._secure is None else _certified(os.environ)
         self.here = Holder(at, name, secrets.token_hex(32))
+        redact.remember([self.here.ticket])
         self._grpc: Any = None
         self._channels: dict[Holder, grpc.aio.Channel] = {}
 
@@ -148,11 +150,14 @@ class Relay:
     async def watch(self, row: Row, from_seq: int) -> AsyncGenerator[api.Frame, None]:
         """The execution's events, at its holder while there is another than this server, else from the database."""
         place = _Place(max(1, from_seq))
-        while not place.ended:
+        while True:
             holder = await self._elsewhere(row)
             if holder is not None:
-                async for frame in self._follow(holder, row, place):
-                    yield frame
+                async with aclosing(self._follow(holder, row, place)) as frames:
+                    async for frame in frames:
+                        yield frame
+                if place.ended:
+                    return
             async with aclosing(self._watch(row, place.next)) as frames:
                 async for frame in frames:
                     place.take(frame)
@@ -186,8 +191,12 @@ class Relay:
         except (TimeoutError, grpc.aio.AioRpcError) as error:
             told = error.details() if isinstance(error, grpc.aio.AioRpcError) else "no answer"
             log.info("no live text execution=%s holder=%s reason=%r", row.id, holder.at, told)
-            self._channels.pop(holder, None)
-            await channel.close(None)
+            if (
+                channel.get_state() is not grpc.ChannelConnectivity.READY
+                and self._channels.get(holder) is channel
+            ):
+                del self._channels[holder]
+                await channel.close(None)
 
     def _connect(self, holder: Holder) -> grpc.aio.Channel:
         if not holder.name:
