@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -53,11 +54,14 @@ class Provider:
         self.keys = [public(key, name) for name, key in KEYS.items()]
         self.asked: list[str] = []
         self.status = 200
+        self.seen = asyncio.Event()
+        """Somebody asks."""
         self.runner: web.AppRunner | None = None
 
     async def start(self) -> None:
         async def answer(request: web.Request) -> web.Response:
             self.asked.append(request.path)
+            self.seen.set()
             if self.status == 302:
                 raise web.HTTPFound(self.url)
             shown = self.about if "well-known" in request.path else {"keys": self.keys}
@@ -301,7 +305,9 @@ async def test_a_key_that_the_issuer_takes_back_is_forgotten(provider: Provider)
     assert await believed(issuer, token)
     assert len(provider.asked) == 2
     clock.now += 1
+    provider.seen.clear()
     await believed(issuer, token)  # The keys are fetched beside it.
+    await asyncio.wait_for(provider.seen.wait(), 30)
     assert not await believed(issuer, provider.token(kid="newer"))  # This one waits for them.
     assert not await believed(issuer, token)
     assert await believed(issuer, provider.token("ES256"))
