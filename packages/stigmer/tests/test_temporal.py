@@ -299,7 +299,13 @@ def test_recorded_workflows_replay(file: Path) -> None:
 
 
 def test_there_are_recorded_workflows() -> None:
-    assert {file.stem for file in HISTORIES.glob("*.json")} >= {"run", "approval", "cancel", "handed-over"}
+    assert {file.stem for file in HISTORIES.glob("*.json")} >= {
+        "run",
+        "approval",
+        "cancel",
+        "handed-over",
+        "versioned",
+    }
 
 
 def test_a_worker_that_ends_hands_its_runs_over(parts: Parts, fake: Any) -> None:
