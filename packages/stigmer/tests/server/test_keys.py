@@ -288,16 +288,19 @@ async def test_an_attempt_whose_worker_sends_nonsense_is_left(
     await idle.start(engine="temporal")
     async with idle.client() as client:
         execution = (await client.create(idle.request("Go."))).execution.id
+        before = (await client.status()).running
         plane, channel = plane_at(idle.address, idle.token)
         call = plane.stub.Attend(metadata=plane.metadata)
         await call.write(worker_pb2.FromWorker(begin=worker_pb2.Begin(execution=execution)))
         assert (await call.read()).HasField("began")
-        attended = (await client.status()).running
+        async with asyncio.timeout(DEADLINE):
+            while (await client.status()).running <= before:
+                pass
         await call.write(worker_pb2.FromWorker(live=[b"\xff"]))
         with pytest.raises(grpc.aio.AioRpcError):
             await asyncio.wait_for(call.read(), DEADLINE)
         async with asyncio.timeout(DEADLINE):
-            while (await client.status()).running >= attended:
+            while (await client.status()).running > before:
                 pass
         await channel.close(None)
 
