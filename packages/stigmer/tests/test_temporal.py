@@ -67,11 +67,13 @@ def process(home: Home, *words: str) -> psutil.Process:
     """The process of this home's shape whose command line holds these words."""
     found = [
         one
-        for one in psutil.process_iter(["cmdline"])
+        for one in psutil.process_iter(["cmdline", "ppid"])
         if str(home.path) in " ".join(one.info["cmdline"] or ()) and set(words) <= set(one.info["cmdline"])
     ]
-    assert len(found) == 1, found
-    return found[0]
+    # One that it has just started looks like it, until that runs its own program.
+    ours = [one for one in found if one.info["ppid"] not in {other.pid for other in found}]
+    assert len(ours) == 1, ours
+    return ours[0]
 
 
 def call(command: str) -> dict[str, Any]:
