@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,6 @@ async def pair(
     monkeypatch.setenv("STIGMER_DATABASE_URL", postgres.database())
     monkeypatch.setenv("OPENAI_API_KEY", "sk-sentinel-0123456789abcdef")
     monkeypatch.setenv("OPENAI_BASE_URL", fake.openai_url)
-    # Two servers in one process: the second would put back the first one's.
-    before = logging.getLogRecordFactory()
     second = tmp_path / "second"
     second.mkdir()
     other = type(idle)(second, fake)
@@ -34,7 +31,6 @@ async def pair(
     await other.start()
     yield idle, other
     await other.stop()
-    logging.setLogRecordFactory(before)
 
 
 def test_the_variable_names_the_database_else_it_is_the_homes_file(tmp_path: Path) -> None:

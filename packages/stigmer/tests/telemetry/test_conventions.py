@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import graphton
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
 from stigmer.telemetry import _conventions
 
-SOURCES = Path(_conventions.__file__).parents[2]
+SOURCES = (Path(_conventions.__file__).parents[1], Path(graphton.__file__).parent)
 
 
 def test_every_name_is_one_of_the_conventions() -> None:
@@ -33,7 +34,8 @@ def test_the_providers_names_are_those_of_the_conventions() -> None:
 def test_names_of_the_conventions_stand_in_one_file() -> None:
     written = [
         path.name
-        for path in SOURCES.rglob("*.py")
+        for source in SOURCES
+        for path in source.rglob("*.py")
         if path.name != "_conventions.py" and re.search(r"\"gen_ai[._]", path.read_text("utf-8"))
     ]
     assert written == []

@@ -49,6 +49,17 @@ def test_json_has_the_fields_with_their_types(line: Any) -> None:
     }
 
 
+def test_two_servers_of_one_process_may_end_in_any_order(line: Any) -> None:
+    before = logging.getLogRecordFactory()
+    one, other = scrubbed_logs(), scrubbed_logs()
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert json.loads(line("json", "attempt started attempt=%d", 3))["attempt"] == 3
+    other.__exit__(None, None, None)
+    assert logging.getLogRecordFactory() is before
+
+
 def test_values_that_stand_in_the_line_itself_are_fields_too(line: Any) -> None:
     told = json.loads(line("json", "ending reason='the home is gone'"))
     assert (told["event"], told["reason"]) == ("ending", "the home is gone")

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,29 +27,40 @@ _PAIR = re.compile(r"(?P<key>[A-Za-z_]+)=(?P<value>%[-#0 +]*\d*(?:\.\d+)?[a-zA-Z
 _OURS = ("stigmer", "graphton")
 
 
+_plain: Callable[..., logging.LogRecord] = logging.LogRecord
+"""How records are made while nobody has them scrubbed."""
+_wanted = 0
+"""How many blocks want them scrubbed: two servers in one process may end in any order."""
+
+
 @contextmanager
 def scrubbed_logs() -> Iterator[None]:
     """Inside, every log record is masked when it is made, its trace included, before any handler sees it."""
-    plain = logging.getLogRecordFactory()
-
-    def scrubbed(*args: Any, **kwargs: Any) -> logging.LogRecord:
-        record = plain(*args, **kwargs)
-        words, fields = _parts(record)
-        text = redact.scrub(record.getMessage())
-        for key, value in _about(fields).items():
-            fields[key] = value
-            text += f" {key}={value}"
-        record.words, record.fields = redact.scrub(words), _scrubbed(fields)
-        record.msg, record.args = text, ()
-        if record.exc_info:
-            record.exc_text, record.exc_info = redact.scrub(_FORMATTER.formatException(record.exc_info)), None
-        return record
-
-    logging.setLogRecordFactory(scrubbed)
+    global _plain, _wanted
+    if not _wanted:
+        _plain = logging.getLogRecordFactory()
+        logging.setLogRecordFactory(_scrubbed_record)
+    _wanted += 1
     try:
         yield
     finally:
-        logging.setLogRecordFactory(plain)
+        _wanted -= 1
+        if not _wanted:
+            logging.setLogRecordFactory(_plain)
+
+
+def _scrubbed_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    record = _plain(*args, **kwargs)
+    words, fields = _parts(record)
+    text = redact.scrub(record.getMessage())
+    for key, value in _about(fields).items():
+        fields[key] = value
+        text += f" {key}={value}"
+    record.words, record.fields = redact.scrub(words), _scrubbed(fields)
+    record.msg, record.args = text, ()
+    if record.exc_info:
+        record.exc_text, record.exc_info = redact.scrub(_FORMATTER.formatException(record.exc_info)), None
+    return record
 
 
 def formatter(environ: Mapping[str, str] | None = None) -> logging.Formatter:
