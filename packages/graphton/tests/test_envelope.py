@@ -16,7 +16,7 @@ from graphton._reply_text import ReplyText
 from graphton.agent import create_deep_agent
 from graphton.catalog import path_of
 from graphton.chat import Chunk, Done, Request, TextChunk, ToolSpec
-from graphton.chat.base import Preview, ThinkingChunk
+from graphton.chat.base import Preview, ThinkingChunk, WaitChunk
 from graphton.envelope import EnvelopeChat, enveloped, opened
 from graphton.history import SUMMARY
 from graphton.messages import (
@@ -443,6 +443,101 @@ def test_the_default_agent_stays_small(tmp_path: Path) -> None:
     system = enveloped(Request(agent.system, HISTORY[:1], agent.tool_specs)).system
     schemas = json.dumps([{"name": t.name, "parameters": t.parameters} for t in agent.tool_specs])
     assert len(system + schemas) / 4 < 900
+
+
+class SaysInTurn(Said):
+    """A chat that gives one reply after the other."""
+
+    def __init__(self, *replies: str) -> None:
+        super().__init__([], AssistantMessage(()))
+        self.replies = iter(replies)
+
+    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        self.requests.append(request)
+        text = next(self.replies)
+        yield TextChunk(text)
+        yield Done(AssistantMessage((Text(text),), usage=Usage(input_tokens=100, output_tokens=10)))
+
+
+def call(name: str, **arguments: Any) -> str:
+    return json.dumps({"tool": name, "arguments": arguments})
+
+
+async def first_turn(
+    folder: Path, question: str, *replies: str, system: str = ""
+) -> tuple[SaysInTurn, list[Chunk]]:
+    """What comes of the first turn after a question, with the file tools of this folder."""
+    inner = SaysInTurn(*replies)
+    agent = create_deep_agent(inner, instructions=system, workspace=folder, tool_mode="native")
+    request = Request(system, [UserMessage(question)], agent.tool_specs)
+    return inner, [chunk async for chunk in EnvelopeChat(inner).stream(request)]
+
+
+async def test_a_first_call_for_a_file_that_is_not_there_and_nobody_spoke_of_is_asked_again(
+    tmp_path: Path,
+) -> None:
+    question = "What colour is the sky on a clear day?"
+    inner, chunks = await first_turn(tmp_path, question, call("read_file", path="sky.png"), reply("Blue."))
+    assert [chunk.text for chunk in chunks if isinstance(chunk, TextChunk)] == ["Blue."]
+    assert isinstance(chunks[0], WaitChunk)
+    assert chunks[0].text == 'There is no "sky.png", and nobody spoke of it.'
+    done = chunks[-1]
+    assert isinstance(done, Done)
+    assert (done.message.text, done.message.calls) == ("Blue.", ())
+    assert done.message.usage == Usage(input_tokens=200, output_tokens=20)
+    first, again = inner.requests
+    assert again.system == first.system
+    assert list(again.messages[: len(first.messages)]) == list(first.messages)  # A prompt cache still fits.
+    assert question in again.messages[-1].text
+    assert "read_file" not in json.dumps(again.schema)
+    assert "search_files" in json.dumps(again.schema)
+
+
+async def test_a_file_that_is_there_or_was_spoken_of_is_read(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("heron\n")
+    for question, path, system in (
+        ("Which bird was it?", "notes.txt", ""),
+        ("What is in trip.md?", "trip.md", ""),
+        ("What do I like?", "likes.md", "What the user likes stands in likes.md."),
+    ):
+        inner, chunks = await first_turn(tmp_path, question, call("read_file", path=path), system=system)
+        assert isinstance(chunks[-1], Done)
+        assert chunks[-1].message.calls[0].arguments == {"path": path}
+        assert len(inner.requests) == 1
+
+
+async def test_a_search_in_a_made_up_folder_is_made_where_the_text_is_found_anyway(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("a heron\n")
+    made = call("search_files", text="heron", path="web")
+    inner, _ = await first_turn(tmp_path, "Which file mentions a heron?", made)
+    assert len(inner.requests) == 1
+    made = call("search_files", text="compiler", path="bin")
+    inner, chunks = await first_turn(tmp_path, "What is a compiler?", made, reply("It translates code."))
+    assert len(inner.requests) == 2
+    assert isinstance(chunks[0], WaitChunk)
+    assert chunks[0].text == 'There is no "bin", and nobody spoke of it. No file holds "compiler".'
+
+
+async def test_where_a_file_was_named_it_may_be_read_the_second_time(tmp_path: Path) -> None:
+    (tmp_path / "forest.txt").write_text("badger\n")
+    inner, chunks = await first_turn(
+        tmp_path,
+        "What stands in forest.txt?",
+        call("read_file", path="web/package.json"),
+        call("read_file", path="forest.txt"),
+    )
+    assert isinstance(chunks[-1], Done)
+    assert chunks[-1].message.calls[0].arguments == {"path": "forest.txt"}
+    assert len(inner.requests) == 2
+
+
+async def test_after_a_result_every_call_is_made_and_its_error_told(tmp_path: Path) -> None:
+    inner = SaysInTurn(call("read_file", path="made/up.txt"))
+    agent = create_deep_agent(inner, workspace=tmp_path, tool_mode="native")
+    request = Request("", HISTORY[:3], agent.tool_specs)
+    *_, done = [chunk async for chunk in EnvelopeChat(inner).stream(request)]
+    assert isinstance(done, Done)
+    assert done.message.calls[0].arguments == {"path": "made/up.txt"}
 
 
 async def test_without_tools_nothing_changes() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from graphton._envelope_prompt import addendum, dump
 from graphton._reply_schema import ARGUMENTS, TEXT, TOOL, reply_name, reply_only, reply_schema
 from graphton._reply_text import ReplyText
 from graphton.chat import _json
-from graphton.chat.base import Chat, Chunk, Done, Preview, Request, TextChunk, ToolSpec
+from graphton.chat.base import Chat, Chunk, Done, Preview, Request, TextChunk, ToolSpec, WaitChunk
 from graphton.history import SUMMARY
 from graphton.messages import (
     AssistantMessage,
@@ -52,6 +53,7 @@ RETRY = (
 AGAIN = 'You made this call before. If the task is done, use "{reply}". Else use another tool.'
 FAILED_AGAIN = 'The same call fails again. Look with another tool, or say with "{reply}" what is wrong.'
 ENOUGH = 'Answer that now with "{reply}".'
+DOUBTED = 'That call was not made. {doubt} The user asked: {asked}\nIf that is not about a file, answer it yourself with "{reply}"; if it cannot be answered, say so. Else use another tool.'
 ASKED = "The user asked: {asked}\n"
 """What stands behind a result: there the small models forget what it was for, and make the same call again."""
 
@@ -74,17 +76,44 @@ class EnvelopeChat:
         return self.chat.notices
 
     async def stream(self, request: Request) -> AsyncGenerator[Chunk]:
-        """The inner chat's chunks, with the envelope taken off."""
-        wrapped = bool(request.tools) and request.schema is None
-        reply, shown = ReplyText(reply_name(request.tools)), 0
-        async with streaming(self.chat, self._sent(request)) as chunks:
+        """The inner chat's chunks, with the envelope taken off.
+
+        A first call that nobody can have meant, such as one for a file that is not there and was never spoken of, is not
+        made: the model is told so and asked once more, and both count as one reply.
+        """
+        if not request.tools or request.schema is not None:
+            async with streaming(self.chat, request) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            return
+        sent, doubted = self._sent(request), None
+        async with aclosing(self._opened(sent, request.tools)) as chunks:
             async for chunk in chunks:
-                if isinstance(chunk, TextChunk) and wrapped:
+                if isinstance(chunk, Done) and (doubt := await _doubt(chunk.message, request)):
+                    doubted = chunk.message
+                    again = _again(sent, chunk.message, doubt, request)
+                    yield WaitChunk("asking again", text=doubt)
+                else:
+                    yield chunk
+        if doubted is None:
+            return
+        async with aclosing(self._opened(again, request.tools)) as chunks:
+            async for chunk in chunks:
+                if isinstance(chunk, Done):
+                    chunk = Done(replace(chunk.message, usage=doubted.usage + chunk.message.usage))
+                yield chunk
+
+    async def _opened(self, sent: Request, tools: Sequence[ToolSpec]) -> AsyncGenerator[Chunk]:
+        """One call of the inner chat, its reply without its envelope."""
+        reply, shown = ReplyText(reply_name(tools)), 0
+        async with streaming(self.chat, sent) as chunks:
+            async for chunk in chunks:
+                if isinstance(chunk, TextChunk):
                     if text := reply.feed(chunk.text):
                         shown += len(text)
                         yield TextChunk(text)
-                elif isinstance(chunk, Done) and wrapped:
-                    message = opened(chunk.message, request.tools)
+                elif isinstance(chunk, Done):
+                    message = opened(chunk.message, tools)
                     # From a server that ignored the schema comes plain text: only now is it known to be the reply.
                     if rest := message.text[shown:]:
                         yield TextChunk(rest)
@@ -204,6 +233,47 @@ def _clipped(text: str) -> str:
         f"({left_out} characters are left out here; ask for a smaller part to see them)\n"
         f"{text[-CLIPPED_END:]}"
     )
+
+
+# --- calls that cannot be meant ------------------------------------------------------------------------------------
+
+
+async def _doubt(message: AssistantMessage, request: Request) -> str:
+    """Why the first call after a question cannot be meant; "" where it can. Later ones have errors to learn from."""
+    if not message.calls or not isinstance(request.messages[-1], UserMessage):
+        return ""
+    doubts = {tool.name: tool.doubt for tool in request.tools if tool.doubt}
+    if not any(call.name in doubts for call in message.calls):
+        return ""
+    said = "\n".join([request.system, *_words(request.messages)]).casefold()
+    for call in message.calls:
+        if call.name in doubts and (doubt := await doubts[call.name](call.arguments, said)):
+            return doubt
+    return ""
+
+
+def _words(messages: Sequence[Message]) -> Iterator[str]:
+    for message in messages:
+        if isinstance(message, ToolResults):
+            yield from (result.text for result in message.results)
+        else:
+            yield message.text
+
+
+def _again(sent: Request, made: AssistantMessage, doubt: str, request: Request) -> Request:
+    """The same request once more, with the call that cannot be meant and the reason behind it."""
+    call = made.calls[0]
+    asked = _short(request.messages[-1].text) if isinstance(request.messages[-1], UserMessage) else ""
+    told = DOUBTED.format(doubt=doubt, asked=asked, reply=reply_name(request.tools))
+    turns = [*sent.messages, _said(call.name, call.arguments), UserMessage(told)]
+    # The same tool would be asked for the same thing again; one that was named may be read after all.
+    spent = set() if _NAME.search(asked) else {call.name for call in made.calls}
+    others = [tool for tool in request.tools if tool.name not in spent]
+    return Request(sent.system, turns, schema=reply_schema(others, reply=reply_name(request.tools)))
+
+
+_NAME = re.compile(r"\w\.\w{1,5}\b")
+"""What looks like the name of a file."""
 
 
 # --- what comes back ----------------------------------------------------------------------------------------------

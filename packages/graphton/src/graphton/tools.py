@@ -23,6 +23,9 @@ from graphton.errors import ToolDefinitionError, ToolError
 
 __all__ = ["Effect", "Tool", "ToolContext", "ToolOutput", "check_arguments", "in_thread", "tool"]
 
+Doubt = Callable[[Mapping[str, Any], str], Awaitable[str]]
+"""Why a call with these arguments cannot be meant after all that has been said (in lower case); "" where it can."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -75,6 +78,8 @@ class Tool:
     effect: Effect = Effect.WRITE
     asks: bool = False
     """Whether a person is asked before each call, where no rule says otherwise."""
+    doubt: Doubt | None = field(default=None, compare=False, repr=False)
+    """Of a call that nobody can have meant, the reason; for small models, which are asked again before it is made."""
 
 
 # --- from a function to a tool ---------------------------------------------------------------------------------

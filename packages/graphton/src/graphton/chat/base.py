@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from graphton.messages import AssistantMessage, Message
 from graphton.models import ModelRef, ModelSettings
+
+if TYPE_CHECKING:
+    from graphton.tools import Doubt
 
 __all__ = [
     "Chat",
@@ -32,6 +35,7 @@ class ToolSpec:
     parameters: dict[str, Any]
     reads: bool = False
     """Whether calling it changes nothing."""
+    doubt: Doubt | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +87,10 @@ Chunk = TextChunk | ThinkingChunk | WaitChunk | Done
 class Chat(Protocol):
     """A conversation partner: one model at one address with fixed settings. Safe for several calls at once.
 
-    `stream` asks the model exactly once and never retries (the loop is the one owner of retries); a server on this
-    machine may be measured, and its model loaded, before that. It raises the ProviderError family. Closing the
-    iterator early cancels the request at the server. `notices` says which settings somebody set and this model does
-    not take, and what else a run should know of it.
+    `stream` asks the model exactly once (in envelopes twice, where its call cannot be meant) and never retries (the
+    loop is the one owner of retries); a server on this machine may be measured, and its model loaded, before that. It
+    raises the ProviderError family. Closing the iterator early cancels the request at the server. `notices` says which
+    settings somebody set and this model does not take, and what else a run should know of it.
     """
 
     ref: ModelRef

@@ -16,9 +16,10 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from graphton.errors import ToolError
 from graphton.tools import Effect, Tool, in_thread, tool
@@ -90,7 +91,40 @@ def file_tools(workspace: Workspace) -> list[Tool]:
         return _edit(workspace, path, old, new)
 
     # In this order, as measured: of a list, small models like to take what stands first.
-    return [_lean(one) for one in (read_file, search_files, list_files, write_file, edit_file, find_files)]
+    reads = replace(read_file, doubt=functools.partial(_doubted_read, workspace))
+    searches = replace(search_files, doubt=functools.partial(_doubted_search, workspace))
+    return [_lean(one) for one in (reads, searches, list_files, write_file, edit_file, find_files)]
+
+
+async def _doubted_read(workspace: Workspace, arguments: Mapping[str, Any], said: str) -> str:
+    """Small models make up a file where the question is about none."""
+    return _made_up(workspace, arguments, said)
+
+
+async def _doubted_search(workspace: Workspace, arguments: Mapping[str, Any], said: str) -> str:
+    """A made-up folder is no harm where the text is found elsewhere; where it is not, the question was about no file."""
+    text, made_up = arguments.get("text"), _made_up(workspace, arguments, said)
+    if not made_up or not isinstance(text, str) or not text:
+        return ""
+    regex, stop = bool(arguments.get("regex")), threading.Event()
+    try:
+        found, _ = await in_thread(_found_below, workspace, "", text, regex, stop)
+    except ToolError:
+        return ""  # The call itself tells what is wrong with it.
+    return "" if found else f'{made_up} No file holds "{text}".'
+
+
+def _made_up(workspace: Workspace, arguments: Mapping[str, Any], said: str) -> str:
+    """That nothing is at the path and nobody spoke of it; "" where it may be meant."""
+    path = arguments.get("path")
+    if not isinstance(path, str) or not path.strip("./ "):
+        return ""
+    if path.strip("/ ").rpartition("/")[2].casefold() in said:
+        return ""
+    with contextlib.suppress(ToolError), workspace.place(path) as place:
+        if not place.name or place.status is not None:
+            return ""
+    return f'There is no "{path}", and nobody spoke of it.'
 
 
 def _lean(one: Tool) -> Tool:

@@ -256,7 +256,8 @@ class _Counts:
 
     def ended(self, context: Any, began: float | None, error: BaseException | None) -> None:
         """A call has ended, with this error or with an answer; `began` where its time says something."""
-        status = "CANCELLED" if isinstance(error, asyncio.CancelledError) else _status(context, error)
+        left = isinstance(error, (asyncio.CancelledError, GeneratorExit))
+        status = "CANCELLED" if left else _status(context, error)
         self._count.rpc_calls.add(1, {"method": self._method, "status": status})
         if began is not None:
             self._count.rpc_duration.record(time.monotonic() - began, {"method": self._method})
