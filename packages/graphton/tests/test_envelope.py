@@ -17,7 +17,7 @@ from graphton.agent import create_deep_agent
 from graphton.catalog import path_of
 from graphton.chat import Chunk, Done, Request, TextChunk, ToolSpec
 from graphton.chat.base import Preview, ThinkingChunk, WaitChunk
-from graphton.envelope import EnvelopeChat, enveloped, opened
+from graphton.envelope import ECHO, EnvelopeChat, enveloped, opened
 from graphton.history import SUMMARY
 from graphton.messages import (
     AssistantMessage,
@@ -529,6 +529,32 @@ async def test_where_a_file_was_named_it_may_be_read_the_second_time(tmp_path: P
     assert isinstance(chunks[-1], Done)
     assert chunks[-1].message.calls[0].arguments == {"path": "forest.txt"}
     assert len(inner.requests) == 2
+
+
+async def test_a_reply_that_only_repeats_the_question_is_not_shown_and_asked_for_again(
+    tmp_path: Path,
+) -> None:
+    echo = "The user asked: Which file is the largest? If the task is done, use 'reply'."
+    inner = SaysInTurn(reply(echo), reply("a.txt"))
+    *chunks, done = [c async for c in EnvelopeChat(inner).stream(Request("", HISTORY[:3], (LIST,)))]
+    assert [chunk.text for chunk in chunks if isinstance(chunk, TextChunk)] == ["a.txt"]
+    assert isinstance(done, Done)
+    assert (done.message.text, done.message.usage.output_tokens) == ("a.txt", 20)
+    first, again = inner.requests
+    assert first.messages[-1].text.partition(ECHO)[0] == again.messages[-1].text.partition("Say what")[0]
+    assert again.messages[-1].text.endswith("about this question: Which file is the largest?")
+
+
+async def test_an_echo_that_comes_twice_is_shown_and_a_text_that_begins_like_one_at_once(
+    tmp_path: Path,
+) -> None:
+    echo = "The user asked: hm"
+    inner = SaysInTurn(reply(echo), reply(echo))
+    chunks = [c async for c in EnvelopeChat(inner).stream(Request("", HISTORY[:3], (LIST,)))]
+    assert [chunk.text for chunk in chunks if isinstance(chunk, TextChunk)] == [echo]
+    shown, message = await talk(reply("The user agrees."), [42, 45, 50, 54])
+    assert ("".join(shown), message.text) == ("The user agrees.", "The user agrees.")
+    assert len(shown) > 1
 
 
 async def test_after_a_result_every_call_is_made_and_its_error_told(tmp_path: Path) -> None:

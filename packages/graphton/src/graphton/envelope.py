@@ -54,8 +54,11 @@ AGAIN = 'You made this call before. If the task is done, use "{reply}". Else use
 FAILED_AGAIN = 'The same call fails again. Look with another tool, or say with "{reply}" what is wrong.'
 ENOUGH = 'Answer that now with "{reply}".'
 DOUBTED = 'That call was not made. {doubt} The user asked: {asked}\nIf that is not about a file, answer it yourself with "{reply}"; if it cannot be answered, say so. Else use another tool.'
-ASKED = "The user asked: {asked}\n"
+ECHO = "The user asked:"
+ASKED = ECHO + " {asked}\n"
 """What stands behind a result: there the small models forget what it was for, and make the same call again."""
+ECHOED = "Say what the result above says about this question: {asked}"
+"""In place of that, after a reply that only repeated it, as the 0.5b does at times."""
 
 
 class EnvelopeChat:
@@ -78,44 +81,49 @@ class EnvelopeChat:
     async def stream(self, request: Request) -> AsyncGenerator[Chunk]:
         """The inner chat's chunks, with the envelope taken off.
 
-        A first call that nobody can have meant, such as one for a file that is not there and was never spoken of, is not
-        made: the model is told so and asked once more, and both count as one reply.
+        The model is asked once more, and both count as one reply, where its call cannot have been meant, such as one for
+        a file that is not there and was never spoken of, or its reply only repeats the question.
         """
         if not request.tools or request.schema is not None:
             async with streaming(self.chat, request) as chunks:
                 async for chunk in chunks:
                     yield chunk
             return
-        sent, doubted = self._sent(request), None
-        async with aclosing(self._opened(sent, request.tools)) as chunks:
+        sent = self._sent(request)
+        first: AssistantMessage | None = None
+        async with aclosing(self._opened(sent, request.tools, echoes=False)) as chunks:
             async for chunk in chunks:
-                if isinstance(chunk, Done) and (doubt := await _doubt(chunk.message, request)):
-                    doubted = chunk.message
-                    again = _again(sent, chunk.message, doubt, request)
-                    yield WaitChunk("asking again", text=doubt)
+                if isinstance(chunk, Done) and (second := await _second(sent, chunk.message, request)):
+                    first = chunk.message
+                    yield WaitChunk("asking again", text=second[1])
                 else:
                     yield chunk
-        if doubted is None:
+        if first is None or second is None:
             return
-        async with aclosing(self._opened(again, request.tools)) as chunks:
+        async with aclosing(self._opened(second[0], request.tools)) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, Done):
-                    chunk = Done(replace(chunk.message, usage=doubted.usage + chunk.message.usage))
+                    chunk = Done(replace(chunk.message, usage=first.usage + chunk.message.usage))
                 yield chunk
 
-    async def _opened(self, sent: Request, tools: Sequence[ToolSpec]) -> AsyncGenerator[Chunk]:
-        """One call of the inner chat, its reply without its envelope."""
-        reply, shown = ReplyText(reply_name(tools)), 0
+    async def _opened(
+        self, sent: Request, tools: Sequence[ToolSpec], *, echoes: bool = True
+    ) -> AsyncGenerator[Chunk]:
+        """One call of the inner chat, its reply without its envelope; without `echoes` one that repeats us is not shown."""
+        reply, held, shown = ReplyText(reply_name(tools)), "", 0
         async with streaming(self.chat, sent) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, TextChunk):
-                    if text := reply.feed(chunk.text):
-                        shown += len(text)
-                        yield TextChunk(text)
+                    held += reply.feed(chunk.text)
+                    if held and (echoes or shown or not _may_be_echo(held)):
+                        shown += len(held)
+                        yield TextChunk(held)
+                        held = ""
                 elif isinstance(chunk, Done):
                     message = opened(chunk.message, tools)
                     # From a server that ignored the schema comes plain text: only now is it known to be the reply.
-                    if rest := message.text[shown:]:
+                    rest = message.text[shown:]
+                    if rest and (echoes or not message.text.startswith(ECHO)):
                         yield TextChunk(rest)
                     yield Done(message)
                 else:
@@ -235,7 +243,28 @@ def _clipped(text: str) -> str:
     )
 
 
-# --- calls that cannot be meant ------------------------------------------------------------------------------------
+# --- what cannot be meant ------------------------------------------------------------------------------------------
+
+
+async def _second(sent: Request, message: AssistantMessage, request: Request) -> tuple[Request, str] | None:
+    """What is asked once more after a reply that cannot be meant, and why."""
+    if doubt := await _doubt(message, request):
+        return _again(sent, message, doubt, request), doubt
+    if message.text.startswith(ECHO) and not message.calls:
+        last = sent.messages[-1]
+        question = next((m.text for m in reversed(request.messages) if isinstance(m, UserMessage)), "")
+        told = ECHOED.format(asked=_short(question))
+        if isinstance(last, UserMessage):
+            told = f"{last.text.rpartition(ECHO)[0]}{told}"
+        turns = [*sent.messages[:-1], UserMessage(told)]
+        return Request(
+            sent.system, turns, schema=reply_only(request.tools)
+        ), "the reply repeated the question"
+    return None
+
+
+def _may_be_echo(text: str) -> bool:
+    return text.startswith(ECHO) or ECHO.startswith(text)
 
 
 async def _doubt(message: AssistantMessage, request: Request) -> str:
