@@ -552,6 +552,9 @@ async def test_an_echo_that_comes_twice_is_shown_and_a_text_that_begins_like_one
     inner = SaysInTurn(reply(echo), reply(echo))
     chunks = [c async for c in EnvelopeChat(inner).stream(Request("", HISTORY[:3], (LIST,)))]
     assert [chunk.text for chunk in chunks if isinstance(chunk, TextChunk)] == [echo]
+    inner = SaysInTurn(reply(echo))  # Behind no result it is an answer like others.
+    chunks = [c async for c in EnvelopeChat(inner).stream(Request("", HISTORY[:1], (LIST,)))]
+    assert [chunk.text for chunk in chunks if isinstance(chunk, TextChunk)] == [echo]
     shown, message = await talk(reply("The user agrees."), [42, 45, 50, 54])
     assert ("".join(shown), message.text) == ("The user agrees.", "The user agrees.")
     assert len(shown) > 1

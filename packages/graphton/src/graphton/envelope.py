@@ -91,7 +91,8 @@ class EnvelopeChat:
             return
         sent = self._sent(request)
         first: AssistantMessage | None = None
-        async with aclosing(self._opened(sent, request.tools, echoes=False)) as chunks:
+        behind_result = isinstance(request.messages[-1], ToolResults)
+        async with aclosing(self._opened(sent, request.tools, echoes=not behind_result)) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, Done) and (second := await _second(sent, chunk.message, request)):
                     first = chunk.message
@@ -250,16 +251,14 @@ async def _second(sent: Request, message: AssistantMessage, request: Request) ->
     """What is asked once more after a reply that cannot be meant, and why."""
     if doubt := await _doubt(message, request):
         return _again(sent, message, doubt, request), doubt
+    *before, last = sent.messages
+    if not isinstance(request.messages[-1], ToolResults) or not isinstance(last, UserMessage):
+        return None
     if message.text.startswith(ECHO) and not message.calls:
-        last = sent.messages[-1]
         question = next((m.text for m in reversed(request.messages) if isinstance(m, UserMessage)), "")
-        told = ECHOED.format(asked=_short(question))
-        if isinstance(last, UserMessage):
-            told = f"{last.text.rpartition(ECHO)[0]}{told}"
-        turns = [*sent.messages[:-1], UserMessage(told)]
-        return Request(
-            sent.system, turns, schema=reply_only(request.tools)
-        ), "the reply repeated the question"
+        told = UserMessage(f"{last.text.rpartition(ECHO)[0]}{ECHOED.format(asked=_short(question))}")
+        again = Request(sent.system, [*before, told], schema=reply_only(request.tools))
+        return again, "the reply repeated the question"
     return None
 
 

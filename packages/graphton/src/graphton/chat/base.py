@@ -36,6 +36,7 @@ class ToolSpec:
     reads: bool = False
     """Whether calling it changes nothing."""
     doubt: Doubt | None = field(default=None, compare=False, repr=False)
+    """The tool's own reason why a call cannot be meant; no server is told of it."""
 
 
 @dataclass(frozen=True, slots=True)
