@@ -15,7 +15,9 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,35 @@ def short_folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="stg-"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def certificate_for(short_folder: Path) -> Callable[..., tuple[Path, Path]]:
+    """Makes certificates that sign themselves, for addresses and host names, each with its key: `(cert, key)`, as files."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    def make(*hosts: str, name: str = "server") -> tuple[Path, Path]:
+        called = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        places = [x509.IPAddress(ip_address(h)) if h[0].isdigit() else x509.DNSName(h) for h in hosts]
+        private, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+        made = (
+            x509.CertificateBuilder(called, called, private.public_key(), x509.random_serial_number())
+            .not_valid_before(now - timedelta(hours=1))
+            .not_valid_after(now + timedelta(days=1))
+            .add_extension(x509.SubjectAlternativeName(places), critical=False)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(private, hashes.SHA256())
+        )
+        pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+        cert, key = short_folder / f"{name}.pem", short_folder / f"{name}.key"
+        cert.write_bytes(made.public_bytes(pem))
+        key.write_bytes(private.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+        return cert, key
+
+    return make
 
 
 @pytest.fixture

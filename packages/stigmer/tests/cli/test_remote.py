@@ -9,17 +9,11 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from stigmer.api import service_pb2_grpc
 from stigmer.daemon import find
 from stigmer.home import Home
@@ -33,30 +27,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that signs itself, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    called = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(called)
-        .issuer_name(called)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    files = folder / f"{name}.pem", folder / f"{name}.key"
-    files[0].write_bytes(made.public_bytes(pem))
-    files[1].write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
-    return files
 
 
 @dataclass
@@ -89,9 +59,9 @@ class There:
 
 
 @pytest.fixture
-def there(stigmer: Any, fake: Any, short_folder: Path) -> Iterator[There]:
+def there(stigmer: Any, fake: Any, short_folder: Path, certificate_for: Any) -> Iterator[There]:
     """A server over TLS; the fake model server's key and address are in its environment alone."""
-    pem, key = certificate(short_folder, "server")
+    pem, key = certificate_for("127.0.0.1")
     home = short_folder / "there"
     environment = {**stigmer.environment, "HOME": str(home), "STIGMER_HOME": str(home / ".stigmer")}
     home.mkdir()
@@ -299,9 +269,9 @@ def test_a_certificate_that_nobody_signed_is_told_with_the_way_out(here: Any) ->
 
 
 def test_a_certificate_of_another_authority_or_another_name_is_told(
-    here: Any, there: There, short_folder: Path
+    here: Any, there: There, certificate_for: Any
 ) -> None:
-    other, _ = certificate(short_folder, "other")
+    other, _ = certificate_for("127.0.0.1", name="other")
     refused = here("list", STIGMER_TLS_CA=str(other))
     assert refused.returncode == 2
     assert f"STIGMER_TLS_CA is '{other}'" in refused.stderr
@@ -333,8 +303,8 @@ def test_plain_to_a_tls_server_and_the_reverse_say_what_to_write(here: Any, ther
     assert here("list", "--server", f"127.0.0.1:{there.port}").returncode == 0
 
 
-def test_a_server_that_wants_a_certificate_gets_one(here: Any, there: There, short_folder: Path) -> None:
-    ours, key = certificate(short_folder, "ours")
+def test_a_server_that_wants_a_certificate_gets_one(here: Any, there: There, certificate_for: Any) -> None:
+    ours, key = certificate_for("127.0.0.1", name="ours")
     there.end()
     there.tls["STIGMER_TLS_CLIENT_CA"] = str(ours)
     there.start()
@@ -345,7 +315,7 @@ def test_a_server_that_wants_a_certificate_gets_one(here: Any, there: There, sho
     half = here("list", STIGMER_TLS_CERT=str(ours))
     assert half.returncode == 2
     assert "STIGMER_TLS_KEY is not set" in half.stderr
-    pem, others = certificate(short_folder, "other")
+    pem, others = certificate_for("127.0.0.1", name="other")
     other = {"STIGMER_TLS_CERT": str(pem), "STIGMER_TLS_KEY": str(others)}
     assert "takes another certificate than ours" in here("list", **other).stderr
     shown = here("list", STIGMER_TLS_CERT=str(ours), STIGMER_TLS_KEY=str(key))

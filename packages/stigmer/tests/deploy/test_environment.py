@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import shutil
 import subprocess
@@ -12,10 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 LIMIT = 60.0
 FILE = {"path": "greeting.txt", "content": "Hello.\n"}
@@ -136,13 +131,20 @@ def test_a_run_goes_through_what_an_overlay_starts(
 
 
 def test_with_the_component_tls_workers_and_callers_speak_tls(
-    composed: Any, cluster: Any, temporal: str, postgres: Any, fake: Any, stigmer: Any, tmp_path: Path
+    composed: Any,
+    cluster: Any,
+    temporal: str,
+    postgres: Any,
+    fake: Any,
+    stigmer: Any,
+    tmp_path: Path,
+    certificate_for: Any,
 ) -> None:
     manifests = composed("overlays/prod", "kustomize/components/tls")
     variables = manifests.variables()
     variables["stigmer-llm-config"]["base-url"] = fake.url
     variables["temporal"]["address"] = temporal
-    certificate, private = self_signed("localhost")
+    certificate, private = (file.read_text() for file in certificate_for("localhost"))
     secrets = {
         "stigmer-database": {"url": postgres.database()},
         "anthropic": {"api-key": KEY},
@@ -168,28 +170,6 @@ def test_with_the_component_tls_workers_and_callers_speak_tls(
     assert (ran.returncode, ran.stdout) == (0, "Nobody listened.\n"), ran.stderr
     refused = stigmer("run", "Say hello.", STIGMER_SERVER=f"http://{address}", **there)
     assert refused.returncode != 0
-
-
-def self_signed(host: str) -> tuple[str, str]:
-    """A certificate for this host, and its private key, as PEM."""
-    private = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "stigmer test")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(private.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=2))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(private, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    secret = private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return made.public_bytes(pem).decode(), secret.decode()
 
 
 def key(server: Any, scope: str) -> str:

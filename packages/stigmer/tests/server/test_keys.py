@@ -5,17 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from graphton.testing import FakeProviders
 from stigmer.api import service_pb2, worker_pb2
 from stigmer.client import Client, RemoteError
@@ -182,31 +176,10 @@ async def test_a_key_that_makes_no_sense_is_not_made(
 
 
 @pytest.fixture
-def certificate(short_folder: Path) -> dict[str, str]:
-    """A certificate for 127.0.0.1 that signs itself, as files."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "stigmer test")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    plain = serialization.NoEncryption()
-    (short_folder / "cert.pem").write_bytes(made.public_bytes(pem))
-    (short_folder / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
-    return {
-        "STIGMER_TLS_CERT": str(short_folder / "cert.pem"),
-        "STIGMER_TLS_KEY": str(short_folder / "key.pem"),
-    }
+def certificate(certificate_for: Any) -> dict[str, str]:
+    """What a server for 127.0.0.1 shows, as its variables."""
+    cert, key = certificate_for("127.0.0.1")
+    return {"STIGMER_TLS_CERT": str(cert), "STIGMER_TLS_KEY": str(key)}
 
 
 async def test_a_worker_comes_in_over_tls_with_its_key(

@@ -8,18 +8,12 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from graphton.testing import FakeProviders
 from stigmer.api import event_pb2 as pb
 from stigmer.api import service_pb2 as api
@@ -77,25 +71,11 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def certificate(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that signs itself, which all servers share: for a name, and for the workers' sake for the address."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "stigmer test")])
-    now = datetime.now(UTC)
-    places = [x509.DNSName("stigmer.test"), x509.IPAddress(ip_address("127.0.0.1"))]
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(places), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    (short_folder / "cert.pem").write_bytes(made.public_bytes(pem))
-    (short_folder / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
-    for variable, file in (("CERT", "cert"), ("KEY", "key"), ("CA", "cert"), ("CLIENT_CA", "cert")):
-        monkeypatch.setenv(f"STIGMER_TLS_{variable}", str(short_folder / f"{file}.pem"))
+def certificate(certificate_for: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that all servers share: for a name, and for the workers' sake for the address."""
+    cert, key = certificate_for("stigmer.test", "127.0.0.1")
+    for variable, file in (("CERT", cert), ("KEY", key), ("CA", cert), ("CLIENT_CA", cert)):
+        monkeypatch.setenv(f"STIGMER_TLS_{variable}", str(file))
 
 
 @pytest.fixture
