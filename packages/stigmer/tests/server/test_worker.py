@@ -18,6 +18,7 @@ from stigmer.api import event_pb2 as pb
 from stigmer.api import worker_pb2, worker_pb2_grpc
 from stigmer.errors import ConfigError, StigmerError
 from stigmer.home import Home
+from stigmer.server.workers import BATCH, EVENT
 from stigmer.worker import Hands, _Health, plane_at, work
 from stigmer.worker._line import Line
 
@@ -187,6 +188,41 @@ async def test_what_is_said_in_one_moment_may_be_longer_than_a_message(idle: Any
         found = [r.tool_finished for r in await line.replay(began.no) if r.HasField("tool_finished")]
     assert [one.call for one in found] == [f"1.{n}" for n in range(60)] + ["2.0"]
     assert {len(one.result) for one in found[:-1]} == {300_000}
+    await line.close()
+    await channel.close(None)
+
+
+async def test_a_batch_without_an_end_is_refused_before_it_fills_the_servers_memory(idle: Any) -> None:
+    """Of empty events: what each takes in memory counts, too."""
+    execution = await accepted(idle)
+    plane, channel = plane_at(idle.address, idle.token)
+    call = plane.stub.Attend(metadata=plane.metadata)
+
+    def part(count: int) -> worker_pb2.FromWorker:
+        return worker_pb2.FromWorker(appends=[worker_pb2.Append(batch=1, events=[b""] * count, more=True)])
+
+    async with asyncio.timeout(DEADLINE):
+        await call.write(worker_pb2.FromWorker(begin=worker_pb2.Begin(execution=execution)))
+        assert (await call.read()).began.attempt == 1
+        await call.write(part(BATCH // EVENT))
+        await call.write(part(1))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call.read()
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.value.details() == f"batch 1 of {execution} is larger than {BATCH} bytes"
+    await channel.close(None)
+
+
+async def test_a_batch_that_is_too_large_fails_whoever_waits_for_it_and_is_not_sent_again(idle: Any) -> None:
+    execution = await accepted(idle)
+    plane, channel = plane_at(idle.address, idle.token)
+    line = Line(plane, execution, worker="test:1")
+    large = pb.Event(tool_finished=pb.ToolFinished(call="1.0", result="x" * (8 << 20)))
+    async with asyncio.timeout(DEADLINE):
+        began = await line.begin()
+        assert not isinstance(began, str)
+        with pytest.raises(JournalError, match="batch 1 of .* is larger than"):
+            await line.append(began.no, 1, batch=1, events=[large] * 8, told=lambda done: None)
     await line.close()
     await channel.close(None)
 

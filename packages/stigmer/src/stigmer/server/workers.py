@@ -35,6 +35,11 @@ PAGE = 1 << 20
 """Bytes of events in one message."""
 FEW = 1 << 18
 """Bytes of events that are told as an attempt begins: most executions have no more then."""
+BATCH = 64 << 20
+"""Bytes of one batch, which is held until it is whole. What a run says in one moment is a reply, or the results of its
+calls: our tools answer with some 16 KB each, so whoever sends this much is no worker of ours."""
+EVENT = 64
+"""Bytes that an event takes here beside its own, at least: empty ones fill the memory, too."""
 
 
 class Claims(Protocol):
@@ -267,12 +272,19 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
     async def _take_all(self, attended: Attended, requests: AsyncIterator[api.FromWorker]) -> None:
         """Every message of the worker; what it appends is acknowledged when it is stored."""
         begun: list[bytes] = []  # The first parts of a batch that is too long for one message.
+        room = BATCH
         async for message in requests:
             for append in message.appends:
                 begun += append.events
+                room -= sum(map(len, append.events)) + EVENT * len(append.events)
+                if room < 0:
+                    raise Refused(
+                        f"batch {append.batch} of {attended.row.id} is larger than {BATCH} bytes",
+                        code="too_large",
+                    )
                 if not append.more:
                     self._take(attended, append.batch, begun)
-                    begun = []
+                    begun, room = [], BATCH
             for body in message.live:
                 self._store.feed.live(attended.row.no, _event(body))
 
