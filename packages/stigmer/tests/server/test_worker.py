@@ -221,7 +221,7 @@ async def test_a_batch_that_is_too_large_fails_whoever_waits_for_it_and_is_not_s
     async with asyncio.timeout(DEADLINE):
         began = await line.begin()
         assert not isinstance(began, str)
-        with pytest.raises(JournalError, match="batch 1 of .* is larger than"):
+        with pytest.raises(JournalError, match=r"batch 1 of .* is larger than"):
             await line.append(began.no, 1, batch=1, events=[large] * 8, told=lambda done: None)
     await line.close()
     await channel.close(None)

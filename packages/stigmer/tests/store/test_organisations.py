@@ -163,7 +163,7 @@ async def test_a_page_is_read_where_it_stands(tmp_path: Path) -> None:
     """No list looks at executions that are not on its page: SQLite searches an index and sorts nothing."""
     await Store(tmp_path / "stigmer.db").close()
     db = sqlite3.connect(tmp_path / "stigmer.db")
-    for name in ("list", "list_in_state", "find", "by_idempotency_key", "of_session", "ages_of_organisation"):
+    for name in ("list", "list_in_state", "find", "by_idempotency_key", "of_session", "ages_of_session"):
         text = query(name)
         values = dict.fromkeys(re.findall(r":([a-z_]+)", re.sub("--.*", "", text)), 1)
         for *_, step in db.execute(f"EXPLAIN QUERY PLAN {text}", values):

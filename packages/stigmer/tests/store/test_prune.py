@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
 from stigmer.api import event_pb2 as pb
 from stigmer.store import Row, Store, new_id
+from stigmer.store._dialect import query
 
 MANY = 10_000
 LATER = 1 << 61
@@ -18,9 +20,13 @@ def finished() -> pb.Event:
     return pb.Event(finished=pb.Finished(outcome="completed"))
 
 
-async def accept(store: Store, *, session: str = "", ended: bool = True, text: str = "") -> Row:
+async def accept(
+    store: Store, *, session: str = "", ended: bool = True, text: str = "", organisation: str = "default"
+) -> Row:
     created = pb.Event(created=pb.Created(task="t", session=session))
-    row, _ = await store.accept(new_id(), b"request", events=[created], session=session)
+    row, _ = await store.accept(
+        new_id(), b"request", events=[created], session=session, organisation=organisation
+    )
     if ended:
         await store.control(row.no, [pb.Event(notice=pb.Notice(code="test", text=text)), finished()])
     return row
@@ -91,6 +97,54 @@ async def test_a_session_that_grows_after_it_was_found_stays(store: Store) -> No
     second = await accept(store, session="ses_1", ended=False)
     assert await store.prune(found) == 0
     assert await left(store) == [first.id, second.id]
+
+
+async def test_a_session_stays_whole_where_an_earlier_run_of_it_ended_last(store: Store) -> None:
+    """The run behind it was cancelled while it stood in line."""
+    first = await accept(store, session="ses_1", ended=False)
+    behind = await accept(store, session="ses_1")
+    assert await prune(store) == 0
+    await store.control(first.no, [finished()])
+    found = await store.get(first.id)
+    assert found is not None
+    assert found.finished_ms is not None
+    assert await prune(store, before_ms=found.finished_ms) == 0
+    assert await left(store) == [first.id, behind.id]
+    assert await prune(store, before_ms=found.finished_ms + 1) == 2
+
+
+async def test_the_newest_of_each_organisation_stay(store: Store) -> None:
+    rows = [await accept(store, organisation=name) for name in ("a", "b", "a", "b", "c")]
+    assert [one.organisation for one in await store.expendable(before_ms=LATER, keep=1)] == ["a", "b"]
+    assert await prune(store, keep=2) == 0
+    assert await prune(store, keep=1) == 2
+    assert [row.id for row in rows if await store.get(row.id)] == [row.id for row in rows[2:]]
+
+
+async def test_what_is_not_old_enough_is_not_read(database: Any) -> None:
+    """Fifty thousand are kept; the database looks into an index for those that ended before a moment."""
+    await database.open()
+    empty = "x''" if database.kind == "sqlite" else "''"
+    database.run(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000)"
+        " INSERT INTO executions (id, request, state, created_ms, finished_ms)"
+        f" SELECT 'exec_' || i, {empty}, 'completed', i, i FROM n"
+    )
+    database.run("ANALYZE")
+    values = {
+        "organisation": "'default'",
+        "before": 100,
+        "ended": 0,
+        "after": 0,
+        "below": LATER,
+        "limit": 2000,
+    }
+    text = re.sub(r":([a-z]+)", lambda name: str(values[name[1]]), re.sub("--.*", "", query("ended")))
+    assert len(database.run(text)) == 99
+    plan = str(database.run(f"EXPLAIN {'QUERY PLAN' * (database.kind == 'sqlite')} {text}"))
+    assert re.search(
+        r"executions_ended \(organisation=\? AND finished_ms|Index Cond: .*finished_ms < 100", plan
+    ), plan
 
 
 async def fill(store: Store, count: int) -> None:

@@ -35,28 +35,15 @@ class Expendable:
         return self.ages[0].organisation
 
 
-def expendable(ages: Iterable[Age], *, before_ms: int, keep: int = 0) -> list[Expendable]:
-    """What ended before that moment and is not among the newest `keep` of its organisation that have ended.
+def expendable(members: Sequence[Age], *, before_ms: int, below: int) -> bool:
+    """Whether all of these ended before that moment, and have numbers below that of the newest that are kept.
 
-    The oldest come first. What has not ended stays. A session is one conversation, which its next execution begins from:
-    it goes as a whole, when its last execution may go and none of it is open.
+    What has not ended stays. A session is one conversation, which its next execution begins from: it goes as a whole,
+    when its last execution may go and none of it is open.
     """
-    groups: dict[tuple[str, str] | int, list[Age]] = {}
-    ended: dict[str, list[int]] = {}
-    for age in ages:
-        place = (age.organisation, age.session) if age.session is not None else age.no
-        groups.setdefault(place, []).append(age)
-        if age.finished_ms is not None:
-            ended.setdefault(age.organisation, []).append(age.no)
-    kept = {no for nos in ended.values() for no in sorted(nos)[-keep:]} if keep else set()
-    return [
-        Expendable(members[0].session or "", tuple(members))
-        for members in groups.values()
-        if all(
-            age.finished_ms is not None and age.finished_ms < before_ms and age.no not in kept
-            for age in members
-        )
-    ]
+    return all(
+        age.finished_ms is not None and age.finished_ms < before_ms and age.no < below for age in members
+    )
 
 
 def batches(found: Iterable[Expendable]) -> Iterator[list[Expendable]]:

@@ -349,19 +349,43 @@ class Store:
     async def expendable(
         self, *, before_ms: int, keep: int = 0, organisation: str | None = None
     ) -> list[Expendable]:
-        """What a prune of one organisation, or of all, may take: see `_prune.expendable`.
+        """What ended before that moment and is not among the newest `keep` of its organisation that have ended.
 
-        Others are let in between the pages that are read.
+        Of one organisation or of each, the oldest first. Only what is old enough is looked at, and others are let in
+        between the pages that are read.
         """
-        ages: list[Age] = []
-        while page := await self._read(
-            "ages" if organisation is None else "ages_of_organisation",
-            {"after": ages[-1].no if ages else 0, "limit": _AGES, "organisation": organisation},
-            lambda rows: [Age(*r) for r in rows],
-        ):
-            ages += page
+        organisations = (
+            [(organisation,)] if organisation is not None else await self._read("organisations", {}, list)
+        )
+        return [
+            one
+            for (name,) in organisations
+            for one in await self._expendable(name, before_ms=before_ms, keep=keep)
+        ]
+
+    async def _expendable(self, organisation: str, *, before_ms: int, keep: int) -> list[Expendable]:
+        within = {"organisation": organisation}
+        newest = (
+            await self._read("newest_ended", {**within, "others": keep - 1}, list) if keep else [(_NEVER,)]
+        )
+        if not newest:
+            return []
+        ((below,),) = newest
+        values = {**within, "before": before_ms, "below": below, "ended": 0, "after": 0, "limit": _AGES}
+        found: list[Expendable] = []
+        while page := await self._ages("ended", values):
+            for last in page:
+                members = [last]
+                if last.session is not None:
+                    members = await self._ages("ages_of_session", {**within, "session": last.session})
+                if expendable(members, before_ms=before_ms, below=below):
+                    found.append(Expendable(last.session or "", tuple(members)))
+            values |= {"ended": page[-1].finished_ms, "after": page[-1].no}
             await asyncio.sleep(0)
-        return expendable(ages, before_ms=before_ms, keep=keep)
+        return found
+
+    async def _ages(self, name: str, values: dict[str, Any]) -> list[Age]:
+        return await self._read(name, values, lambda rows: [Age(*row) for row in rows])
 
     async def bytes_of(self, found: Sequence[Expendable]) -> int:
         """What these take in the database, about: requests and events, without indexes."""
