@@ -123,7 +123,9 @@ async def issuer(provider: Provider) -> AsyncIterator[Issuer]:
 async def test_a_token_that_the_issuer_signed_says_who_calls(
     issuer: Issuer, provider: Provider, algorithm: str
 ) -> None:
-    who = await issuer.caller(provider.token(algorithm, aud=[AUDIENCE, "another"]))
+    ends = int(time.time()) + 100
+    who = await issuer.caller(provider.token(algorithm, aud=[AUDIENCE, "another"], exp=ends))
+    assert who.until == ends + 60  # As long as such a token is let in.
     assert who == Caller("user ann-1", frozenset({"run"}), "default", "oidc", id="oidc ann-1")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,11 +23,10 @@ from stigmer.server.status import DETAIL, Refused, status_of
 if TYPE_CHECKING:
     from stigmer.server._audit import Audit
 
-__all__ = ["Visit", "end", "guarded"]
+__all__ = ["LOOK_SECONDS", "Visit", "end", "guarded"]
 
-_ENDED = pb.Error(
-    code="unauthenticated", message="the key that opened this stream holds no more", hint="stigmer key list"
-)
+LOOK_SECONDS = 15.0
+"""So often it is looked whether whoever opened a stream may still hear, where nothing is said on it."""
 
 
 class Visit:
@@ -41,18 +40,48 @@ class Visit:
         quiet: bool = True,
         said: dict[str, Any] | None = None,
         streams: AbstractContextManager[None] | None = None,
-        still: Callable[[], Awaitable[bool]] | None = None,
+        over: Callable[[], Awaitable[pb.Error | None]] | None = None,
+        look: float = LOOK_SECONDS,
     ) -> None:
-        """`quiet`: that it went well is not worth a line. `still` says whether the caller may go on."""
+        """`quiet`: that it went well is not worth a line. `over` says why the caller may not go on; None where he may."""
         self.request: Any = None
         self.answer: Any = None
         self._context, self._audit, self._quiet, self._said = context, audit, quiet, said or {}
         self._streams = nullcontext() if streams is None else streams
-        self._still = still
+        self._over, self._look = over, look
 
-    async def goes_on(self) -> bool:
-        """Whether the caller may hear more."""
-        return self._still is None or await self._still()
+    async def over(self) -> pb.Error | None:
+        """Why the caller may hear no more; None where he may."""
+        return None if self._over is None else await self._over()
+
+    @asynccontextmanager
+    async def welcome(self) -> AsyncIterator[None]:
+        """What is done within it ends with the caller's right to it, even where nothing is said for long."""
+        if self._over is None:
+            yield
+            return
+        try:
+            async with asyncio.timeout(None) as stay:
+                looking = asyncio.create_task(self._until_over(stay), name="is the caller still welcome")
+                try:
+                    yield
+                finally:
+                    looking.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await looking
+        except TimeoutError:
+            if not stay.expired():
+                raise
+            await end(self._context, looking.result())
+
+    async def _until_over(self, stay: asyncio.Timeout) -> pb.Error:
+        """Ends the stay as soon as the caller is not welcome any more, and says why."""
+        why = None
+        while why is None:
+            await asyncio.sleep(self._look)
+            why = await self.over()
+        stay.reschedule(0)
+        return why
 
     def __enter__(self) -> Visit:
         self._streams.__enter__()
@@ -95,7 +124,8 @@ def guarded(handler: Any, admit: Callable[[Any], Awaitable[Visit]]) -> Any:
 
         async def attend(bodies: Any, context: Any) -> Any:
             with await admit(context) as visit:
-                return await handler.stream_stream(_Requests(bodies, read, visit), context)
+                async with visit.welcome():
+                    return await handler.stream_stream(_Requests(bodies, read, visit), context)
 
         return grpc.stream_stream_rpc_method_handler(attend, **wires)
     if handler.response_streaming:
@@ -103,13 +133,14 @@ def guarded(handler: Any, admit: Callable[[Any], Awaitable[Visit]]) -> Any:
         async def stream(body: bytes, context: Any) -> Any:
             with await admit(context) as visit:
                 visit.request = await _read(read, body, context)
-                async for answer in handler.unary_stream(visit.request, context):
-                    if not await visit.goes_on():
-                        await end(context, _ENDED)
-                    if visit.answer is None:
-                        visit.answer = answer
-                        visit.tell()
-                    yield answer
+                async with visit.welcome():
+                    async for answer in handler.unary_stream(visit.request, context):
+                        if why := await visit.over():
+                            await end(context, why)
+                        if visit.answer is None:
+                            visit.answer = answer
+                            visit.tell()
+                        yield answer
 
         return grpc.unary_stream_rpc_method_handler(stream, **wires)
 
@@ -133,8 +164,8 @@ class _Requests:
 
     async def __anext__(self) -> Any:
         body = await anext(self._bodies)
-        if not await self._visit.goes_on():
-            raise Refused(_ENDED.message, code=_ENDED.code, hint=_ENDED.hint)
+        if why := await self._visit.over():
+            raise Refused(why.message, code=why.code, hint=why.hint)
         message = _message(self._read, body)
         if self._visit.request is None:
             self._visit.request = message

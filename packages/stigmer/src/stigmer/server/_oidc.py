@@ -168,7 +168,15 @@ class Issuer:
             if not isinstance(found, str) or not is_organisation(found):
                 raise Unknown(f"a token whose {settings.organisation_claim!r} names no organisation")
             organisation = found
-        return Caller(f"user {name}", self._scopes(claims), organisation, "oidc", id=f"oidc {claims['sub']}")
+        until = int(claims["exp"]) + settings.leeway
+        return Caller(
+            f"user {name}",
+            self._scopes(claims),
+            organisation,
+            "oidc",
+            id=f"oidc {claims['sub']}",
+            until=until,
+        )
 
     def _scopes(self, claims: Mapping[str, Any]) -> frozenset[str]:
         named = [self._settings.scopes_claim] if self._settings.scopes_claim else ["scope", "scp"]

@@ -8,10 +8,11 @@ import hmac
 import math
 import os
 import secrets
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 
@@ -21,7 +22,7 @@ from graphton.errors import JournalError
 from stigmer.api import event_pb2 as pb
 from stigmer.organisations import DEFAULT_ORGANISATION, RULE, is_organisation
 from stigmer.server._audit import Audit
-from stigmer.server._door import Visit, end, guarded
+from stigmer.server._door import LOOK_SECONDS, Visit, end, guarded
 from stigmer.server._limits import (
     FAILURES,
     FAILURES_A_SECOND,
@@ -118,6 +119,8 @@ class Caller:
     kind: Literal["token", "key", "oidc"]
     id: str = ""
     """What tells him from others: a key's id, a token's subject; "" for the home's token."""
+    until: float = field(default=math.inf, compare=False)
+    """When his token has ended, in Unix time; whether a key still holds is looked up."""
 
     @property
     def owns_the_machine(self) -> bool:
@@ -218,8 +221,11 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic i
     `outside`: tokens of an identity provider are let in too, who calls too often is refused, and lines are written.
     """
 
-    def __init__(self, token: str, keys: KeyTable, *, outside: Outside | None = None) -> None:
-        self._token, self._keys = token.encode(), keys
+    def __init__(
+        self, token: str, keys: KeyTable, *, outside: Outside | None = None, look: float = LOOK_SECONDS
+    ) -> None:
+        """Open streams are looked after every `look` seconds: whether their callers may still hear."""
+        self._token, self._keys, self._look = token.encode(), keys, look
         self._known: dict[str, tuple[float, KeyRow | None]] = {}
         limits = outside.limits if outside else Limits(calls=0)
         self._audit = outside.audit if outside else None
@@ -264,7 +270,8 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic i
             quiet=knock.needs == "read" or knock.method in LOOKS,
             said=_said(knock, who),
             streams=self._streams.one(who.id) if limited else None,
-            still=(lambda: self._still(knock.shown)) if who.kind == "key" else None,
+            over=None if who.owns_the_machine else lambda: self._over(knock.shown, who),
+            look=self._look,
         )
 
     async def _admitted(self, knock: _Knock) -> Caller:
@@ -316,12 +323,14 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic i
         scopes = frozenset(key.scopes.split())
         return Caller(f"key {key.name}", scopes, key.organisation, "key", id=key.id)
 
-    async def _still(self, shown: bytes) -> bool:
-        """Whether a key that was let in still holds. A database that is away ends no stream."""
+    async def _over(self, shown: bytes, who: Caller) -> pb.Error | None:
+        """Why somebody who was let in may hear no more. A database that is away ends no stream."""
+        if who.kind == "oidc":
+            return _TOKEN_ENDED if time.time() >= who.until else None
         try:
-            return await self._key(shown.decode("utf-8", "replace")) is not None
+            return None if await self._key(shown.decode("utf-8", "replace")) else _KEY_ENDED
         except JournalError:
-            return True
+            return None
 
     async def _refuse(
         self, knock: _Knock, error: pb.Error, who: Caller | None = None, *, reason: str = ""
@@ -437,6 +446,14 @@ def _another(who: Caller) -> pb.Error:
     )
 
 
+_KEY_ENDED = pb.Error(
+    code="unauthenticated", message="the key that opened this stream holds no more", hint="stigmer key list"
+)
+_TOKEN_ENDED = pb.Error(
+    code="unauthenticated",
+    message="the token that opened this stream has ended",
+    hint="show a fresh token of the identity provider; what ran goes on: stigmer attach",
+)
 _UNKNOWN = pb.Error(
     code="unauthenticated",
     message="the server does not know this token",
