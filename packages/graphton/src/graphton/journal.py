@@ -323,7 +323,7 @@ class StreamReset:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Long waits show themselves: what is download | load | prompt | tool; total 0 means unknown."""
+    """Long waits show themselves: what is download | server | load | prompt | tool; total 0 means unknown."""
 
     path: str
     what: str

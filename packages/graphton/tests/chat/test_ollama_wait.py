@@ -199,6 +199,31 @@ async def test_nothing_is_sent_to_what_is_no_ollama(fake: FakeProviders) -> None
     assert {r.method for r in fake.requests} == {"GET"}
 
 
+async def test_what_takes_a_connection_and_never_says_what_it_is_ends_the_call_and_is_sent_nothing() -> None:
+    """No load may be begun there: nothing limits how long that takes, so the run would never end."""
+    said: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            said.append(data)
+        writer.close()
+
+    silent = await asyncio.start_server(listen, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}"
+    one = OllamaChat(ModelRef("ollama", "qwen2.5-coder:7b"), ModelSettings(base_url=url))
+    one._known.patience = 1.4
+    stream = one.stream(HELLO)
+    wait = await anext(stream)
+    assert isinstance(wait, WaitChunk)
+    assert (wait.what, wait.text) == ("server", f"the Ollama at {url} has not answered yet, 1 s so far")
+    with pytest.raises(ProviderTimeout, match=r"nothing at .* answered within 1\.4 s") as caught:
+        await anext(stream)
+    assert caught.value.limit == "connect"
+    assert [line.split(b" HTTP")[0] for line in said] == [b"GET /api/version"]
+    silent.close()
+    await silent.wait_closed()
+
+
 async def test_a_server_that_went_away_is_looked_for_again(fake: FakeProviders) -> None:
     fake.reply("Hi.")
     one = chat(fake)

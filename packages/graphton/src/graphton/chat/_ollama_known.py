@@ -23,6 +23,10 @@ person has read an answer and thought of the next question."""
 FRESH_SECONDS = 60.0
 """So long after its last reply a model is taken to be loaded as it was. Then others may have changed that."""
 
+ANSWER_SECONDS = 10.0
+"""How long a run waits for an Ollama to say its version. One that works answers in milliseconds, on a machine without
+a free core in a second or two."""
+
 OVERHEAD = 300 << 20
 """Bytes that serving a model takes beside its file and its window. Measured with Ollama 0.17.4, 0.5b and 1.5b, windows
 of 4k to 32k: 100 to 190 MB less than file and window together; larger models have larger buffers."""
@@ -42,6 +46,7 @@ class Known:
         self.in_memory: int | None = None
         """The num_ctx that the model is loaded with, as far as we know."""
         self.speed = Speed()
+        self.patience = ANSWER_SECONDS
         self._seen = float("-inf")
 
     def is_fresh(self) -> bool:
@@ -58,13 +63,15 @@ class Known:
         self._seen = float("-inf")
 
     async def look(self, api_key: str | None, provider: str) -> str:
-        """Measure; "" or why it could not be. Raises where nothing listens, or something that is no Ollama."""
+        """Measure; "" or why it could not be. Raises where nothing listens or answers, or something that is no Ollama."""
         # Other chats go by what is known: it is replaced in one step, never empty while the server is asked.
         server, facts = None, None
         try:
-            server = await measure(self.base_url, api_key=api_key, provider=provider)
+            server = await measure(self.base_url, api_key=api_key, provider=provider, seconds=self.patience)
             facts = await model_facts(server, self.model)
         except (ProviderTimeout, StatusError, BrokenStream) as error:
+            if isinstance(error, ProviderTimeout) and error.limit == "connect":
+                raise  # What does not say who it is, is sent no conversation: a load would be waited for without end.
             return error.message
         else:
             self._seen = time.monotonic()

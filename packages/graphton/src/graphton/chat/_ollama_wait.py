@@ -9,7 +9,7 @@ from typing import Any
 
 from graphton.chat.base import WaitChunk
 
-__all__ = ["Speed", "loading", "reading", "ticks"]
+__all__ = ["Speed", "answering", "loading", "reading", "ticks"]
 
 MEASURED = 3
 """Of so many last prompts the slowest counts: a prompt that the server knew unbeknown to us was read too fast."""
@@ -70,6 +70,16 @@ class Speed:
         self._known = parts
         if fresh >= FEWEST_TOKENS and seconds > 0:
             self._rates.append(fresh / seconds)
+
+
+def answering(base_url: str) -> Callable[[float], WaitChunk]:
+    """What there is to say while a server does not say what it is."""
+
+    def tick(elapsed: float) -> WaitChunk:
+        text = f"the Ollama at {base_url} has not answered yet, {elapsed:.0f} s so far"
+        return WaitChunk("server", round(elapsed, 1), 0.0, "s", text)
+
+    return tick
 
 
 def loading(model: str, detail: str) -> Callable[[float], WaitChunk]:

@@ -66,7 +66,7 @@ class ThinkingChunk:
 
 @dataclass(frozen=True, slots=True)
 class WaitChunk:
-    """The server works but says nothing yet: `what` is load | prompt | download; total 0 means unknown."""
+    """The server works but says nothing yet: `what` is server | load | prompt | download; total 0 means unknown."""
 
     what: str
     done: float = 0.0

@@ -14,7 +14,7 @@ from graphton.chat._keys import check_key
 from graphton.chat._ollama_failures import explained, no_memory, no_tools, says_too_long
 from graphton.chat._ollama_known import Known, known_of
 from graphton.chat._ollama_reply import Collector, chunks
-from graphton.chat._ollama_wait import loading, reading, ticks
+from graphton.chat._ollama_wait import answering, loading, reading, ticks
 from graphton.chat._ollama_window import Window
 from graphton.chat._ollama_wire import Outgoing, outgoing
 from graphton.chat._window import Prompt, was_cut
@@ -135,6 +135,16 @@ class OllamaChat:
                 "we find that out by its count of tokens"
             )
 
+    async def _answering(self) -> AsyncGenerator[WaitChunk]:
+        """Measures the server; where it takes its time to answer, that is told."""
+        if self._measured and self._known.is_fresh():
+            return
+        task = asyncio.ensure_future(self._measure())
+        async with aclosing(ticks(task, answering(self._base))) as waits:
+            async for wait in waits:
+                yield wait
+        task.result()
+
     async def facts(self) -> ModelFacts | None:
         """What the server says of the model, measured at most a moment ago; None where it could not be asked."""
         await self._measure()
@@ -150,7 +160,9 @@ class OllamaChat:
 
     async def preload(self) -> AsyncGenerator[WaitChunk]:
         """Load the model now, with the window that a first short prompt would get."""
-        await self._measure()
+        async with aclosing(self._answering()) as first:
+            async for wait in first:
+                yield wait
         prompt = Prompt(4 * 900, 0, 0, 0, 0, 0, self._window.reply)
         async for wait in self._loaded(prompt, self._window.fit(prompt, self.ref.model, self._notice)):
             yield wait
@@ -193,7 +205,9 @@ class OllamaChat:
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """Send the request once, to a server that was measured and has the model loaded; then the reply as it comes."""
-        await self._measure()
+        async with aclosing(self._answering()) as first:
+            async for wait in first:
+                yield wait
         out = self._outgoing(request)
         if out.tools and self._known.facts and self._known.facts.tools is False:
             raise self._explained(no_tools(self.ref.model, self._url), out.prompt)

@@ -396,6 +396,7 @@ def progress_line(what: str, done: float, total: float, unit: str, text: str) ->
         "download": "downloading",
         "load": "loading the model",
         "prompt": "reading the prompt",
+        "server": "waiting",
         "probe": "trying how the model uses tools",
         "tool": "tool",
     }
