@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from graphton.chat import ollama_facts
 from graphton.chat.ollama_facts import loaded_models, measure, model_facts
-from graphton.errors import ConnectError, ProtocolError, ProviderTimeout, StatusError
+from graphton.errors import BrokenStream, ConnectError, ProtocolError, ProviderTimeout, StatusError
 from graphton.testing import FakeProviders
 
 QWEN = {
@@ -178,6 +178,28 @@ async def test_a_loaded_model_tells_its_window_and_its_memory() -> None:
         assert await loaded_models(found) == ()
 
 
+async def test_a_copy_of_a_model_is_loaded_where_the_model_is() -> None:
+    """`ollama cp` gives one file two names, and the server lists it by the name that was used first."""
+    pages = ollama(ps=[{"name": "tiny:latest", "digest": "aa" * 32, "context_length": 8192}])
+    pages["/api/tags"]["models"] += [
+        {"name": "copy:latest", "digest": "aa" * 32},
+        {"name": "other:latest", "digest": "bb" * 32},
+    ]
+    async with server(pages) as (url, _):
+        found = await measure(url)
+    loaded = found.loaded_model("copy")
+    assert loaded is not None
+    assert (loaded.name, loaded.window) == ("tiny:latest", 8192)
+    assert found.loaded_model("other") is None
+
+
+async def test_a_version_that_cannot_say_what_is_loaded_is_an_ollama_all_the_same() -> None:
+    async with server(ollama(version="0.1.30") | {"/api/ps": 404}) as (url, _):
+        found = await measure(url)
+        assert [one.name for one in found.installed] == ["tiny:latest"]
+        assert (found.loaded, await loaded_models(found)) == ((), ())
+
+
 @pytest.mark.parametrize(
     ("version", "what", "takes"),
     [
@@ -247,6 +269,41 @@ async def test_what_is_no_ollama_is_named(pages: Mapping[str, Any], what: str, h
             await measure(url)
     assert what in caught.value.message
     assert hint in caught.value.hint
+
+
+@asynccontextmanager
+async def port(sent: bytes) -> AsyncIterator[str]:
+    """What answers every connection with these bytes, and closes it."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if sent:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(sent)
+        writer.close()
+
+    listening = await asyncio.start_server(answer, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    finally:
+        listening.close()
+        await listening.wait_closed()
+
+
+async def test_what_speaks_no_http_is_no_web_server() -> None:
+    async with port(b"SSH-2.0-OpenSSH_9.6\r\n") as url:
+        with pytest.raises(ProtocolError) as caught:
+            await measure(url)
+    assert caught.value.message == (
+        f"what listens at {url!r} is no Ollama but something else: it answers /api/version with no HTTP"
+    )
+
+
+async def test_a_port_behind_which_nothing_runs_is_told_as_that() -> None:
+    async with port(b"") as url:
+        with pytest.raises(BrokenStream) as caught:
+            await measure(url)
+    assert "a forwarded port (docker, ssh -L) behind which nothing runs" in caught.value.hint
+    assert f"curl {url}/api/version" in caught.value.hint
 
 
 async def test_a_server_that_wants_a_key_is_no_other_server() -> None:

@@ -22,7 +22,7 @@ from graphton.chat.ollama import OllamaChat
 from graphton.errors import PromptTooLong, StatusError
 from graphton.messages import AssistantMessage, UserMessage
 from graphton.models import ModelRef, ModelSettings
-from graphton.testing import FakeProviders, Reply
+from graphton.testing import FakeProviders, FakeRequest, Reply
 
 QWEN_7B = {
     "attention.head_count": 28,
@@ -260,6 +260,24 @@ async def test_a_server_that_gives_less_is_noticed_and_the_smaller_window_counts
     await ask(one)
     assert windows(fake) == [8192, 8192]  # another number would load the model again
     assert fake.library.loads == [("qwen2.5-coder:7b", 6000)]
+
+
+async def test_a_model_that_is_served_under_another_name_is_no_old_version() -> None:
+    """Ollama serves two models of one file from one process, and lists the name that was used first."""
+    async with FakeProviders() as fake:
+
+        def answer(request: FakeRequest) -> Reply:
+            fake.library.loaded = {"first:latest": 16_384}
+            return Reply(text="ok")
+
+        fake.library.become(models={name: ["completion"] for name in ("first:latest", "qwen2.5-coder:7b")})
+        fake.rule(answer)
+        one = chat(fake)
+        await ask(one)
+    assert one.notices == (
+        "the context window that qwen2.5-coder:7b was really given is not known: the server does not list it as "
+        "loaded; another name of the same file may be",
+    )
 
 
 async def test_a_version_that_does_not_tell_the_window_is_said(fake: FakeProviders) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socketserver
 import threading
 from collections.abc import Iterator
 
@@ -291,6 +292,31 @@ def test_what_is_no_ollama_is_told_as_that(stigmer, website) -> None:
     assert done.returncode == 1
     assert f"what listens at '{website}' is no Ollama but a web server" in done.stderr
     assert "(address: env OLLAMA_HOST (your shell))" in done.stderr
+
+
+@pytest.fixture
+def dead_end() -> Iterator[str]:
+    """A port that takes connections and closes them, as one that is forwarded to where nothing runs."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        """Hangs up."""
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_port_that_leads_nowhere_is_told_before_the_run_begins(stigmer, dead_end) -> None:
+    done = stigmer("run", "hello", "--provider", "ollama", OLLAMA_HOST=dead_end)
+    assert done.returncode == 1
+    assert "(address: env OLLAMA_HOST (your shell))" in done.stderr
+    assert "a forwarded port" in done.stderr
+    assert "try 2" not in done.stderr
+    assert stigmer("list", "--json").stdout == ""
 
 
 def test_a_dry_run_asks_no_ollama(stigmer) -> None:

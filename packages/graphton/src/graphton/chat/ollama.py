@@ -324,6 +324,8 @@ class OllamaChat:
             try:
                 given = await self.loaded_window()
                 why = "" if self._known.server else "the server could not be measured"
+                if self._known.server and self._known.loaded is None and self._known.takes("loaded window"):
+                    why = "the server does not list it as loaded; another name of the same file may be"
                 self._window.verify(given, self.ref.model, self._notice, why=why)
             except ProviderError as error:
                 self._window.verify(None, self.ref.model, self._notice, why=error.message)

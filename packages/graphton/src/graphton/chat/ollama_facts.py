@@ -22,7 +22,14 @@ from graphton.chat._failures import Peer, origin_of
 from graphton.chat._http import HEADERS, Limits, endpoint, fetch
 from graphton.chat._keys import Key, check_key
 from graphton.chat._wire import dumps
-from graphton.errors import ConnectError, ProtocolError, ProviderError, ProviderTimeout, StatusError
+from graphton.errors import (
+    BrokenStream,
+    ConnectError,
+    ProtocolError,
+    ProviderError,
+    ProviderTimeout,
+    StatusError,
+)
 
 __all__ = [
     "SINCE",
@@ -72,6 +79,7 @@ class Loaded:
     """A model in the server's memory, as `/api/ps` lists it."""
 
     name: str
+    """Of the name that it was loaded by: another one with the same file is served from there, too."""
     window: int | None
     """The context window that it was really given; versions before 0.10.0 do not say."""
     size: int | None
@@ -80,6 +88,7 @@ class Loaded:
     """How many of them lie on a graphics card."""
     expires: datetime | None = None
     """When it is unloaded, should nobody use it until then."""
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +154,11 @@ class Server:
         return next((one for one in self.installed if _same(one.name, name)), None)
 
     def loaded_model(self, name: str) -> Loaded | None:
-        """The model in memory that a name means."""
-        return next((one for one in self.loaded if _same(one.name, name)), None)
+        """The model in memory that a name means, or a copy of it: that is loaded by whichever name was used first."""
+        row = self.installed_model(name)
+        by_name = (one for one in self.loaded if _same(one.name, name))
+        copies = (one for one in self.loaded if row is not None and row.digest and one.digest == row.digest)
+        return next(by_name, None) or next(copies, None)
 
 
 def without_v1(base_url: str) -> str:
@@ -168,9 +180,7 @@ async def measure(
     base = without_v1(base_url)
     key = check_key(provider, endpoint(base, "/api/version"), api_key)
     version = await _version(base, key, seconds)
-    tags, running = await asyncio.gather(
-        _get(base, "/api/tags", key, SHOW_SECONDS), _get(base, "/api/ps", key, SHOW_SECONDS)
-    )
+    tags, running = await asyncio.gather(_get(base, "/api/tags", key, SHOW_SECONDS), _running(base, key))
     return Server(
         base, version, tuple(map(_installed, _rows(tags))), tuple(map(_loaded, _rows(running))), key
     )
@@ -178,7 +188,7 @@ async def measure(
 
 async def loaded_models(server: Server) -> tuple[Loaded, ...]:
     """What this server has in memory now."""
-    return tuple(map(_loaded, _rows(await _get(server.base_url, "/api/ps", server.key, SHOW_SECONDS))))
+    return tuple(map(_loaded, _rows(await _running(server.base_url, server.key))))
 
 
 _known: dict[tuple[str, str, str, str], ModelFacts] = {}
@@ -218,16 +228,33 @@ async def _version(base: str, key: Key, seconds: float) -> str:
         if error.trouble == "refused":
             error.hint = START
         raise
+    except BrokenStream as error:
+        error.hint = (
+            f"see what listens there: curl {base}/api/version; a forwarded port (docker, ssh -L) behind which nothing "
+            "runs takes connections and closes them"
+        )
+        raise
     except StatusError as error:
         if error.status in (401, 403, 407) or error.status >= 500:
             raise
         raise await _no_ollama(base, key, f"answers {error.status} to /api/version") from error
     except ProtocolError as error:
-        raise await _no_ollama(base, key, "answers /api/version with no JSON") from error
+        told = "HTTP" if _is_no_http(error) else "JSON"
+        raise await _no_ollama(base, key, f"answers /api/version with no {told}") from error
     version = found.get("version") if isinstance(found, dict) else None
     if not isinstance(version, str):
         raise await _no_ollama(base, key, "names no version")
     return version
+
+
+async def _running(base: str, key: Key) -> Any:
+    """What `/api/ps` says; versions before 0.1.38 have no such route."""
+    try:
+        return await _get(base, "/api/ps", key, SHOW_SECONDS)
+    except StatusError as error:
+        if error.status == 404:
+            return None
+        raise
 
 
 async def _no_ollama(base: str, key: Key, why: str) -> ProtocolError:
@@ -252,8 +279,15 @@ async def _what_is_there(base: str, key: Key) -> tuple[str, str]:
         owner = str(listed["data"][0].get("owned_by", "")) if listed["data"] else ""
         what, provider = _OWNERS.get(owner, ("a server of OpenAI's API", "lmstudio"))
         return what, f"use it as --provider {provider} --base-url {base}/v1"
+    except ProtocolError as error:
+        return "something else" if _is_no_http(error) else "a web server", ""
     except (ProviderError, LookupError, TypeError, AttributeError):
         return "a web server", ""
+
+
+def _is_no_http(error: ProtocolError) -> bool:
+    """Whether what was sent could not be read as HTTP at all, as by an SSH server."""
+    return " sent no valid HTTP: " in error.message
 
 
 async def _show(server: Server, name: str) -> dict[str, Any] | None:
@@ -312,6 +346,7 @@ def _loaded(row: dict[str, Any]) -> Loaded:
         _int(row.get("size")),
         _int(row.get("size_vram")),
         _time(row.get("expires_at")),
+        str(row.get("digest") or ""),
     )
 
 

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, NamedTuple
 
 from graphton.catalog import known
-from graphton.errors import ConnectError, ModelNameError, ProtocolError, ProviderError
+from graphton.errors import BrokenStream, ConnectError, ModelNameError, ProtocolError, ProviderError
 
 from stigmer.api import event_pb2 as pb
 from stigmer.api import service_pb2 as api
@@ -89,7 +89,7 @@ async def _check_ollama(used: _Used) -> None:
             if await knows(server, used.model):
                 await _keep_data_at_home(used, server)
                 return
-    except ConnectError as error:
+    except (BrokenStream, ConnectError) as error:
         if used.has_fallback:
             return  # It takes over, as for any model that cannot be reached.
         raise _not_reached(used, error) from error
@@ -118,7 +118,7 @@ async def _keep_data_at_home(used: _Used, server: Server) -> None:
         )
 
 
-def _not_reached(used: _Used, error: ConnectError) -> Refused:
+def _not_reached(used: _Used, error: BrokenStream | ConnectError) -> Refused:
     from graphton import catalog
 
     ours = next((entry.name for entry in catalog.CATALOG if catalog.path_of(entry.name)), "")
