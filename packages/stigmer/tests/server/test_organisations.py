@@ -52,8 +52,9 @@ HARMLESS = {
     "workspace_named", "caller", "agent_record", "approvals", "on_unknown", "interactive", "if_running", "from_seq",
     "limit", "state", "by", "call", "path", "digest", "approve", "reason", "always", "older_than_days", "keep", "dry_run",
     "place", "traceparent", "if_idle", "name", "scopes", "expires_days", "worker", "attempt", "seen", "disk", "alone", "appends", "live", "earlier",
+    "folders",
 }  # fmt: skip
-"""Fields that mean something only together with one of those, or say what the caller himself brings along."""
+"""Fields that mean something only together with one of those, or say what the caller himself brings along; workers' own."""
 UNREAD = {
     ("ResolveConfig", "session"), ("ResolveConfig", "retry_of"), ("ResolveConfig", "idempotency_key"),
     ("PreloadModel", "session"), ("PreloadModel", "retry_of"), ("PreloadModel", "idempotency_key"),

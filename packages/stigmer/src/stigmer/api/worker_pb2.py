@@ -26,33 +26,37 @@ from stigmer.api import event_pb2 as stigmer_dot_api_dot_event__pb2
 from stigmer.api import service_pb2 as stigmer_dot_api_dot_service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18stigmer/api/worker.proto\x12\nstigmer.v1\x1a\x17stigmer/api/event.proto\x1a\x19stigmer/api/service.proto\"\x0e\n\x0cReadyRequest\"\x0c\n\nReadyReply\"a\n\nFromWorker\x12 \n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x11.stigmer.v1.Begin\x12#\n\x07\x61ppends\x18\x02 \x03(\x0b\x32\x12.stigmer.v1.Append\x12\x0c\n\x04live\x18\x03 \x03(\x0c\"f\n\x05\x42\x65gin\x12\x11\n\texecution\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x0c\n\x04seen\x18\x04 \x01(\x04\x12\x0c\n\x04\x64isk\x18\x05 \x01(\t\x12\r\n\x05\x61lone\x18\x06 \x01(\x08\"5\n\x06\x41ppend\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x04\x12\x0e\n\x06\x65vents\x18\x02 \x03(\x0c\x12\x0c\n\x04more\x18\x03 \x01(\x08\"\xb3\x01\n\x08ToWorker\x12 \n\x05\x62\x65gan\x18\x01 \x01(\x0b\x32\x11.stigmer.v1.Began\x12\x0e\n\x06stored\x18\x02 \x01(\x04\x12\r\n\x05heard\x18\x03 \x03(\x0c\x12\x0c\n\x04seen\x18\x04 \x01(\x04\x12\x0c\n\x04over\x18\x05 \x01(\t\x12\"\n\x07refused\x18\x06 \x01(\x0b\x32\x11.stigmer.v1.Error\x12\x0c\n\x04\x64isk\x18\x07 \x01(\t\x12\x18\n\x10patience_seconds\x18\x08 \x01(\x01\"\xea\x01\n\x05\x42\x65gan\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\n\n\x02no\x18\x02 \x01(\x04\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12\x0b\n\x03seq\x18\x04 \x01(\x04\x12\x12\n\ncreated_ms\x18\x05 \x01(\x03\x12\x0e\n\x06now_ms\x18\x06 \x01(\x03\x12\x0e\n\x06stored\x18\x07 \x01(\x04\x12(\n\x06\x61lways\x18\x08 \x03(\x0b\x32\x18.stigmer.v1.ApprovalRule\x12\"\n\x04keys\x18\t \x03(\x0b\x32\x14.stigmer.v1.ModelKey\x12\x14\n\x0corganisation\x18\n \x01(\t\x12\x0e\n\x06\x65vents\x18\x0b \x03(\x0c\";\n\x08ModelKey\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61se_url\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\"7\n\x11ReadEventsRequest\x12\x11\n\texecution\x18\x01 \x01(\t\x12\x0f\n\x07\x65\x61rlier\x18\x02 \x01(\x08\"L\n\nEventsPart\x12\x11\n\texecution\x18\x01 \x01(\t\x12\n\n\x02no\x18\x02 \x01(\x04\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12\x0e\n\x06\x65vents\x18\x04 \x03(\x0c\x32\xcd\x01\n\rWorkerService\x12:\n\x06\x41ttend\x12\x16.stigmer.v1.FromWorker\x1a\x14.stigmer.v1.ToWorker(\x01\x30\x01\x12\x45\n\nReadEvents\x12\x1d.stigmer.v1.ReadEventsRequest\x1a\x16.stigmer.v1.EventsPart0\x01\x12\x39\n\x05Ready\x12\x18.stigmer.v1.ReadyRequest\x1a\x16.stigmer.v1.ReadyReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18stigmer/api/worker.proto\x12\nstigmer.v1\x1a\x17stigmer/api/event.proto\x1a\x19stigmer/api/service.proto\"4\n\x12GoneFoldersRequest\x12\r\n\x05place\x18\x01 \x01(\t\x12\x0f\n\x07\x66olders\x18\x02 \x03(\t\"#\n\x10GoneFoldersReply\x12\x0f\n\x07\x66olders\x18\x01 \x03(\t\"\x0e\n\x0cReadyRequest\"\x0c\n\nReadyReply\"a\n\nFromWorker\x12 \n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x11.stigmer.v1.Begin\x12#\n\x07\x61ppends\x18\x02 \x03(\x0b\x32\x12.stigmer.v1.Append\x12\x0c\n\x04live\x18\x03 \x03(\x0c\"f\n\x05\x42\x65gin\x12\x11\n\texecution\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x0c\n\x04seen\x18\x04 \x01(\x04\x12\x0c\n\x04\x64isk\x18\x05 \x01(\t\x12\r\n\x05\x61lone\x18\x06 \x01(\x08\"5\n\x06\x41ppend\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x04\x12\x0e\n\x06\x65vents\x18\x02 \x03(\x0c\x12\x0c\n\x04more\x18\x03 \x01(\x08\"\xb3\x01\n\x08ToWorker\x12 \n\x05\x62\x65gan\x18\x01 \x01(\x0b\x32\x11.stigmer.v1.Began\x12\x0e\n\x06stored\x18\x02 \x01(\x04\x12\r\n\x05heard\x18\x03 \x03(\x0c\x12\x0c\n\x04seen\x18\x04 \x01(\x04\x12\x0c\n\x04over\x18\x05 \x01(\t\x12\"\n\x07refused\x18\x06 \x01(\x0b\x32\x11.stigmer.v1.Error\x12\x0c\n\x04\x64isk\x18\x07 \x01(\t\x12\x18\n\x10patience_seconds\x18\x08 \x01(\x01\"\xea\x01\n\x05\x42\x65gan\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\n\n\x02no\x18\x02 \x01(\x04\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12\x0b\n\x03seq\x18\x04 \x01(\x04\x12\x12\n\ncreated_ms\x18\x05 \x01(\x03\x12\x0e\n\x06now_ms\x18\x06 \x01(\x03\x12\x0e\n\x06stored\x18\x07 \x01(\x04\x12(\n\x06\x61lways\x18\x08 \x03(\x0b\x32\x18.stigmer.v1.ApprovalRule\x12\"\n\x04keys\x18\t \x03(\x0b\x32\x14.stigmer.v1.ModelKey\x12\x14\n\x0corganisation\x18\n \x01(\t\x12\x0e\n\x06\x65vents\x18\x0b \x03(\x0c\";\n\x08ModelKey\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61se_url\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\"7\n\x11ReadEventsRequest\x12\x11\n\texecution\x18\x01 \x01(\t\x12\x0f\n\x07\x65\x61rlier\x18\x02 \x01(\x08\"L\n\nEventsPart\x12\x11\n\texecution\x18\x01 \x01(\t\x12\n\n\x02no\x18\x02 \x01(\x04\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12\x0e\n\x06\x65vents\x18\x04 \x03(\x0c\x32\x9a\x02\n\rWorkerService\x12:\n\x06\x41ttend\x12\x16.stigmer.v1.FromWorker\x1a\x14.stigmer.v1.ToWorker(\x01\x30\x01\x12\x45\n\nReadEvents\x12\x1d.stigmer.v1.ReadEventsRequest\x1a\x16.stigmer.v1.EventsPart0\x01\x12\x39\n\x05Ready\x12\x18.stigmer.v1.ReadyRequest\x1a\x16.stigmer.v1.ReadyReply\x12K\n\x0bGoneFolders\x12\x1e.stigmer.v1.GoneFoldersRequest\x1a\x1c.stigmer.v1.GoneFoldersReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stigmer.api.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_READYREQUEST']._serialized_start=92
-  _globals['_READYREQUEST']._serialized_end=106
-  _globals['_READYREPLY']._serialized_start=108
-  _globals['_READYREPLY']._serialized_end=120
-  _globals['_FROMWORKER']._serialized_start=122
-  _globals['_FROMWORKER']._serialized_end=219
-  _globals['_BEGIN']._serialized_start=221
-  _globals['_BEGIN']._serialized_end=323
-  _globals['_APPEND']._serialized_start=325
-  _globals['_APPEND']._serialized_end=378
-  _globals['_TOWORKER']._serialized_start=381
-  _globals['_TOWORKER']._serialized_end=560
-  _globals['_BEGAN']._serialized_start=563
-  _globals['_BEGAN']._serialized_end=797
-  _globals['_MODELKEY']._serialized_start=799
-  _globals['_MODELKEY']._serialized_end=858
-  _globals['_READEVENTSREQUEST']._serialized_start=860
-  _globals['_READEVENTSREQUEST']._serialized_end=915
-  _globals['_EVENTSPART']._serialized_start=917
-  _globals['_EVENTSPART']._serialized_end=993
-  _globals['_WORKERSERVICE']._serialized_start=996
-  _globals['_WORKERSERVICE']._serialized_end=1201
+  _globals['_GONEFOLDERSREQUEST']._serialized_start=92
+  _globals['_GONEFOLDERSREQUEST']._serialized_end=144
+  _globals['_GONEFOLDERSREPLY']._serialized_start=146
+  _globals['_GONEFOLDERSREPLY']._serialized_end=181
+  _globals['_READYREQUEST']._serialized_start=183
+  _globals['_READYREQUEST']._serialized_end=197
+  _globals['_READYREPLY']._serialized_start=199
+  _globals['_READYREPLY']._serialized_end=211
+  _globals['_FROMWORKER']._serialized_start=213
+  _globals['_FROMWORKER']._serialized_end=310
+  _globals['_BEGIN']._serialized_start=312
+  _globals['_BEGIN']._serialized_end=414
+  _globals['_APPEND']._serialized_start=416
+  _globals['_APPEND']._serialized_end=469
+  _globals['_TOWORKER']._serialized_start=472
+  _globals['_TOWORKER']._serialized_end=651
+  _globals['_BEGAN']._serialized_start=654
+  _globals['_BEGAN']._serialized_end=888
+  _globals['_MODELKEY']._serialized_start=890
+  _globals['_MODELKEY']._serialized_end=949
+  _globals['_READEVENTSREQUEST']._serialized_start=951
+  _globals['_READEVENTSREQUEST']._serialized_end=1006
+  _globals['_EVENTSPART']._serialized_start=1008
+  _globals['_EVENTSPART']._serialized_end=1084
+  _globals['_WORKERSERVICE']._serialized_start=1087
+  _globals['_WORKERSERVICE']._serialized_end=1369
 # @@protoc_insertion_point(module_scope)

@@ -49,6 +49,11 @@ class WorkerServiceStub:
                 request_serializer=stigmer_dot_api_dot_worker__pb2.ReadyRequest.SerializeToString,
                 response_deserializer=stigmer_dot_api_dot_worker__pb2.ReadyReply.FromString,
                 _registered_method=True)
+        self.GoneFolders = channel.unary_unary(
+                '/stigmer.v1.WorkerService/GoneFolders',
+                request_serializer=stigmer_dot_api_dot_worker__pb2.GoneFoldersRequest.SerializeToString,
+                response_deserializer=stigmer_dot_api_dot_worker__pb2.GoneFoldersReply.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer:
@@ -77,6 +82,13 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GoneFolders(self, request, context):
+        """Which folders of a place belonged to executions that were deleted: the worker that has such a folder deletes it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +106,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Ready,
                     request_deserializer=stigmer_dot_api_dot_worker__pb2.ReadyRequest.FromString,
                     response_serializer=stigmer_dot_api_dot_worker__pb2.ReadyReply.SerializeToString,
+            ),
+            'GoneFolders': grpc.unary_unary_rpc_method_handler(
+                    servicer.GoneFolders,
+                    request_deserializer=stigmer_dot_api_dot_worker__pb2.GoneFoldersRequest.FromString,
+                    response_serializer=stigmer_dot_api_dot_worker__pb2.GoneFoldersReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -177,6 +194,33 @@ class WorkerService:
             '/stigmer.v1.WorkerService/Ready',
             stigmer_dot_api_dot_worker__pb2.ReadyRequest.SerializeToString,
             stigmer_dot_api_dot_worker__pb2.ReadyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GoneFolders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stigmer.v1.WorkerService/GoneFolders',
+            stigmer_dot_api_dot_worker__pb2.GoneFoldersRequest.SerializeToString,
+            stigmer_dot_api_dot_worker__pb2.GoneFoldersReply.FromString,
             options,
             channel_credentials,
             insecure,

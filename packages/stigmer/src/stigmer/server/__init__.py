@@ -342,6 +342,11 @@ class _Server:
             asyncio.create_task(self._warm_up(), name="warm up"),
             asyncio.create_task(self._pruner.keep(), name="pruner"),
         ]
+        if self._engine.name == "embedded":  # Else the files are at the workers.
+            from stigmer.server._places import gone
+            from stigmer.server._tidy import keep_tidy
+
+            self._beside.append(asyncio.create_task(keep_tidy(partial(gone, self._store)), name="tidy"))
 
     def _outside(self) -> Outside | None:
         """Limits, audit log and identity provider of a server that others can reach. Raises ConfigError."""

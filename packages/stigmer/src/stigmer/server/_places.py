@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from stigmer.api import service_pb2 as api
 from stigmer.errors import ConfigError, StigmerError
 from stigmer.places import PLACES, VOLUME, has_commands, own, volume
 from stigmer.server.status import Refused
+from stigmer.store import Store
 
-__all__ = ["as_shown", "give_folder", "patience", "problems", "settle"]
+__all__ = ["as_shown", "give_folder", "gone", "noted", "patience", "problems", "settle"]
 
 PATIENCE, PATIENCE_SECONDS = "STIGMER_WORKER_PATIENCE", 300.0
+GRACE_MS = 60_000
+"""So long after its last execution a folder stays: a retry that is being accepted at that moment keeps it."""
 
 
 def patience(environ: Mapping[str, str] | None = None) -> float:
@@ -91,6 +94,21 @@ def give_folder(request: api.CreateExecutionRequest, execution: str) -> None:
     """The folder's name in the place: one for each session, else one for the execution. A retry keeps the first one's."""
     if request.place in ("worker", "volume") and not request.workspace:
         request.workspace = request.session or execution
+
+
+def noted(request: api.CreateExecutionRequest) -> str:
+    """The folder that a request's place has given it, as the store notes it; "" where it has none of a place's."""
+    if request.place not in ("worker", "volume") or request.workspace.startswith("/"):
+        return ""
+    return f"{request.place}/{request.workspace}"
+
+
+async def gone(store: Store, place: str, names: Sequence[str]) -> list[str]:
+    """Which of these folders of a place belonged to executions that were deleted a while ago."""
+    folders = await store.folders_gone(
+        [f"{place}/{name}" for name in names], before_ms=store.now_ms - GRACE_MS
+    )
+    return [folder.removeprefix(f"{place}/") for folder in folders]
 
 
 def as_shown(request: api.CreateExecutionRequest) -> api.CreateExecutionRequest:

@@ -23,6 +23,8 @@ log = logging.getLogger("stigmer.server")
 DAY_MS = 86_400_000
 GRACE_MS = 3_600_000
 """The timer leaves what ended within an hour, whatever `keep` says: somebody may be about to read it."""
+FOLDERS_MS = 90 * DAY_MS
+"""So long it is told of a folder that its run was deleted: a worker may be away, and have it on its disk."""
 LOOK_SECONDS = 60.0
 """So often the timer looks whether nothing runs."""
 REST_SECONDS = 3600.0
@@ -93,6 +95,7 @@ class Pruner:
             try:
                 if wanted := self.retention():
                     await self.prune(wanted, grace_ms=GRACE_MS)
+                await self._store.forget_folders(before_ms=self._store.now_ms - FOLDERS_MS)
                 if await self._store.slack() > SLACK:
                     await self._compact()
             except (ConfigError, JournalError) as error:

@@ -87,6 +87,7 @@ SCOPES = {
     _WORKERS + "Attend": "worker",
     _WORKERS + "ReadEvents": "worker",
     _WORKERS + "Ready": "worker",
+    _WORKERS + "GoneFolders": "worker",
 }
 """What a method needs. One that is not here needs `admin`."""
 LOOKS = {
@@ -96,6 +97,7 @@ LOOKS = {
     _KEYS + "ListKeys",
     _WORKERS + "ReadEvents",
     _WORKERS + "Ready",
+    _WORKERS + "GoneFolders",
 }
 """Methods that need more than `read` and change nothing."""
 _GRANTS = {"read": {"read"}, "run": {"run", "read"}, "worker": {"worker"}, "admin": {"admin", "run", "read"}}

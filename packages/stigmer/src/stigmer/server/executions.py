@@ -29,7 +29,7 @@ from stigmer.runner import agent_for, enough, limits_of, needed_models, recorded
 from stigmer.secrets import Keys
 from stigmer.server._activity import Activity
 from stigmer.server._models_here import check_models
-from stigmer.server._places import as_shown, give_folder, settle
+from stigmer.server._places import as_shown, give_folder, noted, settle
 from stigmer.server._resolve import Resolved
 from stigmer.server._retry import carried, request_again
 from stigmer.server.auth import by_unix_socket, caller, caller_of_call
@@ -230,6 +230,7 @@ class ExecutionService(service_pb2_grpc.ExecutionServiceServicer):
                 organisation=_organisation(),
                 idempotency_key=request.idempotency_key,
                 session=request.session,
+                folder=noted(request),
                 alone=request.if_running == "reject",
                 joins=joins,
             )

@@ -21,7 +21,7 @@ from stigmer.home import Home
 from stigmer.places import placed_at
 from stigmer.secrets import Keys
 from stigmer.server._activity import Activity
-from stigmer.server._places import patience
+from stigmer.server._places import gone, patience
 from stigmer.server._relay import Relay
 from stigmer.server.auth import by_unix_socket
 from stigmer.server.status import Refused, abort, detail
@@ -160,6 +160,15 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         except Exception as error:
             await self._refuse(context, error)
         return api.ReadyReply()
+
+    async def GoneFolders(self, request: api.GoneFoldersRequest, context: Any) -> api.GoneFoldersReply:
+        """Which of a worker's folders may go."""
+        answer = api.GoneFoldersReply()
+        try:
+            answer.folders.extend(await gone(self._store, request.place, request.folders))
+        except Exception as error:
+            await self._refuse(context, error)
+        return answer
 
     async def _refuse(self, context: Any, error: Exception) -> None:
         log.info("refused a worker code=%s", getattr(error, "code", "internal"))

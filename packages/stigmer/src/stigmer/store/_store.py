@@ -9,6 +9,7 @@ so does every commit of PostgreSQL. What is asked for meanwhile waits and joins 
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -181,6 +182,7 @@ class Store:
         organisation: str = DEFAULT_ORGANISATION,
         idempotency_key: str = "",
         session: str = "",
+        folder: str = "",
         alone: bool = False,
         joins: bool = False,
     ) -> asyncio.Future[tuple[Row, bool]]:
@@ -188,7 +190,8 @@ class Store:
 
         The key and the session are the organisation's: the same words elsewhere name something else. One of a session
         begins when those before it have finished. With `alone` it raises Busy where one has not; with `joins` it goes on
-        with a conversation, and raises Gone where that has been deleted or pruned meanwhile.
+        with a conversation, and raises Gone where that has been deleted or pruned meanwhile. `folder` is where its files
+        are, `PLACE/NAME`: see `folders_gone`.
         """
 
         if "\0" in idempotency_key:
@@ -216,6 +219,7 @@ class Store:
             for event in events:
                 event.time_ms = now
             values = {"id": id, "request": request, "now": now, "session": session or None, **key}
+            values["folder"] = folder or None
             made = db.run("accept", values).fetchone()
             if made is None:
                 return _Done((Row(*db.run("by_idempotency_key", key).fetchone()), False))
@@ -421,6 +425,19 @@ class Store:
 
         # In the store's thread: others commit and read in between.
         return self._submit(work, durable=True)
+
+    async def folders_gone(self, folders: Sequence[str], *, before_ms: int) -> list[str]:
+        """Which of these have had an execution, whose last one was deleted before that moment."""
+        values = {"folders": json.dumps(list(folders)), "before": before_ms}
+        return await self._read("folders_gone", values, lambda rows: [folder for (folder,) in rows])
+
+    async def forget_folders(self, *, before_ms: int) -> None:
+        """Says of no folder that went before that moment any more that it is gone."""
+
+        def work(db: Session) -> None:
+            db.run("forget_folders", {"before": before_ms})
+
+        await self.change(work)
 
     def _control(self, db: Session, no: int, events: Sequence[pb.Event], *, seen: int = 0) -> _Committed:
         values = {"no": no, "seen": seen, **_effects(events, db.now_ms)}
@@ -756,7 +773,11 @@ def _delete(db: Session, nos: Sequence[int]) -> int:
     keys = [{"first": _key(first, 0), "end": _key(end, 0)} for first, end in found]
     db.run_many("delete_events", keys)
     db.run_many("delete_originals", keys)
-    return sum(len(list(db.run("delete_executions", {"first": a, "end": b}))) for a, b in found)
+    rows = [{"first": first, "end": end} for first, end in found]
+    folders = {folder for values in rows for (folder,) in db.run("folders", values)}
+    count = sum(len(list(db.run("delete_executions", values))) for values in rows)
+    db.run_many("folder_gone", [{"folder": folder, "now": db.now_ms} for folder in sorted(folders)])
+    return count
 
 
 def _attempt(work: Callable[[Session], _Done], db: Session) -> _Done:

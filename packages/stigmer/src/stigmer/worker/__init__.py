@@ -11,8 +11,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -305,7 +306,7 @@ async def work(
         )
         try:
             health = _Health(plane)
-            async with health_at(http, health.checks):
+            async with health_at(http, health.checks), _tidied(plane):
                 health.client = client = await _temporal()
                 hands = Hands(home, plane, key_for=resolver.key_for)
                 telemetry.watch_worker(most, busy=lambda: hands.busy, draining=lambda: health.ending)
@@ -340,6 +341,31 @@ async def work(
             await channel.close(None)
             await _close_models()
             log.info("ended pid=%d", os.getpid())
+
+
+async def _gone(plane: Plane, place: str, names: Sequence[str]) -> Sequence[str]:
+    """Which of our folders the control plane gives up. Raises StigmerError where it cannot say."""
+    import grpc.aio
+
+    try:
+        asked = api.GoneFoldersRequest(place=place, folders=names)
+        return list((await plane.stub.GoneFolders(asked, metadata=plane.metadata)).folders)
+    except grpc.aio.AioRpcError as error:
+        raise StigmerError(f"{error.code().name}: {error.details()}") from error
+
+
+@asynccontextmanager
+async def _tidied(plane: Plane) -> AsyncIterator[None]:
+    """Meanwhile the folders of deleted runs are deleted here."""
+    from stigmer.server._tidy import keep_tidy
+
+    tidying = asyncio.create_task(keep_tidy(partial(_gone, plane)), name="tidy")
+    try:
+        yield
+    finally:
+        tidying.cancel()
+        with suppress(asyncio.CancelledError):
+            await tidying
 
 
 def _unless_wrong(make: Callable[[], Made], found: list[str]) -> Made | None:
