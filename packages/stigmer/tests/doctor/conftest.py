@@ -46,7 +46,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         status, body = self.web.answers.get(self.path.partition("?")[0], (404, {"error": "not found"}))
         if callable(body):
-            status, body = body(json.loads(sent))
+            status, body = body(json.loads(sent or b"{}"))
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response_only(status)
         for name, value in self.web.headers.items():

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+from graphton.testing import tiny_gguf
 from stigmer.doctor import Check
 from stigmer.doctor import _llamacpp as llamacpp
 from stigmer.doctor import _ollama as ollama
@@ -206,6 +207,44 @@ async def test_an_old_ollama_is_told_what_it_does_in_silence(web: Any) -> None:
     assert row.hint == "get a newer one: https://ollama.com/download"
 
 
+@pytest.mark.parametrize(
+    ("model", "version", "words"),
+    [
+        (
+            "qwen2.5-coder:1.5b",
+            "0.4.7",
+            "by replies held to a schema (tool mode envelope), which this Ollama does not ",
+        ),
+        (
+            "qwen3:8b",
+            "0.2.8",
+            "through Ollama's native tools (tool mode native), which this Ollama does not know",
+        ),
+    ],
+)
+async def test_a_way_of_using_tools_that_its_version_does_not_know_is_warned_of(
+    web: Any, model: str, version: str, words: str
+) -> None:
+    library = Library(web, version=version)
+    library.add(model, "completion", "tools")
+    row = (await library.look(model))["ollama.tools"]
+    assert (row.status, row.hint) == ("warn", "get a newer one: https://ollama.com/download")
+    assert words in row.text
+
+
+async def test_an_ollama_that_is_slow_to_list_its_models_is_one_all_the_same(library: Library) -> None:
+    """A run waits for it, so the default run would work."""
+    library.add("qwen3:8b", "completion", "tools")
+
+    def slow(asked: dict[str, Any]) -> tuple[int, Any]:
+        library.web.over.wait(2.8)
+        return 200, {"models": library.tags}
+
+    library.web.answers["/api/tags"] = (200, slow)
+    rows = await library.look("qwen3:8b")
+    assert (rows["ollama.server"].status, rows["ollama.model"].status) == ("ok", "ok")
+
+
 async def test_something_else_at_that_address_is_no_ollama(web: Any, library: Library) -> None:
     web.answers["/api/version"] = (404, {})
     row = (await library.look("qwen3:8b"))["ollama.server"]
@@ -282,6 +321,25 @@ async def test_a_file_that_is_no_model_is_told(models: Path) -> None:
     row = (await served(str(models / "mine.gguf")))["llamacpp.model"]
     assert row.status == "fail"
     assert "it is no GGUF file" in row.text
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        (-100, "it is cut off: 100 bytes of its weights are missing"),
+        (200, "it is damaged, or cut off in its head"),
+    ],
+)
+async def test_a_file_that_is_cut_off_is_told_before_a_run_finds_out(
+    models: Path, kept: int, words: str
+) -> None:
+    whole = tiny_gguf(models / "whole.gguf", {">": "hello", "hello": "</s>"})
+    assert (await served(whole))["llamacpp.model"].status == "ok"
+    cut = models / "cut.gguf"
+    cut.write_bytes((models / "whole.gguf").read_bytes()[:kept])
+    row = (await served(str(cut)))["llamacpp.model"]
+    assert row.status == "fail"
+    assert words in row.text
 
 
 @pytest.fixture

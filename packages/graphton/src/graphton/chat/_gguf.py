@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any, BinaryIO
 
 from graphton.errors import ProviderError
 
-__all__ = ["Head", "read_head"]
+__all__ = ["Head", "check_whole", "read_head"]
 
 # value type -> struct format; 8 is a string, 9 an array
 _NUMBERS = {
@@ -26,6 +28,24 @@ _NUMBERS = {
     12: "<d",
 }
 _STRING, _ARRAY = 8, 9
+_ALIGNMENT = 32
+"""Of the weights in the file, where its head names no other."""
+# Kind of weights -> how many lie in a block, and how many bytes that takes (ggml's types). Of others only their place counts.
+_BLOCKS = {
+    0: (1, 4),  # F32
+    1: (1, 2),  # F16
+    2: (32, 18),  # Q4_0
+    3: (32, 20),  # Q4_1
+    6: (32, 22),  # Q5_0
+    7: (32, 24),  # Q5_1
+    8: (32, 34),  # Q8_0
+    10: (256, 84),  # Q2_K
+    11: (256, 110),  # Q3_K
+    12: (256, 144),  # Q4_K
+    13: (256, 176),  # Q5_K
+    14: (256, 210),  # Q6_K
+    30: (1, 2),  # BF16
+}
 _LONGEST_STRING = 1 << 20
 _MOST_KEYS = 1 << 16
 
@@ -44,13 +64,74 @@ def read_head(path: Path) -> Head:
     try:
         with path.open("rb") as file:
             facts = _facts(file)
-    except (OSError, ValueError, struct.error) as error:
-        raise ProviderError(
-            f"model file {str(path)!r} cannot be used: {error or 'it ends too early'}",
-            hint="give the path of a whole .gguf file that you may read",
-            provider="llamacpp",
-        ) from error
+    except struct.error as error:
+        raise _unusable(path, "it is damaged, or cut off in its head") from error
+    except (OSError, ValueError) as error:
+        raise _unusable(path, str(error)) from error
     return Head(facts.get("context_length", 0), _kv_bytes(facts))
+
+
+def check_whole(path: Path) -> None:
+    """Raise ProviderError where the file ends before the weights that its head lists: a broken copy or download.
+
+    Reads the whole head, which takes some tenths of a second where the vocabulary is large; the weights are not read.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            lacking = _end(data) - len(data)
+    except (OSError, ValueError, struct.error) as error:
+        raise _unusable(path, "it is damaged, or cut off in its head") from error
+    if lacking > 0:
+        raise _unusable(path, f"it is cut off: {lacking:,} bytes of its weights are missing")
+
+
+def _unusable(path: Path, why: str) -> ProviderError:
+    return ProviderError(
+        f"model file {str(path)!r} cannot be used: {why}",
+        hint="give the path of a whole .gguf file that you may read",
+        provider="llamacpp",
+    )
+
+
+def _end(data: mmap.mmap) -> int:
+    """Where the last of the listed weights ends in the file."""
+    if data[:4] != b"GGUF":
+        raise ValueError("it is no GGUF file")
+    _, tensors, keys = struct.unpack_from("<IQQ", data, 4)
+    alignment, at = _ALIGNMENT, 24
+    for _ in range(keys):
+        start = at + 8
+        at = _past(data, at, _STRING)
+        (kind,) = struct.unpack_from("<I", data, at)
+        if data[start:at] == b"general.alignment":
+            (alignment,) = struct.unpack_from("<I", data, at + 4)
+        at = _past(data, at + 4, kind)
+    last = 0
+    for _ in range(tensors):
+        at = _past(data, at, _STRING)
+        (dimensions,) = struct.unpack_from("<I", data, at)
+        *shape, kind, offset = struct.unpack_from(f"<{dimensions}QIQ", data, at + 4)
+        at += 16 + 8 * dimensions
+        many, size = _BLOCKS.get(kind, (1, 0))
+        last = max(last, offset + math.prod(shape) // many * size)
+    return (at + alignment - 1) // alignment * alignment + last
+
+
+def _past(data: mmap.mmap, at: int, kind: int) -> int:
+    """Where the value of this kind that begins at `at` ends."""
+    if kind in _NUMBERS:
+        return at + struct.calcsize(_NUMBERS[kind])
+    if kind == _STRING:
+        return at + 8 + int(struct.unpack_from("<Q", data, at)[0])
+    if kind != _ARRAY:
+        raise ValueError(f"it holds a value of the unknown type {kind}")
+    inner, count = struct.unpack_from("<IQ", data, at)
+    at += 12
+    if inner in _NUMBERS:
+        return at + int(count) * struct.calcsize(_NUMBERS[inner])
+    for _ in range(count):
+        at = _past(data, at, inner)
+    return at
 
 
 def _kv_bytes(facts: dict[str, int]) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from graphton.chat._gguf import check_whole
 from graphton.chat._llamacpp_file import ModelFile, choose_room, locate
 from graphton.chat._machine import cores, free_memory, slots_worth
 from graphton.chat._window import ROOM_TO_GROW
@@ -90,6 +91,7 @@ def _model(asked: Mapping[str, Any]) -> list[Check]:
     used = asked["used"]
     try:
         file = locate(asked["model"])
+        check_whole(file.path)
     except ModelMissing as error:
         return [
             check(

@@ -21,7 +21,8 @@ from stigmer.doctor._ollama_model import described
 __all__ = ["SECONDS", "look"]
 
 REACH_SECONDS = 2.0
-SECONDS = 2.5
+SECONDS = 6.0
+"""For all that it has and has loaded, where it has said what it is: it may be slow, but it is one."""
 SHOW_SECONDS = 6.0
 """For describing one model: a tenth of it where the server's machine has nothing else to do."""
 
@@ -33,7 +34,7 @@ async def look(asked: Mapping[str, Any]) -> list[Check]:
         async with asyncio.timeout(SECONDS):
             server = await measure(asked["url"], api_key=asked["key"] or None, seconds=REACH_SECONDS)
     except TimeoutError:
-        text = f"nothing at {asked['url']} gave a whole answer within {SECONDS:g} s"
+        text = f"what listens at {asked['url']} gave no whole answer within {SECONDS:g} s"
         return [
             _not_there(asked, "timeout", text, "see what listens there: curl {url}/api/version", used=used)
         ]
@@ -125,7 +126,7 @@ def _undescribed(model: str, why: str) -> Check:
         "ollama.model",
         WARN,
         f"the model {model!r} is installed; {why}",
-        f"see: ollama show {model}",
+        f"see: ollama show {model}; where its file is damaged, remove and pull it again",
         model=model,
         installed=True,
     )

@@ -10,7 +10,7 @@ from graphton._tool_modes import ToolModes, without_a_trial
 from graphton.chat._ollama_known import Known
 from graphton.chat._tool_facts import ToolFacts
 from graphton.chat._window import Bounds, choose, fits_loaded
-from graphton.chat.ollama_facts import Loaded, ModelFacts, Server
+from graphton.chat.ollama_facts import SINCE, Loaded, ModelFacts, Server
 from graphton.models import ModelRef, lookup, tool_mode
 
 from stigmer.doctor._check import FAIL, OK, WARN, Check, check
@@ -29,7 +29,7 @@ def described(server: Server, facts: ModelFacts, asked: Mapping[str, Any]) -> li
     return [
         _model(facts),
         *_template(facts),
-        _tools(facts, asked),
+        _tools(server, facts, asked),
         _loaded(known.loaded, window),
         *_memory(known, window, wanted),
     ]
@@ -77,7 +77,7 @@ def _template(facts: ModelFacts) -> list[Check]:
     ]
 
 
-def _tools(facts: ModelFacts, asked: Mapping[str, Any]) -> Check:
+def _tools(server: Server, facts: ModelFacts, asked: Mapping[str, Any]) -> Check:
     """The way that a run will take, as the table, the server or an earlier trial says."""
     ref = ModelRef("ollama", facts.name)
     identity = f"ollama {facts.digest}" if facts.digest else ""
@@ -95,6 +95,11 @@ def _tools(facts: ModelFacts, asked: Mapping[str, Any]) -> Check:
     }
     why = f": it {found.why}" if found and found.why else "; so a trial has found" if tried else ""
     text = f"tools are used {words.get(mode, mode)} (tool mode {mode}){why}"
+    needs = "schema" if mode == "envelope" else "tools"
+    if not server.takes(needs):
+        since = ".".join(map(str, SINCE[needs]))
+        text += f", which this Ollama does not know: it is older than {since}"
+        return check("ollama.tools", WARN, text, "get a newer one: https://ollama.com/download", **numbers)
     if mode != "native" and tool_mode(ref) == "native":
         hint = "take a model that can use tools: https://ollama.com/search?c=tools"
         return check("ollama.tools", WARN, text, hint, **numbers)
