@@ -502,6 +502,8 @@ async def test_a_hint_names_the_variable_of_the_key() -> None:
         ("not a url", "'not a url' needs http:// or https:// and a host"),
         ("ftp://x", "'ftp://x' needs http:// or https://"),
         ("https://", "needs http:// or https:// and a host"),
+        ("http://[::", "'http://[::' is not an address (Invalid IPv6 URL)"),
+        ("http://u:secret@h:99999", "'h:99999' is not an address (Port out of range 0-65535)"),
         ("https://me:sentinel@api.example.com/v1", "'https://api.example.com' holds a user or password"),
         ("https://api.example.com/v1?key=sentinel", "'https://api.example.com' has a query or a fragment"),
     ],

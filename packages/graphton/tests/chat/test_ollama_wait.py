@@ -47,6 +47,7 @@ def test_a_prompt_is_told_as_a_share_of_the_estimate_as_long_as_that_may_be_righ
     tick = reading(1200, 20)
     assert tick(5) == WaitChunk("prompt", 5, 20, "s", "about 1,200 tokens, estimated from the last ones")
     assert tick(25) == WaitChunk("prompt", 25, 0, "s", "about 1,200 tokens, 25 s so far, estimated were 20 s")
+    assert reading(90, 0.3)(25) == WaitChunk("prompt", 25, 0, "s", "about 90 tokens, 25 s so far")
     assert reading(1200, None)(3) == WaitChunk("prompt", 3, 0, "s", "about 1,200 tokens, 3 s so far")
 
 

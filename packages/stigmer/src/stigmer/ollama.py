@@ -36,14 +36,14 @@ class Held(NamedTuple):
     """The host that serves it, where the Ollama only passes requests on."""
 
 
-def held(url: str, key: str | None = None) -> list[Held] | None:
-    """What the Ollama at this address has, by name; None where none answers in time."""
-    from graphton.errors import GraphtonError
+def held(url: str, key: str | None = None) -> list[Held] | str:
+    """What the Ollama at this address has, by name; or why nobody can tell, "" where nothing listens there."""
+    from graphton.errors import ConnectError, GraphtonError
 
     try:
         return _run(_held(url, key))
-    except (GraphtonError, TimeoutError, ValueError):
-        return None
+    except GraphtonError as error:
+        return "" if isinstance(error, ConnectError) and error.trouble == "refused" else error.message
 
 
 def pull(

@@ -310,6 +310,23 @@ def dead_end() -> Iterator[str]:
     server.server_close()
 
 
+def test_the_list_says_why_there_is_nothing_of_an_ollama(stigmer, website) -> None:
+    done = stigmer("models", "list", OLLAMA_HOST=website)
+    assert done.returncode == 0
+    assert (
+        f"Ollama: none answers at {website}: what listens at '{website}' is no Ollama but a web"
+        in done.stdout
+    )
+    assert f"Ollama: none answers at {NOBODY}\n" in stigmer("models", "list", OLLAMA_HOST=NOBODY).stdout
+
+
+@pytest.mark.parametrize("command", [("list",), ("pull", "qwen3:8b"), ("remove", "qwen3:8b")])
+def test_an_address_that_is_none_is_the_users_slip_and_no_fault_of_ours(stigmer, command) -> None:
+    done = stigmer("models", *command, OLLAMA_HOST="http://[::")
+    assert "'http://[::' is not an address (Invalid IPv6 URL)" in done.stdout + done.stderr
+    assert "our fault" not in done.stderr
+
+
 def test_a_port_that_leads_nowhere_is_told_before_the_run_begins(stigmer, dead_end) -> None:
     done = stigmer("run", "hello", "--provider", "ollama", OLLAMA_HOST=dead_end)
     assert done.returncode == 1

@@ -66,7 +66,14 @@ def limits_for(timeouts: Timeouts, *, local: bool) -> Limits:
 def endpoint(base_url: str, path: str) -> str:
     """`base_url` with `path` behind it; refuses what is no plain http(s) address."""
     url = base_url.strip().rstrip("/")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise SettingError(
+            f"base URL {url.rpartition('@')[2]!r} is not an address ({error})",
+            hint="write it like https://api.example.com/v1",
+        ) from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise SettingError(
             f"base URL {url!r} needs http:// or https:// and a host",

@@ -100,7 +100,8 @@ def reading(tokens: float, estimate: float | None) -> Callable[[float], WaitChun
             return WaitChunk(
                 "prompt", round(elapsed, 1), estimate, "s", f"{said}, estimated from the last ones"
             )
-        late = f", estimated were {estimate:.0f} s" if estimate is not None else ""
+        # Where nearly all is known already and it takes long all the same, another call is answered first.
+        late = f", estimated were {estimate:.0f} s" if estimate is not None and estimate >= 1 else ""
         return WaitChunk("prompt", round(elapsed, 1), 0.0, "s", f"{said}, {elapsed:.0f} s so far{late}")
 
     return tick

@@ -60,13 +60,13 @@ def files() -> Iterator[Row]:
             }
 
 
-def of_ollama(url: str, key: str | None) -> list[Row] | None:
-    """What the Ollama at this address has installed; None where none answers."""
+def of_ollama(url: str, key: str | None) -> list[Row] | str:
+    """What the Ollama at this address has installed; or why nobody can tell, "" where none runs."""
     from stigmer.ollama import held
 
     found = held(url, key)
-    if found is None:
-        return None
+    if isinstance(found, str):
+        return found
     return [
         {
             "kind": "ollama",
@@ -164,10 +164,11 @@ def _place_of(row: Row) -> str:
     return f"not installed: stigmer models pull {row['name']}"
 
 
-def ollama_lines(served: Sequence[Row] | None, url: str) -> list[str]:
+def ollama_lines(served: Sequence[Row] | str, url: str) -> list[str]:
     """An Ollama's models, one a line."""
-    if served is None:
-        return [f"Ollama: none answers at {harmless(url)}", ""]
+    if isinstance(served, str):
+        why = f": {harmless(served)}" if served else ""
+        return [f"Ollama: none answers at {harmless(url)}{why}", ""]
     shown = [
         (
             row["name"],

@@ -53,7 +53,8 @@ def list_() -> int:
     files, served = list(shown.files()), shown.of_ollama(url, key)
     providers, known = list(shown.providers(settings)), list(shown.known())
     if asked().json:
-        for row in [*files, *(served or ()), *providers, *known]:
+        rows = () if isinstance(served, str) else served
+        for row in [*files, *rows, *providers, *known]:
             terminal().data(json.dumps(row, ensure_ascii=False) + "\n")
         return 0
     parts = (
