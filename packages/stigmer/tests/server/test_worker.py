@@ -70,6 +70,23 @@ async def test_an_execution_that_comes_back_to_the_same_worker_is_driven_by_its_
     assert await ends(idle, execution) == ["lost", "done", "completed"]
 
 
+async def test_a_run_whose_worker_is_not_let_in_any_more_stops_there_at_once(
+    idle: Any, fake: FakeProviders
+) -> None:
+    """It waits for a reply that never comes: there is nothing that it could try to write down."""
+    fake.add(Reply(text="never", stall_after=0))
+    execution = await accepted(idle)
+    async with hands_at(idle.home, idle.address, idle.token) as hands, asyncio.timeout(DEADLINE):
+        driving = asyncio.create_task(hands.take(execution).drive())
+        await fake.wait_for_requests(1)
+        await idle.stop()
+        idle.home.token.write_text("a" * 64)
+        await idle.start(engine="temporal")
+        with pytest.raises(JournalError, match="the server does not know this token"):
+            await driving
+        assert hands.busy == 0
+
+
 async def test_what_is_handed_over_before_it_has_begun_does_not_begin(idle: Any, short_folder: Path) -> None:
     """The control plane is away, and the worker is told to end: it does not wait for it."""
     async with (

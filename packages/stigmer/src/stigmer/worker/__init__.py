@@ -204,7 +204,7 @@ class _Taken:
             for record in records:
                 if record.HasField("cancel_requested"):
                     attempt.hear(record)
-            self.line.tell(attempt.hear)
+            self.line.tell(attempt.hear, lost=attempt.drop)
             log.info("attempt started execution=%s attempt=%d", self.execution, began.attempt)
             outcome = await attempt.run()
             log.info(

@@ -74,6 +74,7 @@ class Line:
         self.attempt = 0
         self._heard: list[pb.Event] = []
         self._hear: Callable[[pb.Event], object] = self._heard.append
+        self._lost: Callable[[], object] = lambda: None
         self.feed = _Shows(self)
         self._plane, self._execution, self._worker = plane, execution, worker
         self._disk, self._alone = disk, alone
@@ -105,9 +106,12 @@ class Line:
         """Whoever waits for the beginning waits no longer."""
         self._answer("shutdown")
 
-    def tell(self, hear: Callable[[pb.Event], object]) -> None:
-        """From now on `hear` is told of every event that somebody else appends; first of those that came already."""
-        self._hear = hear
+    def tell(self, hear: Callable[[pb.Event], object], *, lost: Callable[[], object]) -> None:
+        """From now on `hear` is told of every event that somebody else appends; first of those that came already.
+
+        `lost` is called when the control plane takes nothing more: what runs would run in vain, and at a cost.
+        """
+        self._hear, self._lost = hear, lost
         for event in self._heard:
             hear(event)
 
@@ -328,6 +332,7 @@ class Line:
         for batch in batches.values():
             if not batch.stored.done():
                 batch.stored.set_exception(error)
+        self._lost()
 
 
 def _up_to(events: Sequence[bytes], room: int) -> list[bytes]:
