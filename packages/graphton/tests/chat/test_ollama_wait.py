@@ -277,6 +277,18 @@ async def test_each_trouble_of_a_load_has_its_way_out(
     assert caught.value.retryable is retryable
 
 
+async def test_a_server_that_fails_without_a_word_is_told_with_what_that_may_mean(
+    fake: FakeProviders,
+) -> None:
+    """So does Ollama 0.17.4 with a model whose file is damaged."""
+    fake.library.load = Reply(status=500, body=b"")
+    with pytest.raises(StatusError) as caught:
+        async for _ in chat(fake).stream(HELLO):
+            pass
+    assert caught.value.hint.startswith("Ollama fails without a word: its log says why; ")
+    assert "ollama rm qwen2.5-coder:7b, and fetch it again: ollama pull qwen2.5-coder:7b" in caught.value.hint
+
+
 async def test_a_template_that_hides_everything_is_said(fake: FakeProviders) -> None:
     fake.library.become(templates={"qwen2.5-coder:7b": "{{ .Prompt }}"})
     fake.reply("Hi.")

@@ -96,6 +96,11 @@ def explained(
     if refusal is not None:
         error.hint = refusal.hint.format(model=model, window=window, installed=_others(server))
         error.retryable = refusal.passes
+    elif error.status == 500 and error.message.endswith(" answered 500"):
+        error.hint = (
+            f"Ollama fails without a word: its log says why; where the model's file is damaged, ollama rm {model}, and "
+            f"fetch it again: ollama pull {model}"
+        )
     elif error.status in (404, 405, 501):
         error.hint = f"what listens there may be no Ollama; see: curl {origin_of(error.url)}/api/version"
         error.retryable = False
