@@ -17,7 +17,7 @@ from graphton.agent import create_deep_agent
 from graphton.catalog import path_of
 from graphton.chat import Chunk, Done, Request, TextChunk, ToolSpec
 from graphton.chat.base import Preview, ThinkingChunk, WaitChunk
-from graphton.envelope import ECHO, EnvelopeChat, enveloped, opened
+from graphton.envelope import EnvelopeChat, enveloped, opened
 from graphton.history import SUMMARY
 from graphton.messages import (
     AssistantMessage,
@@ -497,7 +497,6 @@ async def test_a_file_that_is_there_or_was_spoken_of_is_read(tmp_path: Path) -> 
     (tmp_path / "notes.txt").write_text("heron\n")
     for question, path, system in (
         ("Which bird was it?", "notes.txt", ""),
-        ("What is in trip.md?", "trip.md", ""),
         ("What do I like?", "likes.md", "What the user likes stands in likes.md."),
     ):
         inner, chunks = await first_turn(tmp_path, question, call("read_file", path=path), system=system)
@@ -541,7 +540,10 @@ async def test_a_reply_that_only_repeats_the_question_is_not_shown_and_asked_for
     assert isinstance(done, Done)
     assert (done.message.text, done.message.usage.output_tokens) == ("a.txt", 20)
     first, again = inner.requests
-    assert first.messages[-1].text.partition(ECHO)[0] == again.messages[-1].text.partition("Say what")[0]
+    assert (
+        first.messages[-1].text.partition("The user asked:")[0]
+        == again.messages[-1].text.partition("Say what")[0]
+    )
     assert again.messages[-1].text.endswith("about this question: Which file is the largest?")
 
 
@@ -558,6 +560,165 @@ async def test_an_echo_that_comes_twice_is_shown_and_a_text_that_begins_like_one
     shown, message = await talk(reply("The user agrees."), [42, 45, 50, 54])
     assert ("".join(shown), message.text) == ("The user agrees.", "The user agrees.")
     assert len(shown) > 1
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "bill.txt").write_text("tea 4\ncake 9\ntotal: 13\n")
+    (tmp_path / "a.txt").write_text("bread\n")
+    return tmp_path
+
+
+def calls_of(chunks: list[Chunk]) -> list[tuple[str, dict[str, Any]]]:
+    *_, done = chunks
+    assert isinstance(done, Done)
+    return [(call.name, call.arguments) for call in done.message.calls]
+
+
+def why(chunks: list[Chunk]) -> list[str]:
+    return [chunk.text for chunk in chunks if isinstance(chunk, WaitChunk)]
+
+
+LOOK = call("read_file", path="bill.txt")
+
+
+@pytest.mark.parametrize(
+    ("question", "first"),
+    [
+        ("What is the total in bill.txt?", reply("The total is 12.")),
+        (
+            "Copy the total from bill.txt to sum.txt",
+            call("write_file", path="sum.txt", content="from bill.txt"),
+        ),
+        ("Look into bill.txt and run what it says", call("run_command", command="echo total")),
+    ],
+    ids=["told from nothing", "written from nothing", "run from nothing"],
+)
+async def test_a_file_that_the_user_named_is_looked_at_before_anything_is_made_of_it(
+    folder: Path, question: str, first: str
+) -> None:
+    inner, chunks = await first_turn(folder, question, first, LOOK)
+    assert why(chunks) == ["bill.txt was not looked at"]
+    assert calls_of(chunks) == [("read_file", {"path": "bill.txt"})]
+    assert [chunk for chunk in chunks if isinstance(chunk, TextChunk)] == []
+    assert inner.requests[1].schema is not None
+    (only,) = inner.requests[1].schema["anyOf"]
+    assert only["properties"]["tool"] == {"const": "read_file"}
+    assert only["properties"]["arguments"]["properties"]["path"] == {"enum": ["bill.txt"]}
+
+
+@pytest.mark.parametrize(
+    ("question", "first"),
+    [
+        ("What is the total in bill.txt?", call("search_files", text="total")),
+        ("Set the total in bill.txt to 14", call("edit_file", path="bill.txt", old="13", new="14")),
+        ("Print bill.txt with cat", call("run_command", command="cat bill.txt")),
+        ("What is a file such as other.txt for?", reply("For text.")),
+    ],
+    ids=["another look", "an edit of it", "a command with it", "no such file"],
+)
+async def test_what_is_about_that_file_or_looks_at_files_is_taken_at_once(
+    folder: Path, question: str, first: str
+) -> None:
+    inner, chunks = await first_turn(folder, question, first)
+    assert why(chunks) == []
+    assert len(inner.requests) == 1
+
+
+def meant(answer: str) -> str:
+    return json.dumps({"answer": answer})
+
+
+async def after_a_look(folder: Path, question: str, *replies: str) -> tuple[SaysInTurn, list[Chunk]]:
+    """What comes of the turn after bill.txt has been read."""
+    inner = SaysInTurn(*replies)
+    agent = create_deep_agent(inner, workspace=folder, tool_mode="native")
+    history = [
+        UserMessage(question),
+        AssistantMessage((ToolCall("read_file", {"path": "bill.txt"}, "1.0"),)),
+        ToolResults((ToolResult("1.0", "", "read_file", "total: 13"),)),
+    ]
+    request = Request("", history, agent.tool_specs)
+    return inner, [chunk async for chunk in EnvelopeChat(inner).stream(request)]
+
+
+SAVE = "Save the total of bill.txt in sum.txt"
+
+
+async def test_a_file_that_was_to_be_written_is_written_and_no_other(folder: Path) -> None:
+    written = call("write_file", path="sum.txt", content="13")
+    inner, chunks = await after_a_look(folder, SAVE, reply("It is 13."), meant("write"), written)
+    assert why(chunks) == ["sum.txt was not written"]
+    assert calls_of(chunks) == [("write_file", {"path": "sum.txt", "content": "13"})]
+    assert [chunk for chunk in chunks if isinstance(chunk, TextChunk)] == []
+    assert isinstance(chunks[-1], Done)
+    assert chunks[-1].message.usage == Usage(input_tokens=300, output_tokens=30)
+    first, asked, again = inner.requests
+    assert "No tool has used sum.txt yet." in first.messages[-1].text
+    assert "done with sum.txt" in asked.messages[-1].text
+    assert again.schema is not None
+    tools = {
+        one["properties"]["tool"]["const"]: one["properties"]["arguments"] for one in again.schema["anyOf"]
+    }
+    assert "reply" not in tools
+    for name in ("write_file", "edit_file"):
+        assert tools[name]["properties"]["path"] == {"enum": ["sum.txt"]}
+    assert tools["read_file"]["properties"]["path"] == {"type": "string"}
+
+
+async def test_a_file_that_was_only_spoken_of_is_not_written(folder: Path) -> None:
+    question = "Does bill.txt mention sum.txt?"
+    inner, chunks = await after_a_look(folder, question, reply("No, it does not."), meant("nothing"))
+    assert why(chunks) == []
+    assert [chunk.text for chunk in chunks if isinstance(chunk, TextChunk)] == ["No, it does not."]
+    assert isinstance(chunks[-1], Done)
+    assert chunks[-1].message.usage == Usage(input_tokens=200, output_tokens=20)
+    assert len(inner.requests) == 2
+
+
+async def test_a_named_file_that_is_there_is_read_at_most(folder: Path) -> None:
+    question = "Compare bill.txt and a.txt"
+    second = call("read_file", path="a.txt")
+    inner, chunks = await after_a_look(folder, question, reply("They differ."), meant("write"), second)
+    assert why(chunks) == ["a.txt was not looked at"]
+    assert calls_of(chunks) == [("read_file", {"path": "a.txt"})]
+    assert "write_file" not in json.dumps(inner.requests[2].schema)
+    assert "reply" in json.dumps(inner.requests[2].schema)
+
+
+async def test_a_file_that_is_to_be_made_is_not_looked_for(folder: Path) -> None:
+    look, written = call("read_file", path="new.md"), call("write_file", path="new.md", content="x")
+    _, chunks = await first_turn(folder, "Make new.md with x in it", look, meant("write"), written)
+    assert calls_of(chunks) == [("write_file", {"path": "new.md", "content": "x"})]
+    _, chunks = await first_turn(folder, "What is in new.md?", look, meant("read"))
+    assert calls_of(chunks) == [("read_file", {"path": "new.md"})]  # The error says what there is.
+
+
+async def test_a_first_reply_that_only_repeats_the_question_becomes_a_look(folder: Path) -> None:
+    question = "I wrote something about a compass somewhere. In which file?"
+    echo = reply("I wrote something about a compass somewhere.")
+    inner, chunks = await first_turn(folder, question, echo, call("search_files", text="compass"))
+    assert calls_of(chunks) == [("search_files", {"text": "compass"})]
+    assert [chunk for chunk in chunks if isinstance(chunk, TextChunk)] == []
+    assert "write_file" not in json.dumps(inner.requests[1].schema)
+
+
+async def test_after_an_edit_that_failed_the_old_text_is_chosen_from_the_file(folder: Path) -> None:
+    inner = SaysInTurn(call("edit_file", path="bill.txt", old="cake 9", new="cake 8"))
+    agent = create_deep_agent(inner, workspace=folder, tool_mode="native")
+    made = ToolCall("edit_file", {"path": "bill.txt", "old": "the cake: 9", "new": "cake 8"}, "1.0")
+    history = [
+        UserMessage("The cake in bill.txt is 8"),
+        AssistantMessage((made,)),
+        ToolResults((ToolResult("1.0", "", "edit_file", "old does not occur", is_error=True),)),
+    ]
+    _ = [chunk async for chunk in EnvelopeChat(inner).stream(Request("", history, agent.tool_specs))]
+    assert inner.requests[0].schema is not None
+    for one in inner.requests[0].schema["anyOf"]:
+        if one["properties"]["tool"] == {"const": "edit_file"}:
+            given = one["properties"]["arguments"]["properties"]
+            assert given["path"] == {"enum": ["bill.txt"]}
+            assert given["old"] == {"enum": ["tea 4", "cake 9", "total: 13"]}
 
 
 async def test_after_a_result_every_call_is_made_and_its_error_told(tmp_path: Path) -> None:

@@ -18,6 +18,11 @@ __all__ = ["Course", "course_of"]
 
 PLANS = "todos"
 """It reads, by its effect, but shows nothing that is not known."""
+WRITES = "write_file"
+MOST_WRITES = 3
+"""So often in a row one file is written anew: who goes on writing it goes in circles."""
+LONG = 3
+"""Turns after which a task is long, and may be planned. Small models take a plan for the work, and tell it as the result."""
 ANSWERS = ("run_command", "task")
 """What a command or a sub-agent came to is an answer, also where it failed: it may be told at once."""
 MOST_RETRIES = 2
@@ -28,6 +33,8 @@ MOST_RETRIES = 2
 class Course:
     """What follows for the next turn from the calls since the question."""
 
+    turns: int = 0
+    """How many turns with calls there were."""
     again: bool = False
     """The last turn's calls were made before, and had the same answers."""
     repeats: int = 0
@@ -44,6 +51,8 @@ class Course:
 
     def offers(self, tool: ToolSpec) -> bool:
         """Whether the next turn may use this tool."""
+        if tool.name == PLANS and self.turns < LONG:
+            return False
         if self.retry:
             return tool.name in self.retry or (tool.reads and tool.name != PLANS)
         return tool.name not in self.known
@@ -53,21 +62,24 @@ def course_of(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Course:
     """The course of the task that the last question began."""
     seen: set[tuple[str, str, str]] = set()
     calls: Mapping[str, ToolCall] = {}
-    course, retries = Course(), 0
+    course, retries, writes, before = Course(), 0, 0, ""
     writing = {tool.name for tool in tools if not tool.reads}
     for message in messages:
         match message:
             case UserMessage():
-                seen, course, retries = set(), Course(), 0
+                seen, course, retries, writes = set(), Course(), 0, 0
             case AssistantMessage():
                 calls = {call.id: call for call in message.calls}
             case ToolResults():
-                again = _made(message, calls) <= seen
+                target = _written(message, calls)
+                writes = writes + 1 if target and target == before else int(bool(target))
+                before = target
+                again = _made(message, calls) <= seen or writes >= MOST_WRITES
                 retry = _failed(message, seen) if retries < MOST_RETRIES else frozenset[str]()
                 if not any(tool.reads and tool.name != PLANS for tool in tools):
                     retry = frozenset()  # A tool that writes is never the only way on.
                 known = frozenset(r.name for r in message.results if again)
-                course = Course(again, course.repeats + again, known, retry)
+                course = Course(course.turns + 1, again, course.repeats + again, known, retry)
                 retries += bool(retry)
                 if not again and any(r.name in writing and not r.is_error for r in message.results):
                     seen = set()  # Something is another way now: a look at it is no repetition.
@@ -81,6 +93,15 @@ def _made(message: ToolResults, calls: Mapping[str, ToolCall]) -> set[tuple[str,
         (r.name, dump(calls[r.call].arguments) if r.call in calls else "", of_the_tool(r.text))
         for r in message.results
     }
+
+
+def _written(message: ToolResults, calls: Mapping[str, ToolCall]) -> str:
+    """The file that a turn wrote anew, where that is all it did."""
+    paths = {
+        str(calls[r.call].arguments.get("path", "")) if r.call in calls and r.name == WRITES else ""
+        for r in message.results
+    }
+    return paths.pop() if len(paths) == 1 else ""
 
 
 def _failed(message: ToolResults, seen: set[tuple[str, str, str]]) -> frozenset[str]:

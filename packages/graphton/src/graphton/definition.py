@@ -41,7 +41,7 @@ class Definition:
 
     def __post_init__(self) -> None:
         specs = tuple(
-            ToolSpec(t.name, t.description, t.parameters, t.effect is Effect.READ, t.doubt)
+            ToolSpec(t.name, t.description, t.parameters, t.effect is Effect.READ, t.knowledge)
             for t in self.tools.values()
         )
         object.__setattr__(self, "tool_specs", specs)

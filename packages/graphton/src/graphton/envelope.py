@@ -10,14 +10,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from graphton._envelope_course import Course, course_of
+from graphton._envelope_doubts import (
+    ASKED,
+    Choices,
+    Second,
+    choices_of,
+    doubts_of,
+    narrowed,
+    said,
+    short,
+    unused,
+)
 from graphton._envelope_prompt import addendum, dump
-from graphton._reply_schema import ARGUMENTS, TEXT, TOOL, reply_name, reply_only, reply_schema
+from graphton._reply_schema import TEXT, reply_name, reply_only, reply_schema
 from graphton._reply_text import ReplyText
 from graphton.chat import _json
 from graphton.chat.base import Chat, Chunk, Done, Preview, Request, TextChunk, ToolSpec, WaitChunk
@@ -31,6 +42,7 @@ from graphton.messages import (
     ToolCall,
     ToolResult,
     ToolResults,
+    Usage,
     UserMessage,
 )
 from graphton.models import ModelSettings
@@ -53,12 +65,16 @@ RETRY = (
 AGAIN = 'You made this call before. If the task is done, use "{reply}". Else use another tool.'
 FAILED_AGAIN = 'The same call fails again. Look with another tool, or say with "{reply}" what is wrong.'
 ENOUGH = 'Answer that now with "{reply}".'
-DOUBTED = 'That call was not made. {doubt} The user asked: {asked}\nIf that is not about a file, answer it yourself with "{reply}"; if it cannot be answered, say so. Else use another tool.'
-ECHO = "The user asked:"
-ASKED = ECHO + " {asked}\n"
-"""What stands behind a result: there the small models forget what it was for, and make the same call again."""
-ECHOED = "Say what the result above says about this question: {asked}"
-"""In place of that, after a reply that only repeated it, as the 0.5b does at times."""
+UNUSED = "No tool has used {names} yet. "
+_NO_CHOICES: Choices = {}
+
+
+MOST_AGAIN = 2
+"""So often a reply is asked for once more."""
+
+
+def _never(text: str) -> bool:
+    return False
 
 
 class EnvelopeChat:
@@ -89,44 +105,61 @@ class EnvelopeChat:
                 async for chunk in chunks:
                     yield chunk
             return
-        sent = self._sent(request)
-        first: AssistantMessage | None = None
-        behind_result = isinstance(request.messages[-1], ToolResults)
-        async with aclosing(self._opened(sent, request.tools, echoes=not behind_result)) as chunks:
-            async for chunk in chunks:
-                if isinstance(chunk, Done) and (second := await _second(sent, chunk.message, request)):
-                    first = chunk.message
-                    yield WaitChunk("asking again", text=second[1])
-                else:
-                    yield chunk
-        if first is None or second is None:
-            return
-        async with aclosing(self._opened(second[0], request.tools)) as chunks:
-            async for chunk in chunks:
-                if isinstance(chunk, Done):
-                    chunk = Done(replace(chunk.message, usage=first.usage + chunk.message.usage))
-                yield chunk
+        sent = enveloped(request, several=self._several, choices=await choices_of(request))
+        doubts, asked, used = await doubts_of(request, sent), list[str](), Usage()
+
+        async def choose(question: Request) -> str:
+            nonlocal used
+            answer: Any = {}
+            async with streaming(self.chat, question) as chunks:
+                async for chunk in chunks:
+                    if isinstance(chunk, Done):
+                        used += chunk.message.usage
+                        answer, _ = _json.arguments(chunk.message.text)
+            return str(answer.get("answer", "")) if isinstance(answer, dict) else ""
+
+        second: Second | None = None
+        while True:
+            shown, last = 0, len(asked) == MOST_AGAIN
+            held = _never if last else doubts.holds
+            async with aclosing(self._opened(sent, request.tools, held=held)) as chunks:
+                async for chunk in chunks:
+                    if isinstance(chunk, TextChunk):
+                        shown += len(chunk.text)
+                    if not isinstance(chunk, Done):
+                        yield chunk
+                        continue
+                    used += chunk.message.usage
+                    second = None if last else await doubts.second(sent, chunk.message, choose, asked=asked)
+                    if second is None:
+                        if rest := chunk.message.text[shown:]:
+                            yield TextChunk(rest)
+                        yield Done(replace(chunk.message, usage=used))
+            if second is None:
+                return
+            asked.append(second.kind)
+            yield WaitChunk("asking again", text=second.why)
+            sent = second.request
 
     async def _opened(
-        self, sent: Request, tools: Sequence[ToolSpec], *, echoes: bool = True
+        self, sent: Request, tools: Sequence[ToolSpec], *, held: Callable[[str], bool]
     ) -> AsyncGenerator[Chunk]:
-        """One call of the inner chat, its reply without its envelope; without `echoes` one that repeats us is not shown."""
-        reply, held, shown = ReplyText(reply_name(tools)), "", 0
+        """One call of the inner chat, its reply without its envelope; its text comes once it is not to be `held`.
+
+        What of the text has not come when the reply is done is in the message: also the plain text of a server that
+        ignored the schema, which only then is known to be the reply.
+        """
+        reply, kept, free = ReplyText(reply_name(tools)), "", False
         async with streaming(self.chat, sent) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, TextChunk):
-                    held += reply.feed(chunk.text)
-                    if held and (echoes or shown or not _may_be_echo(held)):
-                        shown += len(held)
-                        yield TextChunk(held)
-                        held = ""
+                    kept += reply.feed(chunk.text)
+                    free = free or not held(kept)
+                    if kept and free:
+                        yield TextChunk(kept)
+                        kept = ""
                 elif isinstance(chunk, Done):
-                    message = opened(chunk.message, tools)
-                    # From a server that ignored the schema comes plain text: only now is it known to be the reply.
-                    rest = message.text[shown:]
-                    if rest and (echoes or not message.text.startswith(ECHO)):
-                        yield TextChunk(rest)
-                    yield Done(message)
+                    yield Done(opened(chunk.message, tools))
                 else:
                     yield chunk
 
@@ -146,7 +179,7 @@ class EnvelopeChat:
 # --- what goes out ------------------------------------------------------------------------------------------------
 
 
-def enveloped(request: Request, *, several: bool = False) -> Request:
+def enveloped(request: Request, *, several: bool = False, choices: Choices = _NO_CHOICES) -> Request:
     """The same request in envelopes: tools become system text and a reply schema, history becomes plain turns.
 
     `several`: the model may make several calls in one envelope.
@@ -160,7 +193,7 @@ def enveloped(request: Request, *, several: bool = False) -> Request:
     turns = _turns(request.messages, name, course)
     if course.enough:
         return Request(system, turns, schema=reply_only(request.tools))
-    left = [tool for tool in request.tools if course.offers(tool)]
+    left = [narrowed(tool, choices.get(tool.name, {})) for tool in request.tools if course.offers(tool)]
     schema = reply_schema(left, several=several, reply=None if course.retry else name)
     return Request(system, turns, schema=schema)
 
@@ -180,24 +213,28 @@ def _turns(messages: Sequence[Message], reply: str, course: Course) -> list[Mess
 def _rendered(messages: Sequence[Message], reply: str, course: Course) -> Iterator[Message]:
     """Each message as the model wrote it, or would have: one envelope a turn, each call before its result."""
     calls: dict[str, ToolCall] = {}
-    asked = ""
+    asked, used = "", ""
     for message in messages:
         match message:
             case UserMessage():
                 asked = asked if message.text.startswith(_SUMMARISED) else message.text
+                used = ""
                 yield message
             case AssistantMessage():
                 # Text beside calls (of another model, before a fallback) was talk on the way; envelopes have none.
                 calls = {call.id: call for call in message.calls}
                 if not calls and message.text:
-                    yield _said(reply, {TEXT: message.text})
+                    yield said(reply, {TEXT: message.text})
             case ToolResults():
                 *_, last = message.results
                 for result in message.results:
                     call = calls.get(result.call, ToolCall(result.name, {}))
-                    yield _said(call.name, call.arguments)
+                    yield said(call.name, call.arguments)
                     told = _told(result, course if message is messages[-1] else Course())
-                    behind = f"{ASKED.format(asked=_short(asked))}{told.format(reply=reply)}"
+                    used += dump(call.arguments)
+                    left = unused(asked, used)
+                    hint = UNUSED.format(names=" and ".join(left)) if left else ""
+                    behind = f"{ASKED.format(asked=short(asked))}{hint}{told.format(reply=reply)}"
                     yield UserMessage(_result(result, behind if result is last else ""))
 
 
@@ -213,17 +250,6 @@ def _told(result: ToolResult, course: Course) -> str:
 
 
 _SUMMARISED = SUMMARY.partition("{")[0]
-
-
-def _short(question: str) -> str:
-    """The question as it is repeated; of a long one its beginning and its end."""
-    if len(question) <= LONG_QUESTION:
-        return question
-    return f"{question[: LONG_QUESTION // 2]} […] {question[-LONG_QUESTION // 2 :]}"
-
-
-def _said(name: str, arguments: dict[str, Any]) -> AssistantMessage:
-    return AssistantMessage((Text(dump({TOOL: name, ARGUMENTS: arguments})),))
 
 
 def _result(result: ToolResult, told: str) -> str:
@@ -242,66 +268,6 @@ def _clipped(text: str) -> str:
         f"({left_out} characters are left out here; ask for a smaller part to see them)\n"
         f"{text[-CLIPPED_END:]}"
     )
-
-
-# --- what cannot be meant ------------------------------------------------------------------------------------------
-
-
-async def _second(sent: Request, message: AssistantMessage, request: Request) -> tuple[Request, str] | None:
-    """What is asked once more after a reply that cannot be meant, and why."""
-    if doubt := await _doubt(message, request):
-        return _again(sent, message, doubt, request), doubt
-    *before, last = sent.messages
-    if not isinstance(request.messages[-1], ToolResults) or not isinstance(last, UserMessage):
-        return None
-    if message.text.startswith(ECHO) and not message.calls:
-        question = next((m.text for m in reversed(request.messages) if isinstance(m, UserMessage)), "")
-        told = UserMessage(f"{last.text.rpartition(ECHO)[0]}{ECHOED.format(asked=_short(question))}")
-        again = Request(sent.system, [*before, told], schema=reply_only(request.tools))
-        return again, "the reply repeated the question"
-    return None
-
-
-def _may_be_echo(text: str) -> bool:
-    return text.startswith(ECHO) or ECHO.startswith(text)
-
-
-async def _doubt(message: AssistantMessage, request: Request) -> str:
-    """Why the first call after a question cannot be meant; "" where it can. Later ones have errors to learn from."""
-    if not message.calls or not isinstance(request.messages[-1], UserMessage):
-        return ""
-    doubts = {tool.name: tool.doubt for tool in request.tools if tool.doubt}
-    if not any(call.name in doubts for call in message.calls):
-        return ""
-    said = "\n".join([request.system, *_words(request.messages)]).casefold()
-    for call in message.calls:
-        if call.name in doubts and (doubt := await doubts[call.name](call.arguments, said)):
-            return doubt
-    return ""
-
-
-def _words(messages: Sequence[Message]) -> Iterator[str]:
-    for message in messages:
-        if isinstance(message, ToolResults):
-            yield from (result.text for result in message.results)
-        else:
-            yield message.text
-
-
-def _again(sent: Request, made: AssistantMessage, doubt: str, request: Request) -> Request:
-    """The same request once more, with the call that cannot be meant and the reason behind it."""
-    call = made.calls[0]
-    asked = _short(request.messages[-1].text) if isinstance(request.messages[-1], UserMessage) else ""
-    told = DOUBTED.format(doubt=doubt, asked=asked, reply=reply_name(request.tools))
-    turns = [*sent.messages, _said(call.name, call.arguments), UserMessage(told)]
-    # The same tool would be asked for the same thing again; one that was named may be read after all.
-    spent = set() if _NAME.search(asked) else {call.name for call in made.calls}
-    others = [tool for tool in request.tools if tool.name not in spent]
-    return Request(sent.system, turns, schema=reply_schema(others, reply=reply_name(request.tools)))
-
-
-_NAME = re.compile(r"\w\.\w{1,5}\b")
-"""What looks like the name of a file."""
 
 
 # --- what comes back ----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import re
 import threading
 import types
 import typing
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, ParamSpec, TypeVar, overload
@@ -21,10 +21,27 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 from graphton._arguments import fit
 from graphton.errors import ToolDefinitionError, ToolError
 
-__all__ = ["Effect", "Tool", "ToolContext", "ToolOutput", "check_arguments", "in_thread", "tool"]
+__all__ = ["Effect", "Knowledge", "Tool", "ToolContext", "ToolOutput", "check_arguments", "in_thread", "tool"]
 
-Doubt = Callable[[Mapping[str, Any], str], Awaitable[str]]
-"""Why a call with these arguments cannot be meant after all that has been said (in lower case); "" where it can."""
+
+class Knowledge:
+    """What a tool knows of its world beyond its schema. Small models are led by it; others are not told.
+
+    Each method has an answer that says nothing, so that a tool says what it knows and no more.
+    """
+
+    async def doubt(self, arguments: Mapping[str, Any], said: str) -> str:
+        """Why a call with these arguments cannot be meant after all that has been said (in lower case); "" where it can."""
+        return ""
+
+    async def named(self, text: str) -> Sequence[str]:
+        """What of its world a text names, such as files that are there, as the text names it."""
+        return ()
+
+    async def choices(self, arguments: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
+        """After a call with these arguments that failed: what can stand in some of them; {} where anything can."""
+        return {}
+
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -78,8 +95,7 @@ class Tool:
     effect: Effect = Effect.WRITE
     asks: bool = False
     """Whether a person is asked before each call, where no rule says otherwise."""
-    doubt: Doubt | None = field(default=None, compare=False, repr=False)
-    """Of a call that nobody can have meant, the reason; for small models, which are asked again before it is made."""
+    knowledge: Knowledge | None = field(default=None, compare=False, repr=False)
 
 
 # --- from a function to a tool ---------------------------------------------------------------------------------

@@ -65,8 +65,8 @@ def test_a_gguf_files_head_tells_window_and_memory_per_token(tmp_path: Path) -> 
     ("data", "words"),
     [
         (b"PK\x03\x04 something else", "it is no GGUF file"),
-        (b"GGUF\x03", "requires a buffer"),
-        (gguf(TOY)[:120], "requires a buffer"),
+        (b"GGUF\x03", "cut off in its head"),
+        (gguf(TOY)[:120], "cut off in its head"),
         (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1 << 40), "it is damaged"),
     ],
 )

@@ -337,14 +337,45 @@ async def test_an_edit_that_cannot_be_made_helps(folder: Path, call: Any) -> Non
             "twice.txt",
             "a = 2",
             "x",
+        ): "old does not occur in 'twice.txt'; the nearest line is \"b = 2\". The file holds:\na = 1\nb = 2\na = 1",
+        (
+            "twice.txt",
+            "#####",
+            "x",
         ): "old does not occur in 'twice.txt'; copy it from what the file holds:\na = 1\nb = 2\na = 1",
-        ("notes.txt", "", "x"): "old is empty; give the text to replace, or use write_file for a new file",
+        (
+            "twice.txt",
+            "c = 3",
+            "c = 3\n",
+        ): "'c = 3' does not occur in 'twice.txt'; with an empty old, new is added at its end",
+        ("notes.txt", "", ""): "old and new are the same text",
         ("notes.txt", "x", "x"): "old and new are the same text",
         ("nots.txt", "a", "b"): "there is no 'nots.txt'; did you mean 'notes.txt'?",
     }
     for (path, old, new), text in expected.items():
         assert await call("edit_file", path=path, old=old, new=new) == f"error: {text}"
     assert (folder / "twice.txt").read_text() == "a = 1\nb = 2\na = 1\n"
+
+
+async def test_with_an_empty_old_lines_are_added_at_the_end(folder: Path, call: Any) -> None:
+    for before, new, after in (
+        (b"one\n", "two", b"one\ntwo\n"),
+        (b"one", "two\n", b"one\ntwo\n"),
+        (b"one\r\n", "two\nthree", b"one\r\ntwo\r\nthree\r\n"),
+        (b"", "one", b"one\n"),
+    ):
+        (folder / "list.txt").write_bytes(before)
+        said = await call("edit_file", path="list.txt", old="", new=new)
+        assert said == "added to the end of list.txt"
+        assert (folder / "list.txt").read_bytes() == after
+    assert "there is no 'new.txt'" in await call("edit_file", path="new.txt", old="", new="x")
+
+
+async def test_a_file_that_is_in_another_folder_is_named(folder: Path, call: Any) -> None:
+    (folder / "docs" / "deep").mkdir(parents=True)
+    (folder / "docs" / "deep" / "report.txt").write_text("x")
+    said = await call("read_file", path="report.txt")
+    assert said == "error: there is no 'report.txt'; did you mean 'docs/deep/report.txt'?"
 
 
 async def test_edits_of_one_reply_do_not_lose_each_other(folder: Path, call: Any) -> None:

@@ -65,12 +65,15 @@ def test_a_killed_bench_goes_on_where_it_was(stigmer, ollama, fake) -> None:
         assert running.poll() is None
     running.send_signal(signal.SIGKILL)
     running.communicate()
-    kept = len(results(stigmer)[0].read_text().splitlines()) - 1
-    asked_before = len(fake.requests)
+    before = results(stigmer)[0].read_text().splitlines()
+    kept = len(before) - 1
     done = stigmer("models", "bench", NAME, **ollama)
     assert f"{NAME}: goes on after {kept} of 32 tries (--again begins anew)" in done.stderr
     assert "short bench of 32 tries" in done.stdout
-    assert len(fake.requests) - asked_before == 32 - kept
+    after = results(stigmer)[0].read_text().splitlines()
+    assert after[: len(before)] == before
+    tries = [json.loads(line)["id"] for line in after[1:]]
+    assert len(tries) == len(set(tries)) == 32
 
 
 def test_ctrl_c_ends_it_says_that_it_can_go_on_and_leaves_no_process(stigmer, ollama) -> None:

@@ -11,7 +11,7 @@ from graphton.messages import AssistantMessage, Message
 from graphton.models import ModelRef, ModelSettings
 
 if TYPE_CHECKING:
-    from graphton.tools import Doubt
+    from graphton.tools import Knowledge
 
 __all__ = [
     "Chat",
@@ -35,8 +35,8 @@ class ToolSpec:
     parameters: dict[str, Any]
     reads: bool = False
     """Whether calling it changes nothing."""
-    doubt: Doubt | None = field(default=None, compare=False, repr=False)
-    """The tool's own reason why a call cannot be meant; no server is told of it."""
+    knowledge: Knowledge | None = field(default=None, compare=False, repr=False)
+    """What the tool knows beyond its schema; no server is told of it."""
 
 
 @dataclass(frozen=True, slots=True)

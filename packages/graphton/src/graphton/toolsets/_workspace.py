@@ -31,9 +31,9 @@ _PROTECTED = {".git", ".stigmer"}
 
 
 class Missing(ToolError):
-    """Nothing of that name is in the workspace; `near` says whether a name was found that may be meant."""
+    """Nothing of that name is in the workspace; `near` are paths that may be meant."""
 
-    near = False
+    near: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,10 +283,9 @@ def _missing(folder: int, name: str, parts: Iterable[str]) -> Missing:
     if not near:
         return Missing(f"there is no {shown!r}; {_there(names)}")
     above = shown[: -len(name)]
-    missing = Missing(
-        f"there is no {shown!r}; did you mean {' or '.join(repr(above + folded[one]) for one in near)}?"
-    )
-    missing.near = True
+    paths = tuple(above + folded[one] for one in near)
+    missing = Missing(f"there is no {shown!r}; did you mean {' or '.join(map(repr, paths))}?")
+    missing.near = paths
     return missing
 
 

@@ -16,13 +16,13 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from graphton.errors import ToolError
-from graphton.tools import Effect, Tool, in_thread, tool
+from graphton.tools import Effect, Knowledge, Tool, in_thread, tool
+from graphton.toolsets._file_knowledge import Editing, Reading, Searching
 from graphton.toolsets._workspace import Missing, Place, Workspace
 
 __all__ = ["file_tools"]
@@ -87,44 +87,32 @@ def file_tools(workspace: Workspace) -> list[Tool]:
 
     @tool(effect=Effect.WRITE)
     def edit_file(path: str, old: str, new: str) -> str:
-        """Replace a text, which must occur exactly once, in a file."""
+        """Replace a text, which must occur exactly once, in a file; an empty old adds new at the end."""
         return _edit(workspace, path, old, new)
 
     # In this order, as measured: of a list, small models like to take what stands first.
-    reads = replace(read_file, doubt=functools.partial(_doubted_read, workspace))
-    searches = replace(search_files, doubt=functools.partial(_doubted_search, workspace))
-    return [_lean(one) for one in (reads, searches, list_files, write_file, edit_file, find_files)]
+    reads = replace(read_file, knowledge=Reading(workspace, functools.partial(_elsewhere, workspace)))
+    searches = replace(search_files, knowledge=Searching(workspace, functools.partial(_occurs, workspace)))
+    edits = replace(edit_file, knowledge=Editing(workspace, functools.partial(_text, workspace)))
+    lists, finds = (replace(one, knowledge=Knowledge()) for one in (list_files, find_files))
+    return [_lean(one) for one in (reads, searches, lists, write_file, edits, finds)]
 
 
-async def _doubted_read(workspace: Workspace, arguments: Mapping[str, Any], said: str) -> str:
-    """Small models make up a file where the question is about none."""
-    return _made_up(workspace, arguments, said)
+def _occurs(workspace: Workspace, text: str, regex: bool) -> bool:
+    """Whether any file holds a text."""
+    return bool(_found_below(workspace, "", text, regex, threading.Event())[0])
 
 
-async def _doubted_search(workspace: Workspace, arguments: Mapping[str, Any], said: str) -> str:
-    """A made-up folder is no harm where the text is found elsewhere; where it is not, the question was about no file."""
-    text, made_up = arguments.get("text"), _made_up(workspace, arguments, said)
-    if not made_up or not isinstance(text, str) or not text:
-        return ""
-    regex, stop = bool(arguments.get("regex")), threading.Event()
-    try:
-        found, _ = await in_thread(_found_below, workspace, "", text, regex, stop)
-    except ToolError:
-        return ""  # The call itself tells what is wrong with it.
-    return "" if found else f'{made_up} No file holds "{text}".'
+def _text(workspace: Workspace, path: str) -> str:
+    data, _ = _bytes(workspace, path)
+    return data.decode("utf-8-sig", errors="replace")
 
 
-def _made_up(workspace: Workspace, arguments: Mapping[str, Any], said: str) -> str:
-    """That nothing is at the path and nobody spoke of it; "" where it may be meant."""
-    path = arguments.get("path")
-    if not isinstance(path, str) or not path.strip("./ "):
-        return ""
-    if path.strip("/ ").rpartition("/")[2].casefold() in said:
-        return ""
-    with contextlib.suppress(ToolError), workspace.place(path) as place:
-        if not place.name or place.status is not None:
-            return ""
-    return f'There is no "{path}", and nobody spoke of it.'
+def _elsewhere(workspace: Workspace, name: str) -> list[str]:
+    """The files of this name in any folder."""
+    tree = _Tree(workspace, threading.Event())
+    with workspace.folder("") as (fd, _):
+        return ["/".join(p.parts) for p in tree.files(fd, ()) if p.name.casefold() == name.casefold()]
 
 
 def _lean(one: Tool) -> Tool:
@@ -528,6 +516,15 @@ def _not_misplaced(workspace: Workspace, path: str) -> None:
 
 
 def _read(workspace: Workspace, path: str, start_line: int, end_line: int | None) -> str:
+    try:
+        return _lines(workspace, path, start_line, end_line)
+    except Missing as error:
+        if not (found := _elsewhere(workspace, path.rpartition("/")[2])):
+            raise
+        raise ToolError(f"there is no {path!r}; did you mean {' or '.join(map(repr, found[:3]))}?") from error
+
+
+def _lines(workspace: Workspace, path: str, start_line: int, end_line: int | None) -> str:
     _not_misplaced(workspace, path)
     data, place = _bytes(workspace, path)
     text = data[:MAX_FILE].decode("utf-8-sig", errors="replace")
@@ -603,8 +600,8 @@ def _keep_owner_and_mode(fd: int, old: os.stat_result) -> None:
 
 
 def _edit(workspace: Workspace, path: str, old: str, new: str) -> str:
-    if not old:
-        raise ToolError("old is empty; give the text to replace, or use write_file for a new file")
+    if not old and new:
+        return _append(workspace, path, new)
     if old == new:
         raise ToolError("old and new are the same text")
     with _WRITING:
@@ -617,7 +614,7 @@ def _edit(workspace: Workspace, path: str, old: str, new: str) -> str:
             want, put = (re.sub(rb"\r?\n", b"\r\n", one) for one in (want, put))
         count = data.count(want)
         if count != 1:
-            raise _not_once(place.shown, data, old, count)
+            raise _not_once(place.shown, data, old, new, count)
         line = data[: data.index(want)].count(b"\n") + 1
         with workspace.place(path, write=True) as again:
             if again.status is None or again.status.st_mtime_ns != _mtime(place):
@@ -626,11 +623,27 @@ def _edit(workspace: Workspace, path: str, old: str, new: str) -> str:
     return f"edited {place.shown} at line {line}"
 
 
+def _append(workspace: Workspace, path: str, new: str) -> str:
+    with _WRITING:
+        data, place = _bytes(workspace, path)
+        end = b"\r\n" if b"\r\n" in data else b"\n"
+        put = re.sub(rb"\r?\n", end, new.encode(errors="surrogatepass"))
+        if data and not data.endswith(b"\n"):
+            data += end
+        if put and not put.endswith(b"\n"):
+            put += end
+        with workspace.place(path, write=True) as again:
+            if again.status is None or again.status.st_mtime_ns != _mtime(place):
+                raise ToolError(f"{place.shown!r} was changed by somebody else just now; read it again")
+            _replace(again, data + put)
+    return f"added to the end of {place.shown}"
+
+
 def _mtime(place: Place) -> int:
     return place.status.st_mtime_ns if place.status else 0
 
 
-def _not_once(shown: str, data: bytes, old: str, count: int) -> ToolError:
+def _not_once(shown: str, data: bytes, old: str, new: str, count: int) -> ToolError:
     lines = data.decode(errors="replace").split("\n")
     if count > 1:
         first = old.split("\n")[0]
@@ -638,9 +651,15 @@ def _not_once(shown: str, data: bytes, old: str, count: int) -> ToolError:
         return ToolError(
             f"old occurs {count} times in {shown!r} (lines {', '.join(at)}); add a line before or after it"
         )
+    if old.strip() and old.strip() in new:
+        return ToolError(f"{old!r} does not occur in {shown!r}; with an empty old, new is added at its end")
     if len(data) <= SHORT_FILE:
         text = data.decode("utf-8-sig", errors="replace").rstrip("\n")
-        return ToolError(f"old does not occur in {shown!r}; copy it from what the file holds:\n{text}")
+        wanted = max(old.split("\n"), key=len).strip()
+        near = difflib.get_close_matches(wanted, [line.strip() for line in lines], n=1, cutoff=0.3)
+        line = json.dumps(near[0], ensure_ascii=False) if near else ""
+        what = f"the nearest line is {line}. The file holds" if near else "copy it from what the file holds"
+        return ToolError(f"old does not occur in {shown!r}; {what}:\n{text}")
     wanted = max(old.split("\n"), key=len).strip()
     near = difflib.get_close_matches(wanted, [line.strip() for line in lines[:5000]], n=1, cutoff=0.5)
     if not near:

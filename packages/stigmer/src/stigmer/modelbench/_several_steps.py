@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from stigmer.modelbench.checks import both, made, names_file, says
+from stigmer.modelbench.checks import both, looked, made, names_file, says, shows
 from stigmer.modelbench.task import Check, Outcome, Task, Wording
 
 __all__ = ["TASKS"]
@@ -25,8 +25,15 @@ def _tells(request: str, files: dict[str, str], *answers: str, never: str = "") 
     return Wording(request, says(*answers, never=never), files)
 
 
+def _compares(
+    request: str, files: dict[str, str], *answers: str, seen: tuple[str, str], never: str = ""
+) -> Wording:
+    """An answer that could be guessed: what it follows from must have been seen."""
+    return Wording(request, both(*map(shows, seen), says(*answers, never=never)), files)
+
+
 def _names(request: str, files: dict[str, str], name: str, *, only: bool = True) -> Wording:
-    return Wording(request, names_file(name, files, only=only), files)
+    return Wording(request, both(looked, names_file(name, files, only=only)), files)
 
 
 def _changes(request: str, files: dict[str, str], changes: dict[str, str], check: Check = _anyway) -> Wording:
@@ -269,22 +276,25 @@ TASKS: tuple[Task, ...] = (
         "compare_files",
         KIND,
         (
-            _tells(
+            _compares(
                 "Who has the higher score, the one in ann.txt or the one in bob.txt? Answer with the name.",
                 {"ann.txt": "name: Ann\nscore: 71\n", "bob.txt": "name: Bob\nscore: 88\n"},
                 "bob",
+                seen=("71", "88"),
                 never=r"ann has (a|the) higher",
             ),
-            _tells(
+            _compares(
                 "Which is cheaper, the offer in north.txt or the offer in south.txt?",
                 {"north.txt": "Offer: 420 euros\n", "south.txt": "Offer: 385 euros\n"},
                 "south",
+                seen=("420", "385"),
                 never=r"(offer (in|from) )?north(\.txt)? (is|was) (the )?cheaper",
             ),
-            _tells(
+            _compares(
                 "Compare old.txt and new.txt: which word is different in the new one?",
                 {"old.txt": "The fox is red.\n", "new.txt": "The fox is grey.\n"},
                 "grey",
+                seen=("red", "grey"),
             ),
         ),
     ),

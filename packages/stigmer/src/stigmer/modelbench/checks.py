@@ -211,13 +211,18 @@ def says(*alternatives: str, never: str = "") -> Check:
 
     def check(outcome: Outcome) -> str:
         text = outcome.answer
+        bare = _NUMBERED.sub("", text)
         if _printed(text):
             return f"a call was printed as text: {text[:100]!r}"
-        if not any(_occurs(one, text) for one in alternatives):
+        if not any(_occurs(one, bare) for one in alternatives):
             return f"the answer does not say {alternatives[0]!r}: {text[:160]!r}"
         return f"the answer says {never!r}" if never and _occurs(never, text) else ""
 
     return check
+
+
+_NUMBERED = re.compile(r"(?m)^[ \t]*\d+[.)][ \t]+(?=\S)")
+"""The numbers of a numbered list count nothing."""
 
 
 def about(outcome: Outcome) -> str:
@@ -251,11 +256,12 @@ def admits(*, never: str = "") -> Check:
 
 def names_file(name: str, files: Iterable[str], *, only: bool = True) -> Check:
     """The answer names this file first, and, with `only`, no other one of the folder."""
-    others = [one for one in files if one != name]
+    files = list(files)
+    others = [one for one in files if one.rpartition("/")[2] != name]
 
     def check(outcome: Outcome) -> str:
         text = outcome.answer
-        at = {one: found.start() for one in (name, *others) if (found := re.search(_word(one), text))}
+        at = {one: min(found) for one in (name, *others) if (found := _places(one, text, files))}
         if name not in at:
             return f"the answer does not name {name!r}: {text[:160]!r}"
         if min(at, key=lambda one: at[one]) != name or (only and len(at) > 1):
@@ -263,6 +269,12 @@ def names_file(name: str, files: Iterable[str], *, only: bool = True) -> Check:
         return ""
 
     return check
+
+
+def _places(name: str, text: str, files: Iterable[str]) -> list[int]:
+    """Where a text names a file: by its name, or by its path from the folder of the run."""
+    ways = {name, *(path for path in files if path.rpartition("/")[2] == name)}
+    return [found.start() for way in ways if (found := re.search(_word(way), text))]
 
 
 def _word(name: str) -> str:

@@ -1,0 +1,347 @@
+"""When a small model is asked once more: its reply cannot be meant, only repeats words, or leaves out a file that was named.
+
+And what it chooses among after a call that failed, where the tool knows. All of it goes by what tools say of themselves
+(`graphton.tools.Knowledge`), and no file is written that the model would not have written by itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from graphton._envelope_course import PLANS, course_of
+from graphton._envelope_prompt import dump
+from graphton._file_names import file_names
+from graphton._reply_schema import ARGUMENTS, TEXT, TOOL, closed, reply_name, reply_only, reply_schema
+from graphton.chat.base import Request, ToolSpec
+from graphton.messages import AssistantMessage, Message, Text, ToolResults, UserMessage
+
+__all__ = [
+    "ASKED",
+    "Choices",
+    "Choose",
+    "Doubts",
+    "Second",
+    "choices_of",
+    "doubts_of",
+    "narrowed",
+    "said",
+    "short",
+    "unused",
+]
+
+Choices = Mapping[str, Mapping[str, Sequence[str]]]
+"""Of a tool, by its name, what can stand in some of its arguments."""
+Choose = Callable[[Request], Awaitable[str]]
+"""Asks the model for one of the words that the request's schema allows."""
+
+LONG_QUESTION = 1_000
+"""Characters of a question that is not repeated behind each result."""
+SHORTEST_ECHO = 15
+"""Characters: what is shorter stands in our words by chance."""
+
+HEARD = "The user asked:"
+ASKED = HEARD + " {asked}\n"
+"""What stands behind a result: there the small models forget what it was for, and make the same call again."""
+
+DOUBTED = (
+    "That call was not made. {doubt} "
+    + ASKED
+    + 'If that is not about a file, answer it yourself with "{reply}"; if it cannot be answered, say so. Else use another tool.'
+)
+UNSEEN = "First read {names}. " + HEARD + " {asked}"
+REPEATED = "That only repeats the question. Use a tool to find it out."
+ECHOED = "Say what the result above says about this question: {asked}"
+"""In place of what was repeated."""
+UNREAD = "{name} has not been looked at. " + ASKED + 'If that is needed, read it now. Else use "{reply}".'
+MEANT = 'Request: "{asked}"\nWhat does the request want done with {name}: read it, write it, or nothing? Answer with one word.'
+UNWRITTEN = "{name} has not been written. " + ASKED + "Use the next tool for that now, such as write_file."
+"""As measured: asked whether anything is left to do, the small models say no."""
+READ, WRITE, NOTHING = "read", "write", "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Second:
+    """What is asked once more, and why."""
+
+    request: Request
+    kind: str
+    """Each kind of doubt is had once a reply."""
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Doubts:
+    """What the reply to a request is looked through for."""
+
+    request: Request
+    question: str
+    there: Sequence[str] = ()
+    """What the question names and is there; before the first call only."""
+    left: Sequence[str] = ()
+    """The files that the question names and no call has; behind results only."""
+    ours: str = ""
+    """What we wrote behind the last result."""
+
+    def holds(self, text: str) -> bool:
+        """Whether a reply that begins like this may still be asked again: until then it is not shown."""
+        if self.there or self.left:
+            return True
+        if self._is_first:
+            return self._begins_the_question(text)
+        said, heard = _plain(text), _plain(HEARD)
+        return said in _plain(self.ours) or said.startswith(heard) or heard.startswith(said)
+
+    async def second(
+        self, sent: Request, message: AssistantMessage, choose: Choose, *, asked: Collection[str] = ()
+    ) -> Second | None:
+        """What is asked once more after this reply; None where it can be meant. `asked`: why that was done before."""
+        found = await self._second_of(sent, message, choose)
+        return found if found is not None and found.kind not in asked else None
+
+    async def _second_of(self, sent: Request, message: AssistantMessage, choose: Choose) -> Second | None:
+        if self._is_first:
+            return await self._at_first(sent, message, choose)
+        if message.calls:
+            return None
+        return await self._left_out(sent, message, choose) or self._echoed(sent, message)
+
+    # Before the first call
+
+    @property
+    def _is_first(self) -> bool:
+        return isinstance(self.request.messages[-1], UserMessage)
+
+    async def _at_first(self, sent: Request, message: AssistantMessage, choose: Choose) -> Second | None:
+        if doubt := await self._doubted(message):
+            # The same tool would be asked for the same thing again; what was named may be read after all.
+            spent = {PLANS, *(call.name for call in message.calls if not self._names)}
+            others = [tool for tool in self.request.tools if tool.name not in spent]
+            return self._second(sent, message, DOUBTED, others, why=doubt, doubt=doubt)
+        if unseen := self._unseen(message):
+            names = " and ".join(unseen)
+            looks = [narrowed(tool, {"path": unseen}) for tool in self.request.tools if _shows(tool)]
+            return self._second(
+                sent, message, UNSEEN, looks, why=f"{names} was not looked at", names=names, must=True
+            )
+        if (
+            self._writes
+            and (name := await self._looked_for(message))
+            and await self._is_meant(name, choose) == WRITE
+        ):
+            return self._to_be_written(sent, message, name)
+        looks = [tool for tool in self.request.tools if tool.reads and tool.knowledge is not None]
+        if looks and not message.calls and self._repeats(message.text):
+            why = "the reply only repeats the question"
+            return self._second(sent, message, REPEATED, looks, why=why, must=True)
+        return None
+
+    async def _doubted(self, message: AssistantMessage) -> str:
+        """Why a call cannot be meant. Later ones have errors to learn from."""
+        knowing = {tool.name: tool.knowledge for tool in self.request.tools if tool.knowledge}
+        words = ""
+        for call in message.calls:
+            if (knowledge := knowing.get(call.name)) is not None:
+                words = words or "\n".join([self.request.system, *_words(self.request.messages)]).casefold()
+                if doubt := await knowledge.doubt(call.arguments, words):
+                    return doubt
+        return ""
+
+    def _unseen(self, message: AssistantMessage) -> list[str]:
+        """What is there, where the first thing is neither a look at files nor about it: it is written or told from nothing."""
+        looks = {tool.name for tool in self.request.tools if tool.knowledge and tool.reads}
+        if not self.there or any(call.name in looks for call in message.calls):
+            return []
+        about = [
+            call.arguments["path"] for call in message.calls if isinstance(call.arguments.get("path"), str)
+        ]
+        about += [dump(call.arguments) for call in message.calls if "path" not in call.arguments]
+        return [name for name in self.there if not any(_is_about(one, name) for one in about)]
+
+    def _repeats(self, text: str) -> bool:
+        return self._begins_the_question(text) and _is_long(text, self.question)
+
+    def _begins_the_question(self, text: str) -> bool:
+        return _plain(self.question).startswith(_plain(text))
+
+    # Behind results
+
+    def _echoed(self, sent: Request, message: AssistantMessage) -> Second | None:
+        """A reply that only repeats what stands behind the result, as the 0.5b gives at times."""
+        text, question = _plain(message.text), _plain(self.question)
+        repeats = text in _plain(self.ours) and text not in question and _is_long(text, "")
+        *before, last = sent.messages
+        if not isinstance(last, UserMessage) or not (repeats or text.startswith(_plain(HEARD))):
+            return None
+        told = UserMessage(last.text.rpartition(HEARD)[0] + ECHOED.format(asked=short(self.question)))
+        again = Request(sent.system, [*before, told], schema=reply_only(self.request.tools))
+        return Second(again, "echo", "the reply only repeats the question")
+
+    async def _left_out(self, sent: Request, message: AssistantMessage, choose: Choose) -> Second | None:
+        """A file that the user named and nothing was done with: it is read; or written, where the model says it is to be."""
+        for name in self.left:
+            meant = await self._is_meant(name, choose)
+            if meant != NOTHING and await self._is_there(name):
+                # What is there is looked at before anything is made of it.
+                looks = [narrowed(tool, {"path": [name]}) for tool in self.request.tools if _shows(tool)]
+                why = f"{name} was not looked at"
+                return self._second(sent, message, UNREAD, looks, why=why, name=name)
+            if meant == WRITE and self._writes:
+                return self._to_be_written(sent, message, name)
+        return None
+
+    async def _looked_for(self, message: AssistantMessage) -> str:
+        """The file that the question names, that a call wants to see, and that is not there: it may be to be written."""
+        shows = {tool.name: tool.knowledge for tool in self.request.tools if tool.knowledge and _shows(tool)}
+        for call in message.calls:
+            path, knowledge = call.arguments.get("path"), shows.get(call.name)
+            if knowledge is None or not isinstance(path, str) or path not in self._names:
+                continue
+            if not await self._is_there(path) and not await knowledge.choices(call.arguments):
+                return path
+        return ""
+
+    async def _is_meant(self, name: str, choose: Choose) -> str:
+        """What the model says that is to be done with a file."""
+        asked = UserMessage(MEANT.format(asked=short(self.question), name=name))
+        return await choose(Request("", [asked], schema=closed({"answer": {"enum": [READ, WRITE, NOTHING]}})))
+
+    def _to_be_written(self, sent: Request, message: AssistantMessage, name: str) -> Second:
+        """Nothing else is written: pressed to write, small models take the next best file."""
+        left = [
+            tool if tool.reads or not _has_path(tool) else narrowed(tool, {"path": [name]})
+            for tool in self.request.tools
+            if tool.name != PLANS
+        ]
+        return self._second(
+            sent, message, UNWRITTEN, left, why=f"{name} was not written", name=name, must=True
+        )
+
+    @property
+    def _writes(self) -> bool:
+        """Whether any tool could write a file."""
+        return any(not tool.reads and _has_path(tool) for tool in self.request.tools)
+
+    @property
+    def _names(self) -> list[str]:
+        return file_names(self.question)
+
+    async def _is_there(self, name: str) -> bool:
+        return any([await tool.knowledge.named(name) for tool in self.request.tools if tool.knowledge])
+
+    def _second(
+        self,
+        sent: Request,
+        made: AssistantMessage,
+        told: str,
+        tools: Sequence[ToolSpec],
+        *,
+        why: str,
+        must: bool = False,
+        **words: str,
+    ) -> Second:
+        """The same request once more, with what was written and what is wrong with it behind; `must`: with a call."""
+        reply = reply_name(self.request.tools)
+        turns = [said(call.name, call.arguments) for call in made.calls[:1]] or [
+            said(reply, {TEXT: made.text})
+        ]
+        turn = UserMessage(told.format(asked=short(self.question), reply=reply, **words))
+        schema = reply_schema(tools, reply=None if must else reply)
+        return Second(Request(sent.system, [*sent.messages, *turns, turn], schema=schema), told, why)
+
+
+async def doubts_of(request: Request, sent: Request) -> Doubts:
+    """What is to be looked for in the reply to a request, which is sent like this."""
+    question, used = "", ""
+    for message in request.messages:
+        match message:
+            case UserMessage():
+                question, used = message.text, ""
+            case AssistantMessage():
+                used += "".join(dump(call.arguments) for call in message.calls)
+    known = [tool.knowledge for tool in request.tools if tool.knowledge]
+    *_, last = sent.messages
+    _, heard, ours = last.text.rpartition(HEARD) if isinstance(last, UserMessage) else ("", "", "")
+    if not known:
+        return Doubts(request, question, ours=heard + ours)
+    if isinstance(request.messages[-1], UserMessage):
+        return Doubts(request, question, there=[name for one in known for name in await one.named(question)])
+    course = course_of(request.messages, request.tools)
+    left = [] if course.enough else unused(question, used)
+    return Doubts(request, question, left=left, ours=heard + ours)
+
+
+def unused(question: str, used: str) -> list[str]:
+    """The files that a question names and no call has."""
+    return [
+        name for name in file_names(question) if name.rpartition("/")[2].casefold() not in used.casefold()
+    ]
+
+
+async def choices_of(request: Request) -> Choices:
+    """What the next calls can hold, after one that failed."""
+    if len(request.messages) < 2:
+        return {}
+    made, last = request.messages[-2:]
+    if not isinstance(last, ToolResults) or not isinstance(made, AssistantMessage):
+        return {}
+    calls = {call.id: call for call in made.calls}
+    knowing = {tool.name: tool.knowledge for tool in request.tools if tool.knowledge}
+    return {
+        result.name: await knowing[result.name].choices(calls[result.call].arguments)
+        for result in last.results
+        if result.is_error and result.name in knowing and result.call in calls
+    }
+
+
+def narrowed(tool: ToolSpec, choices: Mapping[str, Sequence[str]]) -> ToolSpec:
+    """The tool with arguments that can only be one of these."""
+    if not choices:
+        return tool
+    properties: dict[str, Any] = dict(tool.parameters.get("properties", {}))
+    properties |= {key: {"enum": list(values)} for key, values in choices.items()}
+    return replace(tool, parameters={**tool.parameters, "properties": properties})
+
+
+def said(name: str, arguments: Mapping[str, Any]) -> AssistantMessage:
+    """An envelope as the model writes it."""
+    return AssistantMessage((Text(dump({TOOL: name, ARGUMENTS: arguments})),))
+
+
+def short(question: str) -> str:
+    """The question as it is repeated; of a long one its beginning and its end."""
+    if len(question) <= LONG_QUESTION:
+        return question
+    return f"{question[: LONG_QUESTION // 2]} […] {question[-LONG_QUESTION // 2 :]}"
+
+
+def _shows(tool: ToolSpec) -> bool:
+    """Whether it shows the file at a path."""
+    return tool.reads and tool.knowledge is not None and "path" in tool.parameters.get("required", ())
+
+
+def _has_path(tool: ToolSpec) -> bool:
+    return "path" in tool.parameters.get("properties", {})
+
+
+def _is_about(said: str, name: str) -> bool:
+    return said.strip("./").casefold() == name.strip("./").casefold() or ("{" in said and name in said)
+
+
+def _plain(text: str) -> str:
+    """A text as it is compared: a model that repeats it changes its marks."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def _is_long(text: str, question: str) -> bool:
+    return len(text) >= max(SHORTEST_ECHO, len(question) // 2)
+
+
+def _words(messages: Sequence[Message]) -> Iterator[str]:
+    for message in messages:
+        if isinstance(message, ToolResults):
+            yield from (result.text for result in message.results)
+        else:
+            yield message.text

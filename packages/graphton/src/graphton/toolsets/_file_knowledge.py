@@ -1,0 +1,122 @@
+"""What the file tools know of a workspace: by it small models are led to what is there."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from graphton._file_names import file_names
+from graphton.errors import ToolError
+from graphton.tools import Knowledge, in_thread
+from graphton.toolsets._workspace import Missing, Workspace
+
+__all__ = ["Editing", "Reading", "Searching"]
+
+MOST_LINES, LONGEST_LINE = 30, 160
+"""Lines of a file among which an edit is to choose, and the characters of one."""
+
+
+def is_there(workspace: Workspace, path: str) -> bool:
+    with contextlib.suppress(ToolError), workspace.place(path) as place:
+        return not place.name or place.status is not None
+    return False
+
+
+class Reading(Knowledge):
+    """Of read_file."""
+
+    def __init__(self, workspace: Workspace, elsewhere: Callable[[str], Sequence[str]]) -> None:
+        self._workspace, self._elsewhere = workspace, elsewhere
+
+    async def doubt(self, arguments: Mapping[str, Any], said: str) -> str:
+        """Small models make up a file where the question is about none."""
+        return _made_up(self._workspace, arguments, said)
+
+    async def named(self, text: str) -> Sequence[str]:
+        return [name for name in file_names(text) if is_there(self._workspace, name)]
+
+    async def choices(self, arguments: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
+        """The files that may be meant by a name that is not there: the same name elsewhere, or one much like it."""
+        path = arguments.get("path")
+        found = await in_thread(self._meant, path) if isinstance(path, str) else []
+        return {"path": found} if found else {}
+
+    def _meant(self, path: str) -> list[str]:
+        try:
+            with self._workspace.place(path) as place:
+                place.check_file()
+        except Missing as error:
+            return list(dict.fromkeys([*self._elsewhere(path.rpartition("/")[2]), *error.near]))[:MOST_LINES]
+        except ToolError:
+            pass  # A folder, or closed to tools: the error says so.
+        return []
+
+
+class Searching(Knowledge):
+    """Of search_files."""
+
+    def __init__(self, workspace: Workspace, occurs: Callable[[str, bool], bool]) -> None:
+        self._workspace, self._occurs = workspace, occurs
+
+    async def doubt(self, arguments: Mapping[str, Any], said: str) -> str:
+        """A made-up folder is no harm where the text is found elsewhere; where it is not, the question was about no file."""
+        text, made_up = arguments.get("text"), _made_up(self._workspace, arguments, said)
+        if not made_up or not isinstance(text, str) or not text:
+            return ""
+        try:
+            found = await in_thread(self._occurs, text, bool(arguments.get("regex")))
+        except ToolError:
+            return ""  # The call itself tells what is wrong with it.
+        return "" if found else f'{made_up} No file holds "{text}".'
+
+
+class Editing(Knowledge):
+    """Of edit_file."""
+
+    def __init__(self, workspace: Workspace, text: Callable[[str], str]) -> None:
+        self._workspace, self._text = workspace, text
+
+    async def choices(self, arguments: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
+        """A line of the file: what small models take for its text, they make up again and again."""
+        path, old = arguments.get("path"), arguments.get("old")
+        if not isinstance(path, str) or not isinstance(old, str):
+            return {}
+        try:
+            text = await in_thread(self._text, path)
+        except ToolError:
+            return {}
+        if text.count(old) == 1 and old != arguments.get("new"):
+            return {}
+        near = _passages(text, old)
+        return {"path": [path], "old": near} if near else {}
+
+
+def _passages(text: str, old: str) -> list[str]:
+    """Passages of a text, each there once, that may be meant: as many words as were given, then whole lines."""
+    lines = [line for line in dict.fromkeys(text.splitlines()) if line.strip() and len(line) <= LONGEST_LINE]
+    if len(lines) > MOST_LINES:
+        lines = difflib.get_close_matches(old, lines, n=MOST_LINES, cutoff=0.0)
+    count = len(old.split())
+    parts = dict.fromkeys(part for line in lines for part in _parts(line, count) if part not in lines)
+    near = difflib.get_close_matches(old, list(parts), n=3, cutoff=0.5)
+    return [one for one in (*near, *lines) if text.count(one) == 1]
+
+
+def _parts(line: str, count: int) -> Iterator[str]:
+    """Every so many words of a line, with what stands between them."""
+    words = list(re.finditer(r"\S+", line))
+    for first, last in zip(words, words[count - 1 :], strict=False):
+        yield line[first.start() : last.end()]
+
+
+def _made_up(workspace: Workspace, arguments: Mapping[str, Any], said: str) -> str:
+    """That nothing is at the path and nobody spoke of it; "" where it may be meant."""
+    path = arguments.get("path")
+    if not isinstance(path, str) or not path.strip("./ "):
+        return ""
+    if path.strip("/ ").rpartition("/")[2].casefold() in said or is_there(workspace, path):
+        return ""
+    return f'There is no "{path}", and nobody spoke of it.'
