@@ -1,11 +1,12 @@
 """scripts/bench kills: kills at random moments, a line for each run and a table of what came of them.
 
     scripts/bench kills [--points N] [--seed S] [--store sqlite|postgres] [--shape daemon|production]
-        [--minutes N] [--load N]
+        [--minutes N] [--load N] [--keep FOLDER]
 
 The same seed draws the same runs and kills; the exact moment is the machine's. With the daemon on SQLite a full disk (as
 root) and llama.cpp's child (with STIGMER_TEST_GGUF) follow. `production` is Temporal, a control plane and two workers, and
-it alone takes --minutes (at least so long) and --load (so many small executions beside the run all the time).
+it alone takes --minutes (at least so long), --load (so many small executions beside the run all the time) and --keep (where
+the logs of all parts go, with what Temporal said of a run that went on late).
 Exit code 1 when a promise was broken.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -51,6 +53,7 @@ def main() -> int:
     parser.add_argument("--shape", choices=("daemon", "production"), default="daemon")
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--load", type=int, default=0)
+    parser.add_argument("--keep", type=Path)
     given = parser.parse_args()
     begun = time.monotonic()
     try:
@@ -107,6 +110,10 @@ async def _cluster(given: argparse.Namespace) -> list[str]:
             place=place,
             minutes=given.minutes,
         )
+        if given.keep is not None:
+            given.keep.mkdir(parents=True, exist_ok=True)
+            for log in [*folder.glob("*.log"), *folder.glob("home/*.log")]:
+                shutil.copy(log, given.keep)
     _table(report.kills, report.runs)
     for cluster in made:
         if cluster.load is not None:

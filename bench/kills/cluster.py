@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from production import Production
@@ -33,6 +35,7 @@ class Cluster(House):
         self._shape: Production | None = None
         self._moments = random.Random(f"{seed} moments")
         self._lost: list[str] = []
+        self._looks: list[asyncio.Task[None]] = []
 
     @property
     def shape(self) -> Production:
@@ -50,6 +53,9 @@ class Cluster(House):
         if self.load is not None:
             await self.load.stop()
             self._lost += self.load.lost
+        for look in self._looks:
+            look.cancel()
+        await asyncio.gather(*self._looks, return_exceptions=True)
         if self._shape is not None:
             await asyncio.to_thread(self.shape.stop)
         await super().close()
@@ -70,6 +76,7 @@ class Cluster(House):
         kill.what, kill.at = f"{name} {watcher.driver}", time.time()
         await asyncio.to_thread(self.shape.kill, name)
         self.shape.launch(name)
+        self._look_into(kill, watcher, WORKER_SECONDS)
         return True
 
     def _driver(self, watcher: Watcher) -> str:
@@ -85,6 +92,7 @@ class Cluster(House):
         beside = Watcher(await self.command("run", "--json", BESIDE), [])
         await beside.shown("created", after=0)
         await self._back(kill, "temporal")
+        self._look_into(kill, beside, AWAY_SECONDS)
         await beside.shown("attempt_started", after=0)
         kill.resumed = time.time()
         if (code := await beside.end()) != 0:
@@ -92,6 +100,28 @@ class Cluster(House):
                 f"{beside.execution}, accepted while Temporal was away: {code} {beside.talk[-500:]}"
             )
         return True
+
+    def _look_into(self, kill: Kill, watcher: Watcher, limit: float) -> None:
+        """Writes down what Temporal says of the execution, should it not go on in time: afterwards nobody can tell."""
+
+        async def look() -> None:
+            await asyncio.sleep(limit + 1)
+            if kill.resumed is None and not watcher.ended:
+                await asyncio.to_thread(self._write_down, kill.what, watcher.execution)
+
+        self._looks.append(asyncio.create_task(look(), name=f"look into {kill.what}"))
+
+    def _write_down(self, what: str, execution: str) -> None:
+        with open(self.folder / f"late-{time.time():.0f}.log", "w") as out:
+            print(time.strftime("%H:%M:%S"), what, execution, flush=True, file=out)
+            for words in (
+                ["workflow", "describe", "--workflow-id", execution],
+                ["workflow", "show", "--workflow-id", execution],
+                ["task-queue", "describe", "--task-queue", "stigmer"],
+            ):
+                asked = [self.shape.program(), *words, "--address", self.shape.temporal]
+                with suppress(subprocess.TimeoutExpired):
+                    subprocess.run(asked, stdout=out, stderr=out, timeout=20, check=False)
 
     async def _away(self, kill: Kill, name: str) -> bool:
         kill.what, kill.at = f"{name} {self.shape.pid(name)}", time.time()
@@ -107,11 +137,19 @@ class Cluster(House):
 
 
 def late(kills: list[Kill]) -> list[str]:
-    """The runs that did not go on as soon as they should. A busy machine is slow without being wrong."""
+    """The runs that did not go on as soon as they should. A busy machine is slow without being wrong.
+
+    What else was killed before a run could go on sets its time back; and a worker among that has its own patience.
+    """
     found = []
     for kill in kills:
         since = kill.at if kill.kind == "worker" else kill.revived
-        limit = WORKER_SECONDS if kill.kind == "worker" else AWAY_SECONDS
-        if kill.resumed and since and kill.resumed - since > limit:
-            found.append(f"{kill.what}: {kill.resumed - since:.1f} s, {limit:g} at most")
+        if not kill.resumed or not since:
+            continue
+        end = kill.resumed
+        beside = [other for other in kills if other.at < end and (other.resumed or end) > kill.at]
+        begun = max([since, *(other.at for other in beside if other.at > kill.at)])
+        limit = WORKER_SECONDS if any(one.kind == "worker" for one in beside) else AWAY_SECONDS
+        if end - begun > limit:
+            found.append(f"{kill.what}: {end - begun:.1f} s, {limit:g} at most")
     return found
