@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from graphton.messages import (
     UserMessage,
 )
 from graphton.models import ModelRef, ModelSettings
+from graphton.tools import Knowledge
 from graphton.toolsets import default_tools
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -719,6 +721,51 @@ async def test_after_an_edit_that_failed_the_old_text_is_chosen_from_the_file(fo
             given = one["properties"]["arguments"]["properties"]
             assert given["path"] == {"enum": ["bill.txt"]}
             assert given["old"] == {"enum": ["tea 4", "cake 9", "total: 13"]}
+
+
+def test_an_edit_chooses_lines_and_for_one_word_the_words_like_it(folder: Path) -> None:
+    def old(text: str, given: str) -> list[str]:
+        (folder / "x.json").write_text(text)
+        tools = {tool.name: tool for tool in default_tools(folder)}
+        knowledge = tools["edit_file"].knowledge
+        assert knowledge is not None
+        arguments = {"path": "x.json", "old": given, "new": "n"}
+        return list(asyncio.run(_choices(knowledge, arguments)).get("old", []))
+
+    plan = "Meeting at 14:00\nRoom 3\n"
+    assert old(plan, "16:00") == ["14:00", "Meeting at 14:00", "Room 3"]
+    assert old(plan, "at 16:00") == ["Meeting at 14:00", "Room 3"]
+    assert old('{"language": "en"}\n', "language: en") == ['{"language": "en"}']
+    assert old("a\na\nb\n", "c") == ["b"]
+    assert old(plan, "Room 3") == []  # It is there once: something else was wrong.
+    assert len(old("".join(f"line {n} of many\n" for n in range(500)), "lines 77 of many")) == 30
+
+
+async def _choices(knowledge: Knowledge, arguments: dict[str, Any]) -> Mapping[str, Sequence[str]]:
+    return await knowledge.choices(arguments)
+
+
+async def test_only_a_file_of_the_same_name_is_taken_for_one_that_is_not_there(folder: Path) -> None:
+    (folder / "docs").mkdir()
+    (folder / "docs" / "plan9.md").write_text("x")
+    tools = {tool.name: tool for tool in default_tools(folder)}
+    knowledge = tools["read_file"].knowledge
+    assert knowledge is not None
+    assert await knowledge.choices({"path": "plan9.md"}) == {"path": ["docs/plan9.md"]}
+    assert await knowledge.choices({"path": "plan2.md"}) == {}
+    assert await knowledge.choices({"path": "bill.txt"}) == {}
+
+
+async def test_a_file_that_was_only_found_has_not_been_used(folder: Path) -> None:
+    inner = SaysInTurn(reply("None."), meant("read"), LOOK)
+    agent = create_deep_agent(inner, workspace=folder, tool_mode="native")
+    history = [
+        UserMessage("How many cakes are in bill.txt?"),
+        AssistantMessage((ToolCall("find_files", {"pattern": "bill.txt"}, "1.0"),)),
+        ToolResults((ToolResult("1.0", "", "find_files", "bill.txt"),)),
+    ]
+    chunks = [c async for c in EnvelopeChat(inner).stream(Request("", history, agent.tool_specs))]
+    assert calls_of(chunks) == [("read_file", {"path": "bill.txt"})]
 
 
 async def test_after_a_result_every_call_is_made_and_its_error_told(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "said",
     "short",
     "unused",
+    "used_by",
 ]
 
 Choices = Mapping[str, Mapping[str, Sequence[str]]]
@@ -39,6 +40,7 @@ Choose = Callable[[Request], Awaitable[str]]
 
 LONG_QUESTION = 1_000
 """Characters of a question that is not repeated behind each result."""
+FINDS = "find_files"
 SHORTEST_ECHO = 15
 """Characters: what is shorter stands in our words by chance."""
 
@@ -260,7 +262,7 @@ async def doubts_of(request: Request, sent: Request) -> Doubts:
             case UserMessage():
                 question, used = message.text, ""
             case AssistantMessage():
-                used += "".join(dump(call.arguments) for call in message.calls)
+                used += "".join(used_by(call.name, call.arguments) for call in message.calls)
     known = [tool.knowledge for tool in request.tools if tool.knowledge]
     *_, last = sent.messages
     _, heard, ours = last.text.rpartition(HEARD) if isinstance(last, UserMessage) else ("", "", "")
@@ -271,6 +273,13 @@ async def doubts_of(request: Request, sent: Request) -> Doubts:
     course = course_of(request.messages, request.tools)
     left = [] if course.enough else unused(question, used)
     return Doubts(request, question, left=left, ours=heard + ours)
+
+
+def used_by(tool: str, arguments: Mapping[str, Any]) -> str:
+    """What a call says of the file that it uses. Who only finds it has not used it."""
+    if tool == FINDS:
+        return ""
+    return str(arguments["path"]) if "path" in arguments else dump(arguments)
 
 
 def unused(question: str, used: str) -> list[str]:

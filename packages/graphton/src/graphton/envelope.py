@@ -26,8 +26,9 @@ from graphton._envelope_doubts import (
     said,
     short,
     unused,
+    used_by,
 )
-from graphton._envelope_prompt import addendum, dump
+from graphton._envelope_prompt import addendum
 from graphton._reply_schema import TEXT, reply_name, reply_only, reply_schema
 from graphton._reply_text import ReplyText
 from graphton.chat import _json
@@ -231,7 +232,7 @@ def _rendered(messages: Sequence[Message], reply: str, course: Course) -> Iterat
                     call = calls.get(result.call, ToolCall(result.name, {}))
                     yield said(call.name, call.arguments)
                     told = _told(result, course if message is messages[-1] else Course())
-                    used += dump(call.arguments)
+                    used += used_by(call.name, call.arguments)
                     left = unused(asked, used)
                     hint = UNUSED.format(names=" and ".join(left)) if left else ""
                     behind = f"{ASKED.format(asked=short(asked))}{hint}{told.format(reply=reply)}"

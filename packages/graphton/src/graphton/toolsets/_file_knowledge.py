@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from graphton._file_names import file_names
@@ -39,7 +39,7 @@ class Reading(Knowledge):
         return [name for name in file_names(text) if is_there(self._workspace, name)]
 
     async def choices(self, arguments: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
-        """The files that may be meant by a name that is not there: the same name elsewhere, or one much like it."""
+        """The files of this name in other folders. One with a name like it may be another one: the error tells of it."""
         path = arguments.get("path")
         found = await in_thread(self._meant, path) if isinstance(path, str) else []
         return {"path": found} if found else {}
@@ -48,8 +48,8 @@ class Reading(Knowledge):
         try:
             with self._workspace.place(path) as place:
                 place.check_file()
-        except Missing as error:
-            return list(dict.fromkeys([*self._elsewhere(path.rpartition("/")[2]), *error.near]))[:MOST_LINES]
+        except Missing:
+            return list(self._elsewhere(path.rpartition("/")[2]))[:MOST_LINES]
         except ToolError:
             pass  # A folder, or closed to tools: the error says so.
         return []
@@ -95,21 +95,16 @@ class Editing(Knowledge):
 
 
 def _passages(text: str, old: str) -> list[str]:
-    """Passages of a text, each there once, that may be meant: as many words as were given, then whole lines."""
+    """Passages of a text, each there once, that may be meant: whole lines, and for a single word the words like it.
+
+    Parts of lines with marks at their ends, such as a closing brace, small models put back without the marks.
+    """
     lines = [line for line in dict.fromkeys(text.splitlines()) if line.strip() and len(line) <= LONGEST_LINE]
     if len(lines) > MOST_LINES:
         lines = difflib.get_close_matches(old, lines, n=MOST_LINES, cutoff=0.0)
-    count = len(old.split())
-    parts = dict.fromkeys(part for line in lines for part in _parts(line, count) if part not in lines)
-    near = difflib.get_close_matches(old, list(parts), n=3, cutoff=0.5)
-    return [one for one in (*near, *lines) if text.count(one) == 1]
-
-
-def _parts(line: str, count: int) -> Iterator[str]:
-    """Every so many words of a line, with what stands between them."""
-    words = list(re.finditer(r"\S+", line))
-    for first, last in zip(words, words[count - 1 :], strict=False):
-        yield line[first.start() : last.end()]
+    words = dict.fromkeys(re.findall(r"\w(?:\S*\w)?", "\n".join(lines))) if len(old.split()) == 1 else {}
+    near = difflib.get_close_matches(old, list(words), n=3, cutoff=0.5)
+    return [one for one in dict.fromkeys([*near, *lines]) if text.count(one) == 1]
 
 
 def _made_up(workspace: Workspace, arguments: Mapping[str, Any], said: str) -> str:
