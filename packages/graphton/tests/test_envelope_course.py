@@ -10,7 +10,7 @@ from graphton._not_run import FORBIDDEN, REFUSED, REPEATED, UNKNOWN
 from graphton.agent import create_deep_agent
 from graphton.chat import Request, ToolSpec
 from graphton.envelope import enveloped
-from graphton.journal import MemoryJournal, ToolFinished
+from graphton.journal import MemoryJournal, ModelReplied, Progress, ToolFinished
 from graphton.messages import AssistantMessage, Message, Text, ToolCall, ToolResult, ToolResults, UserMessage
 from graphton.testing import ScriptedModel
 
@@ -198,6 +198,22 @@ async def test_in_a_run_the_tools_know_whether_they_read_and_the_model_tries_aga
     ]
     ended = [event for event in journal.events if isinstance(event, ToolFinished)]
     assert [event.is_error for event in ended] == [True, False]
+
+
+async def test_the_journal_says_why_a_reply_was_asked_for_once_more(tmp_path: Path) -> None:
+    (tmp_path / "bill.txt").write_text("total: 13\n")
+    look = '{"tool": "read_file", "arguments": {"path": "bill.txt"}}'
+    said = '{"tool": "reply", "arguments": {"text": "13."}}'
+    model = ScriptedModel([said, look, said])
+    seen: list[object] = []
+    journal = MemoryJournal(on_event=seen.append)
+    agent = create_deep_agent(model, workspace=tmp_path, tool_mode="envelope")
+    result = await agent.run("What is the total in bill.txt?", journal=journal)
+    assert result.text == "13."
+    replies = [event for event in journal.events if isinstance(event, ModelReplied)]
+    assert [reply.asked_again for reply in replies] == [("bill.txt was not looked at",), ()]
+    waits = [event for event in seen if isinstance(event, Progress)]
+    assert [(wait.what, wait.text) for wait in waits] == [("asking again", "bill.txt was not looked at")]
 
 
 async def test_a_model_that_makes_one_failing_call_for_ever_still_ends_with_an_answer(tmp_path: Path) -> None:

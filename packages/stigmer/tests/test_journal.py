@@ -41,7 +41,7 @@ MESSAGE = AssistantMessage(
 )
 EVENTS: list[g.Event] = [
     g.ModelRequested("", 1, 2, "anthropic:m", "turn", DIGEST, 99, 0, "native"),
-    g.ModelReplied("", 1, 2, "turn", MESSAGE),
+    g.ModelReplied("", 1, 2, "turn", MESSAGE, ("bill.txt was not looked at",)),
     g.ToolDispatched("", "1.0", "read_file", {"path": "ä"}, DIGEST, "read", "exec_1::1.0"),
     g.ProcessStarted("", "1.0", 4711, 1700000000.25),
     g.ToolFinished("", "1.0", "read_file", "text", True, 0.5),

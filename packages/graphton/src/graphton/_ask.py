@@ -14,7 +14,16 @@ from graphton._retry import PACE
 from graphton._tool_modes import TaughtChat, recorded_mode, settle, taught
 from graphton.approval import Waits
 from graphton.budget import Tree
-from graphton.chat.base import Chat, Done, Request, TextChunk, ThinkingChunk, WaitChunk, chunks_of
+from graphton.chat.base import (
+    ASKING_AGAIN,
+    Chat,
+    Done,
+    Request,
+    TextChunk,
+    ThinkingChunk,
+    WaitChunk,
+    chunks_of,
+)
 from graphton.definition import Definition
 from graphton.errors import BrokenStream, ProviderError, StatusError
 from graphton.history import History
@@ -166,7 +175,7 @@ async def _tries(
         call.allowed()
         journal.append(_requested(chat, call, path, step, try_))
         try:
-            message = await _reply(chat, call, journal, path, step, try_)
+            message, again = await _reply(chat, call, journal, path, step, try_)
         except ProviderError as error:
             failed += 1
             if _refuses_reasoning(error) and call.drop_reasoning():
@@ -182,7 +191,7 @@ async def _tries(
                 PACE.slow(chat.ref, chat.settings, delay)
             await _sleep(agent, journal, delay)
         else:
-            replied = ModelReplied(path, step, try_, call.purpose, _with_ids(message, step))
+            replied = ModelReplied(path, step, try_, call.purpose, _with_ids(message, step), again)
             journal.append(replied)
             return replied
 
@@ -223,8 +232,10 @@ def _requested(chat: Chat, call: Call, path: str, step: int, try_: int) -> Model
 
 async def _reply(
     chat: Chat, call: Call, journal: Journal, path: str, step: int, try_: int
-) -> AssistantMessage:
+) -> tuple[AssistantMessage, tuple[str, ...]]:
+    """The whole reply, and why the model was asked once more for it."""
     text = thought = 0
+    again: list[str] = []
     async with chunks_of(chat, call.request) as chunks:
         async for chunk in chunks:
             match chunk:
@@ -237,9 +248,11 @@ async def _reply(
                     journal.live(ThinkingDelta(path, step, try_, thought, chunk.text))
                     thought += len(chunk.text)
                 case WaitChunk():
+                    if chunk.what == ASKING_AGAIN:
+                        again.append(chunk.text)
                     journal.live(Progress(path, chunk.what, chunk.done, chunk.total, chunk.unit, chunk.text))
                 case Done():
-                    return chunk.message
+                    return chunk.message, tuple(again)
     raise BrokenStream(
         f"the stream of {chat.ref} ended before the reply was whole", provider=chat.ref.provider
     )

@@ -32,7 +32,17 @@ from graphton._envelope_prompt import addendum
 from graphton._reply_schema import TEXT, reply_name, reply_only, reply_schema
 from graphton._reply_text import ReplyText
 from graphton.chat import _json
-from graphton.chat.base import Chat, Chunk, Done, Preview, Request, TextChunk, ToolSpec, WaitChunk
+from graphton.chat.base import (
+    ASKING_AGAIN,
+    Chat,
+    Chunk,
+    Done,
+    Preview,
+    Request,
+    TextChunk,
+    ToolSpec,
+    WaitChunk,
+)
 from graphton.history import SUMMARY
 from graphton.messages import (
     AssistantMessage,
@@ -139,7 +149,7 @@ class EnvelopeChat:
             if second is None:
                 return
             asked.append(second.kind)
-            yield WaitChunk("asking again", text=second.why)
+            yield WaitChunk(ASKING_AGAIN, text=second.why)
             sent = second.request
 
     async def _opened(

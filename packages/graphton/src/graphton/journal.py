@@ -77,6 +77,8 @@ class ModelReplied:
     try_: int
     purpose: str
     message: AssistantMessage
+    asked_again: tuple[str, ...] = ()
+    """Why the model was asked once more before this was its reply; its usage counts all of it."""
 
 
 @dataclass(frozen=True, slots=True)

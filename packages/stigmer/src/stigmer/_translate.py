@@ -182,6 +182,7 @@ def _replied(event: g.ModelReplied) -> Any:
         "stop_reason": message.stop.value,
         "usage": {name: getattr(message.usage, name) for name in _USAGE},
         "model": _clean(message.model),
+        "asked_again": list(map(_clean, event.asked_again)),
     }
 
 
@@ -252,7 +253,7 @@ def _read_replied(path: str, r: pb.ModelReplied) -> g.Event:
         usage=Usage(u.input_tokens, u.output_tokens, u.cached_tokens, u.cache_write_tokens),
         model=r.model,
     )
-    return g.ModelReplied(path, r.step, _try(r), r.purpose, message)
+    return g.ModelReplied(path, r.step, _try(r), r.purpose, message, tuple(r.asked_again))
 
 
 def _read_dispatched(path: str, r: pb.ToolDispatched) -> g.Event:

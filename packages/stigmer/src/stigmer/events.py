@@ -125,6 +125,7 @@ def _replied(e: pb.ModelReplied) -> dict[str, Any]:
             "cached_tokens": e.usage.cached_tokens,
             "cache_write_tokens": e.usage.cache_write_tokens,
         },
+        **({"asked_again": list(e.asked_again)} if e.asked_again else {}),
     }
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from graphton.tools import Knowledge
 
 __all__ = [
+    "ASKING_AGAIN",
     "Chat",
     "Chunk",
     "Done",
@@ -62,6 +63,10 @@ class TextChunk:
 @dataclass(frozen=True, slots=True)
 class ThinkingChunk:
     text: str
+
+
+ASKING_AGAIN = "asking again"
+"""A reply could not be meant, and the model is asked once more: the chunk's text says why."""
 
 
 @dataclass(frozen=True, slots=True)

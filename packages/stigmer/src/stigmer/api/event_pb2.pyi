@@ -654,6 +654,7 @@ class ModelReplied(_message.Message):
     STOP_REASON_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    ASKED_AGAIN_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     purpose: _builtins.str
     stop_reason: _builtins.str
@@ -664,6 +665,10 @@ class ModelReplied(_message.Message):
     def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Block]: ...
     @_builtins.property
     def usage(self) -> Global___Usage: ...
+    @_builtins.property
+    def asked_again(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why the model was asked once more before this was its reply; usage counts all of it."""
+
     def __init__(
         self,
         *,
@@ -673,10 +678,11 @@ class ModelReplied(_message.Message):
         stop_reason: _builtins.str = ...,
         usage: Global___Usage | None = ...,
         model: _builtins.str = ...,
+        asked_again: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "model", b"model", "purpose", b"purpose", "step", b"step", "stop_reason", b"stop_reason", "try", b"try", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_again", b"asked_again", "blocks", b"blocks", "model", b"model", "purpose", b"purpose", "step", b"step", "stop_reason", b"stop_reason", "try", b"try", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1619,7 +1625,7 @@ class Progress(_message.Message):
     UNIT_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     what: _builtins.str
-    """download | load | prompt | tool"""
+    """server | download | load | prompt | tool | asking again (text says why)"""
     done: _builtins.float
     total: _builtins.float
     """0: unknown."""
