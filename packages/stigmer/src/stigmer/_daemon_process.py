@@ -146,9 +146,9 @@ def _serve(home: Home, given: Any) -> None:
 def _left_to_find(home: Home) -> object:
     """What a command finds us by, as it is just now; None where a part is missing."""
     try:
-        socket = home.socket.stat()
-        return home.address.read_bytes(), home.token.read_bytes(), socket.st_dev, socket.st_ino
-    except OSError:
+        socket, said = home.socket.stat(), json.loads(home.address.read_text())
+        return said["address"], said["pid"], home.token.read_bytes(), socket.st_dev, socket.st_ino
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
