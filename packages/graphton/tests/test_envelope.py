@@ -723,6 +723,28 @@ async def test_after_an_edit_that_failed_the_old_text_is_chosen_from_the_file(fo
             assert given["old"] == {"enum": ["tea 4", "cake 9", "total: 13"]}
 
 
+async def test_a_pasted_text_with_many_names_is_not_looked_through(folder: Path) -> None:
+    pasted = "What does this mean? File bill.txt, File a.txt, File b.py, File c.py, File d.py"
+    inner, chunks = await first_turn(folder, pasted, reply("It is a list of files."))
+    assert why(chunks) == []
+    assert len(inner.requests) == 1
+
+
+async def test_a_summary_of_the_earlier_conversation_is_no_question(folder: Path) -> None:
+    inner = SaysInTurn(reply("It is 13."))
+    agent = create_deep_agent(inner, workspace=folder, tool_mode="native")
+    history: list[Message] = [
+        UserMessage("What is the total in bill.txt?"),
+        AssistantMessage((ToolCall("read_file", {"path": "bill.txt"}, "1.0"),)),
+        ToolResults((ToolResult("1.0", "", "read_file", "total: 13"),)),
+        UserMessage(SUMMARY.format(text="sum.txt was to be written, other.txt was read.")),
+        AssistantMessage((ToolCall("read_file", {"path": "bill.txt"}, "2.0"),)),
+        ToolResults((ToolResult("2.0", "", "read_file", "total: 13"),)),
+    ]
+    _ = [c async for c in EnvelopeChat(inner).stream(Request("", history, agent.tool_specs))]
+    assert len(inner.requests) == 1
+
+
 def test_an_edit_chooses_lines_and_for_one_word_the_words_like_it(folder: Path) -> None:
     def old(text: str, given: str) -> list[str]:
         (folder / "x.json").write_text(text)

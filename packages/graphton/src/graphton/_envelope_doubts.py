@@ -16,6 +16,7 @@ from graphton._envelope_prompt import dump
 from graphton._file_names import file_names
 from graphton._reply_schema import ARGUMENTS, TEXT, TOOL, closed, reply_name, reply_only, reply_schema
 from graphton.chat.base import Request, ToolSpec
+from graphton.history import SUMMARY
 from graphton.messages import AssistantMessage, Message, Text, ToolResults, UserMessage
 
 __all__ = [
@@ -41,6 +42,8 @@ Choose = Callable[[Request], Awaitable[str]]
 LONG_QUESTION = 1_000
 """Characters of a question that is not repeated behind each result."""
 FINDS = "find_files"
+MOST_NAMES = 4
+"""A question that names more files is a pasted text, or wants more than can be watched like this."""
 SHORTEST_ECHO = 15
 """Characters: what is shorter stands in our words by chance."""
 
@@ -61,6 +64,7 @@ UNREAD = "{name} has not been looked at. " + ASKED + 'If that is needed, read it
 MEANT = 'Request: "{asked}"\nWhat does the request want done with {name}: read it, write it, or nothing? Answer with one word.'
 UNWRITTEN = "{name} has not been written. " + ASKED + "Use the next tool for that now, such as write_file."
 """As measured: asked whether anything is left to do, the small models say no."""
+SUMMARISED = SUMMARY.partition("{")[0]
 READ, WRITE, NOTHING = "read", "write", "nothing"
 
 
@@ -228,7 +232,7 @@ class Doubts:
 
     @property
     def _names(self) -> list[str]:
-        return file_names(self.question)
+        return _named(self.question)
 
     async def _is_there(self, name: str) -> bool:
         return any([await tool.knowledge.named(name) for tool in self.request.tools if tool.knowledge])
@@ -259,7 +263,7 @@ async def doubts_of(request: Request, sent: Request) -> Doubts:
     question, used = "", ""
     for message in request.messages:
         match message:
-            case UserMessage():
+            case UserMessage() if not message.text.startswith(SUMMARISED):
                 question, used = message.text, ""
             case AssistantMessage():
                 used += "".join(used_by(call.name, call.arguments) for call in message.calls)
@@ -269,7 +273,8 @@ async def doubts_of(request: Request, sent: Request) -> Doubts:
     if not known:
         return Doubts(request, question, ours=heard + ours)
     if isinstance(request.messages[-1], UserMessage):
-        return Doubts(request, question, there=[name for one in known for name in await one.named(question)])
+        there = [name for one in known for name in await one.named(question)] if _named(question) else []
+        return Doubts(request, question, there=there)
     course = course_of(request.messages, request.tools)
     left = [] if course.enough else unused(question, used)
     return Doubts(request, question, left=left, ours=heard + ours)
@@ -284,9 +289,12 @@ def used_by(tool: str, arguments: Mapping[str, Any]) -> str:
 
 def unused(question: str, used: str) -> list[str]:
     """The files that a question names and no call has."""
-    return [
-        name for name in file_names(question) if name.rpartition("/")[2].casefold() not in used.casefold()
-    ]
+    return [name for name in _named(question) if name.rpartition("/")[2].casefold() not in used.casefold()]
+
+
+def _named(question: str) -> list[str]:
+    names = file_names(question)
+    return names if len(names) <= MOST_NAMES else []
 
 
 async def choices_of(request: Request) -> Choices:

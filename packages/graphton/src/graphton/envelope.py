@@ -18,6 +18,7 @@ from typing import Any
 from graphton._envelope_course import Course, course_of
 from graphton._envelope_doubts import (
     ASKED,
+    SUMMARISED,
     Choices,
     Second,
     choices_of,
@@ -43,7 +44,6 @@ from graphton.chat.base import (
     ToolSpec,
     WaitChunk,
 )
-from graphton.history import SUMMARY
 from graphton.messages import (
     AssistantMessage,
     Block,
@@ -79,7 +79,6 @@ ENOUGH = 'Answer that now with "{reply}".'
 UNUSED = "No tool has used {names} yet. "
 _NO_CHOICES: Choices = {}
 
-
 MOST_AGAIN = 2
 """So often a reply is asked for once more."""
 
@@ -108,8 +107,8 @@ class EnvelopeChat:
     async def stream(self, request: Request) -> AsyncGenerator[Chunk]:
         """The inner chat's chunks, with the envelope taken off.
 
-        The model is asked once more, and both count as one reply, where its call cannot have been meant, such as one for
-        a file that is not there and was never spoken of, or its reply only repeats the question.
+        The model is asked once more, twice at most, and all of it counts as one reply, where its call cannot have been
+        meant, its reply only repeats what was said, or a file that the question names is left out: see `_envelope_doubts`.
         """
         if not request.tools or request.schema is not None:
             async with streaming(self.chat, request) as chunks:
@@ -228,7 +227,7 @@ def _rendered(messages: Sequence[Message], reply: str, course: Course) -> Iterat
     for message in messages:
         match message:
             case UserMessage():
-                asked = asked if message.text.startswith(_SUMMARISED) else message.text
+                asked = asked if message.text.startswith(SUMMARISED) else message.text
                 used = ""
                 yield message
             case AssistantMessage():
@@ -258,9 +257,6 @@ def _told(result: ToolResult, course: Course) -> str:
     if course.again:
         return FAILED_AGAIN if result.is_error else AGAIN
     return FAILED if result.is_error else NEXT
-
-
-_SUMMARISED = SUMMARY.partition("{")[0]
 
 
 def _result(result: ToolResult, told: str) -> str:
