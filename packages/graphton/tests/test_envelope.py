@@ -759,6 +759,7 @@ def test_an_edit_chooses_lines_and_for_one_word_the_words_like_it(folder: Path) 
     assert old(plan, "at 16:00") == ["Meeting at 14:00", "Room 3"]
     assert old('{"language": "en"}\n', "language: en") == ['{"language": "en"}']
     assert old("a\na\nb\n", "c") == ["b"]
+    assert old("a\na\nb\n", "a") == []  # Which of the two is meant, lines around it tell.
     assert old(plan, "Room 3") == []  # It is there once: something else was wrong.
     assert len(old("".join(f"line {n} of many\n" for n in range(500)), "lines 77 of many")) == 30
 

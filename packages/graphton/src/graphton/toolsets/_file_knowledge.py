@@ -17,6 +17,8 @@ __all__ = ["Editing", "Reading", "Searching"]
 
 MOST_LINES, LONGEST_LINE = 30, 160
 """Lines of a file among which an edit is to choose, and the characters of one."""
+MOST_COMPARED = 2_000
+"""Lines of a long file that are compared with what was to be replaced: about a tenth of a second."""
 
 
 def is_there(workspace: Workspace, path: str) -> bool:
@@ -76,22 +78,25 @@ class Searching(Knowledge):
 class Editing(Knowledge):
     """Of edit_file."""
 
-    def __init__(self, workspace: Workspace, text: Callable[[str], str]) -> None:
-        self._workspace, self._text = workspace, text
+    def __init__(self, text: Callable[[str], str]) -> None:
+        """`text` gives a file's text, or raises ToolError."""
+        self._text = text
 
     async def choices(self, arguments: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
         """A line of the file: what small models take for its text, they make up again and again."""
-        path, old = arguments.get("path"), arguments.get("old")
+        path, old, new = (arguments.get(key) for key in ("path", "old", "new"))
         if not isinstance(path, str) or not isinstance(old, str):
             return {}
-        try:
-            text = await in_thread(self._text, path)
-        except ToolError:
-            return {}
-        if text.count(old) == 1 and old != arguments.get("new"):
-            return {}
-        near = _passages(text, old)
+        near = await in_thread(self._near, path, old, old == new)
         return {"path": [path], "old": near} if near else {}
+
+    def _near(self, path: str, old: str, is_new: bool) -> list[str]:
+        try:
+            text = self._text(path)
+        except ToolError:
+            return []
+        # What occurs more than once needs lines around it: no single line is the answer.
+        return _passages(text, old) if is_new or old not in text else []
 
 
 def _passages(text: str, old: str) -> list[str]:
@@ -101,7 +106,7 @@ def _passages(text: str, old: str) -> list[str]:
     """
     lines = [line for line in dict.fromkeys(text.splitlines()) if line.strip() and len(line) <= LONGEST_LINE]
     if len(lines) > MOST_LINES:
-        lines = difflib.get_close_matches(old, lines, n=MOST_LINES, cutoff=0.0)
+        lines = difflib.get_close_matches(old, lines[:MOST_COMPARED], n=MOST_LINES, cutoff=0.3)
     words = dict.fromkeys(re.findall(r"\w(?:\S*\w)?", "\n".join(lines))) if len(old.split()) == 1 else {}
     near = difflib.get_close_matches(old, list(words), n=3, cutoff=0.5)
     return [one for one in dict.fromkeys([*near, *lines]) if text.count(one) == 1]

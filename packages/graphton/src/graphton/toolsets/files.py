@@ -93,7 +93,7 @@ def file_tools(workspace: Workspace) -> list[Tool]:
     # In this order, as measured: of a list, small models like to take what stands first.
     reads = replace(read_file, knowledge=Reading(workspace, functools.partial(_elsewhere, workspace)))
     searches = replace(search_files, knowledge=Searching(workspace, functools.partial(_occurs, workspace)))
-    edits = replace(edit_file, knowledge=Editing(workspace, functools.partial(_text, workspace)))
+    edits = replace(edit_file, knowledge=Editing(functools.partial(_text, workspace)))
     lists, finds = (replace(one, knowledge=Knowledge()) for one in (list_files, find_files))
     return [_lean(one) for one in (reads, searches, lists, write_file, edits, finds)]
 
