@@ -593,8 +593,9 @@ LOOK = call("read_file", path="bill.txt")
             call("write_file", path="sum.txt", content="from bill.txt"),
         ),
         ("Look into bill.txt and run what it says", call("run_command", command="echo total")),
+        ("Set the total in bill.txt to 14", call("edit_file", path="bill.txt", old="", new="total: 14")),
     ],
-    ids=["told from nothing", "written from nothing", "run from nothing"],
+    ids=["told from nothing", "written from nothing", "run from nothing", "added to what nobody saw"],
 )
 async def test_a_file_that_the_user_named_is_looked_at_before_anything_is_made_of_it(
     folder: Path, question: str, first: str
@@ -756,7 +757,8 @@ def test_an_edit_chooses_lines_and_for_one_word_the_words_like_it(folder: Path) 
 
     plan = "Meeting at 14:00\nRoom 3\n"
     assert old(plan, "16:00") == ["14:00", "Meeting at 14:00", "Room 3"]
-    assert old(plan, "at 16:00") == ["Meeting at 14:00", "Room 3"]
+    assert old(plan, "at 16:00") == ["at 14:00", "Meeting at 14:00", "Room 3"]
+    assert old("room 12, 9:00\n", "Room 12") == ["room 12", "room 12, 9:00"]
     assert old('{"language": "en"}\n', "language: en") == ['{"language": "en"}']
     assert old("a\na\nb\n", "c") == ["b"]
     assert old("a\na\nb\n", "a") == []  # Which of the two is meant, lines around it tell.

@@ -160,8 +160,11 @@ class Doubts:
         looks = {tool.name for tool in self.request.tools if tool.knowledge and tool.reads}
         if not self.there or any(call.name in looks for call in message.calls):
             return []
+        # Who adds to a file without an old text has not seen that the line is there already, to be changed.
         about = [
-            call.arguments["path"] for call in message.calls if isinstance(call.arguments.get("path"), str)
+            call.arguments["path"]
+            for call in message.calls
+            if isinstance(call.arguments.get("path"), str) and call.arguments.get("old") != ""
         ]
         about += [dump(call.arguments) for call in message.calls if "path" not in call.arguments]
         return [name for name in self.there if not any(_is_about(one, name) for one in about)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from graphton._file_names import file_names
@@ -100,16 +100,28 @@ class Editing(Knowledge):
 
 
 def _passages(text: str, old: str) -> list[str]:
-    """Passages of a text, each there once, that may be meant: whole lines, and for a single word the words like it.
+    """Passages of a text, each there once, that may be meant: the nearest of as many words, and whole lines.
 
-    Parts of lines with marks at their ends, such as a closing brace, small models put back without the marks.
+    Words with quotes or brackets are left to whole lines: small models put them back without.
     """
     lines = [line for line in dict.fromkeys(text.splitlines()) if line.strip() and len(line) <= LONGEST_LINE]
     if len(lines) > MOST_LINES:
         lines = difflib.get_close_matches(old, lines[:MOST_COMPARED], n=MOST_LINES, cutoff=0.3)
-    words = dict.fromkeys(re.findall(r"\w(?:\S*\w)?", "\n".join(lines))) if len(old.split()) == 1 else {}
-    near = difflib.get_close_matches(old, list(words), n=3, cutoff=0.5)
+    parts = dict.fromkeys(part for line in lines for part in _parts(line, len(old.split())))
+    near = difflib.get_close_matches(old, list(parts), n=3, cutoff=0.5)
     return [one for one in dict.fromkeys([*near, *lines]) if text.count(one) == 1]
+
+
+def _parts(line: str, count: int) -> Iterator[str]:
+    """Every so many words of a line, with what stands between them."""
+    words = list(re.finditer(r"[^\s\"'`<>(){}\[\]]*\w", line))
+    for first, last in zip(words, words[count - 1 :] if count else [], strict=False):
+        part = line[first.start() : last.end()]
+        if not _MARKS.search(part):
+            yield part
+
+
+_MARKS = re.compile(r"[\"'`<>(){}\[\]]")
 
 
 def _made_up(workspace: Workspace, arguments: Mapping[str, Any], said: str) -> str:
