@@ -616,9 +616,8 @@ async def test_a_file_that_the_user_named_is_looked_at_before_anything_is_made_o
         ("What is the total in bill.txt?", call("search_files", text="total")),
         ("Set the total in bill.txt to 14", call("edit_file", path="bill.txt", old="13", new="14")),
         ("Print bill.txt with cat", call("run_command", command="cat bill.txt")),
-        ("What is a file such as other.txt for?", reply("For text.")),
     ],
-    ids=["another look", "an edit of it", "a command with it", "no such file"],
+    ids=["another look", "an edit of it", "a command with it"],
 )
 async def test_what_is_about_that_file_or_looks_at_files_is_taken_at_once(
     folder: Path, question: str, first: str
@@ -695,6 +694,29 @@ async def test_a_file_that_is_to_be_made_is_not_looked_for(folder: Path) -> None
     assert calls_of(chunks) == [("write_file", {"path": "new.md", "content": "x"})]
     _, chunks = await first_turn(folder, "What is in new.md?", look, meant("read"))
     assert calls_of(chunks) == [("read_file", {"path": "new.md"})]  # The error says what there is.
+
+
+async def test_who_repeats_why_it_is_asked_again_is_asked_without_these_words(folder: Path) -> None:
+    look = call("search_files", text="python")
+    echo = reply("No file holds 'python'. The user asked: Find all Python files.")
+    found = call("find_files", pattern="*.py")
+    inner, chunks = await first_turn(folder, "Find all Python files.", look, echo, found)
+    assert why(chunks) == ['No file holds "python".', "the reply only repeats the question"]
+    assert calls_of(chunks) == [("find_files", {"pattern": "*.py"})]
+    assert [chunk for chunk in chunks if isinstance(chunk, TextChunk)] == []
+    first, _, third = inner.requests
+    assert third.messages == list(first.messages)
+    assert "search_files" not in json.dumps(third.schema)
+
+
+async def test_a_file_to_be_made_is_made_whatever_else_came_first(folder: Path) -> None:
+    question = "Write a script run.sh that prints done"
+    written = call("write_file", path="run.sh", content="echo done")
+    for first in (call("run_command", command="echo done"), reply("Here it is: echo done")):
+        _, chunks = await first_turn(folder, question, first, meant("write"), written)
+        assert calls_of(chunks) == [("write_file", {"path": "run.sh", "content": "echo done"})]
+    inner, chunks = await first_turn(folder, question, written)
+    assert len(inner.requests) == 1
 
 
 async def test_a_first_reply_that_only_repeats_the_question_becomes_a_look(folder: Path) -> None:

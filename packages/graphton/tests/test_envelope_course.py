@@ -141,6 +141,10 @@ def test_a_file_that_is_written_again_and_again_is_a_circle() -> None:
     assert offered(wrote)[0] == ["reply"]
     other = [*wrote[:5], *did(3, "created", "b.txt", tool="write_file")]
     assert offered(other)[0] == ALL
+    edit = ToolSpec("edit_file", "Edit a file.", PATH)
+    edits = [ASKED, *(m for n in range(1, 7) for m in did(n, f"line {n}", "a.txt", tool="edit_file"))]
+    assert "edit_file" in offered(edits[:9], edit, READ)[0]
+    assert "edit_file" not in offered(edits[:11], edit, READ)[0]
 
 
 def test_only_long_work_is_planned() -> None:

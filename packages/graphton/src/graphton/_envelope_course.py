@@ -18,9 +18,8 @@ __all__ = ["Course", "course_of"]
 
 PLANS = "todos"
 """It reads, by its effect, but shows nothing that is not known."""
-WRITES = "write_file"
-MOST_WRITES = 3
-"""So often in a row one file is written anew: who goes on writing it goes in circles."""
+MOST_WRITES = {"write_file": 3, "edit_file": 5}
+"""So often in a row one file is written anew, or edited: who goes on goes in circles."""
 LONG = 3
 """Turns after which a task is long, and may be planned. Small models take a plan for the work, and tell it as the result."""
 ANSWERS = ("run_command", "task")
@@ -62,7 +61,7 @@ def course_of(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Course:
     """The course of the task that the last question began."""
     seen: set[tuple[str, str, str]] = set()
     calls: Mapping[str, ToolCall] = {}
-    course, retries, writes, before = Course(), 0, 0, ""
+    course, retries, writes, before = Course(), 0, 0, ("", "")
     writing = {tool.name for tool in tools if not tool.reads}
     for message in messages:
         match message:
@@ -72,9 +71,9 @@ def course_of(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Course:
                 calls = {call.id: call for call in message.calls}
             case ToolResults():
                 target = _written(message, calls)
-                writes = writes + 1 if target and target == before else int(bool(target))
+                writes = writes + 1 if target == before else 1
                 before = target
-                again = _made(message, calls) <= seen or writes >= MOST_WRITES
+                again = _made(message, calls) <= seen or writes >= MOST_WRITES.get(target[0], writes + 1)
                 retry = _failed(message, seen) if retries < MOST_RETRIES else frozenset[str]()
                 if not any(tool.reads and tool.name != PLANS for tool in tools):
                     retry = frozenset()  # A tool that writes is never the only way on.
@@ -95,13 +94,14 @@ def _made(message: ToolResults, calls: Mapping[str, ToolCall]) -> set[tuple[str,
     }
 
 
-def _written(message: ToolResults, calls: Mapping[str, ToolCall]) -> str:
-    """The file that a turn wrote anew, where that is all it did."""
-    paths = {
-        str(calls[r.call].arguments.get("path", "")) if r.call in calls and r.name == WRITES else ""
+def _written(message: ToolResults, calls: Mapping[str, ToolCall]) -> tuple[str, str]:
+    """The tool and the file of a turn that did nothing but write one file."""
+    found = {
+        (r.name, str(calls[r.call].arguments.get("path", "")) if r.call in calls else "")
         for r in message.results
     }
-    return paths.pop() if len(paths) == 1 else ""
+    target = found.pop()
+    return target if not found and target[0] in MOST_WRITES and target[1] else ("", "")
 
 
 def _failed(message: ToolResults, seen: set[tuple[str, str, str]]) -> frozenset[str]:

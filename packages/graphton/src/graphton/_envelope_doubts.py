@@ -18,6 +18,7 @@ from graphton._reply_schema import ARGUMENTS, TEXT, TOOL, closed, reply_name, re
 from graphton.chat.base import Request, ToolSpec
 from graphton.history import SUMMARY
 from graphton.messages import AssistantMessage, Message, Text, ToolResults, UserMessage
+from graphton.tools import Knowledge
 
 __all__ = [
     "ASKED",
@@ -104,12 +105,14 @@ class Doubts:
         self, sent: Request, message: AssistantMessage, choose: Choose, *, asked: Collection[str] = ()
     ) -> Second | None:
         """What is asked once more after this reply; None where it can be meant. `asked`: why that was done before."""
-        found = await self._second_of(sent, message, choose)
+        found = await self._second_of(sent, message, choose, asked)
         return found if found is not None and found.kind not in asked else None
 
-    async def _second_of(self, sent: Request, message: AssistantMessage, choose: Choose) -> Second | None:
+    async def _second_of(
+        self, sent: Request, message: AssistantMessage, choose: Choose, asked: Collection[str]
+    ) -> Second | None:
         if self._is_first:
-            return await self._at_first(sent, message, choose)
+            return await self._at_first(sent, message, choose, is_asked=bool(asked))
         if message.calls:
             return None
         return await self._left_out(sent, message, choose) or self._echoed(sent, message)
@@ -120,8 +123,16 @@ class Doubts:
     def _is_first(self) -> bool:
         return isinstance(self.request.messages[-1], UserMessage)
 
-    async def _at_first(self, sent: Request, message: AssistantMessage, choose: Choose) -> Second | None:
-        if doubt := await self._doubted(message):
+    async def _at_first(
+        self, sent: Request, message: AssistantMessage, choose: Choose, *, is_asked: bool
+    ) -> Second | None:
+        if is_asked and not message.calls and _plain(HEARD) in _plain(message.text):
+            # It repeats why it is asked again: it is asked without these words, of what is never doubted.
+            sure = [tool for tool in self.request.tools if tool.name != PLANS and not _doubts(tool)]
+            schema = reply_schema(sure, reply=reply_name(self.request.tools))
+            before = Request(sent.system, sent.messages[:-2], schema=schema)
+            return Second(before, "echo", "the reply only repeats the question")
+        if not is_asked and (doubt := await self._doubted(message)):
             # The same tool would be asked for the same thing again; what was named may be read after all.
             spent = {PLANS, *(call.name for call in message.calls if not self._names)}
             others = [tool for tool in self.request.tools if tool.name not in spent]
@@ -134,7 +145,7 @@ class Doubts:
             )
         if (
             self._writes
-            and (name := await self._looked_for(message))
+            and (name := await self._not_there(message))
             and await self._is_meant(name, choose) == WRITE
         ):
             return self._to_be_written(sent, message, name)
@@ -201,15 +212,17 @@ class Doubts:
                 return self._to_be_written(sent, message, name)
         return None
 
-    async def _looked_for(self, message: AssistantMessage) -> str:
-        """The file that the question names, that a call wants to see, and that is not there: it may be to be written."""
-        shows = {tool.name: tool.knowledge for tool in self.request.tools if tool.knowledge and _shows(tool)}
-        for call in message.calls:
-            path, knowledge = call.arguments.get("path"), shows.get(call.name)
-            if knowledge is None or not isinstance(path, str) or path not in self._names:
-                continue
-            if not await self._is_there(path) and not await knowledge.choices(call.arguments):
-                return path
+    async def _not_there(self, message: AssistantMessage) -> str:
+        """A file that the question names, that is not there, and that is not written: it may be to be written."""
+        missing = [name for name in self._names if not await self._is_there(name)]
+        shows = [tool.knowledge for tool in self.request.tools if tool.knowledge and _shows(tool)]
+        looks = {tool.name for tool in self.request.tools if tool.knowledge and tool.reads}
+        paths = [(call.name in looks, str(call.arguments.get("path", ""))) for call in message.calls]
+        if any(is_look and path not in missing for is_look, path in paths):
+            return ""  # What is to be written may follow from what is looked at.
+        for name in missing:
+            if (False, name) not in paths and not any([await one.choices({"path": name}) for one in shows]):
+                return name
         return ""
 
     async def _is_meant(self, name: str, choose: Choose) -> str:
@@ -340,6 +353,10 @@ def short(question: str) -> str:
 def _shows(tool: ToolSpec) -> bool:
     """Whether it shows the file at a path."""
     return tool.reads and tool.knowledge is not None and "path" in tool.parameters.get("required", ())
+
+
+def _doubts(tool: ToolSpec) -> bool:
+    return tool.knowledge is not None and type(tool.knowledge).doubt is not Knowledge.doubt
 
 
 def _has_path(tool: ToolSpec) -> bool:

@@ -83,10 +83,6 @@ MOST_AGAIN = 2
 """So often a reply is asked for once more."""
 
 
-def _never(text: str) -> bool:
-    return False
-
-
 class EnvelopeChat:
     """A chat whose model answers in envelopes wherever tools are offered; without tools it changes nothing."""
 
@@ -131,7 +127,7 @@ class EnvelopeChat:
         second: Second | None = None
         while True:
             shown, last = 0, len(asked) == MOST_AGAIN
-            held = _never if last else doubts.holds
+            held = doubts.holds if not asked else lambda text, last=last: not last
             async with aclosing(self._opened(sent, request.tools, held=held)) as chunks:
                 async for chunk in chunks:
                     if isinstance(chunk, TextChunk):

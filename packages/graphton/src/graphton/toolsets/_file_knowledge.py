@@ -64,15 +64,16 @@ class Searching(Knowledge):
         self._workspace, self._occurs = workspace, occurs
 
     async def doubt(self, arguments: Mapping[str, Any], said: str) -> str:
-        """A made-up folder is no harm where the text is found elsewhere; where it is not, the question was about no file."""
-        text, made_up = arguments.get("text"), _made_up(self._workspace, arguments, said)
-        if not made_up or not isinstance(text, str) or not text:
+        """What no file holds may be no question about files; in a made-up folder even less. Elsewhere it is found."""
+        text, path = arguments.get("text"), arguments.get("path")
+        made_up = _made_up(self._workspace, arguments, said)
+        if not isinstance(text, str) or not text or (path and not made_up):
             return ""
         try:
             found = await in_thread(self._occurs, text, bool(arguments.get("regex")))
         except ToolError:
             return ""  # The call itself tells what is wrong with it.
-        return "" if found else f'{made_up} No file holds "{text}".'
+        return "" if found else f'{made_up} No file holds "{text}".'.strip()
 
 
 class Editing(Knowledge):
