@@ -1,7 +1,7 @@
 """When a small model is asked once more: its reply cannot be meant, only repeats words, or leaves out a file that was named.
 
 And what it chooses among after a call that failed, where the tool knows. All of it goes by what tools say of themselves
-(`graphton.tools.Knowledge`), and no file is written that the model would not have written by itself.
+(`graphton.tools.Knowledge`). Nobody is pressed to write a file but who says, asked for one word, that it is to be written.
 """
 
 from __future__ import annotations
