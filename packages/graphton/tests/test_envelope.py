@@ -512,6 +512,9 @@ async def test_a_search_in_a_made_up_folder_is_made_where_the_text_is_found_anyw
     made = call("search_files", text="heron", path="web")
     inner, _ = await first_turn(tmp_path, "Which file mentions a heron?", made)
     assert len(inner.requests) == 1
+    for text in ("*.txt", "notes.txt"):  # Such a search is answered with the files of that name.
+        inner, _ = await first_turn(tmp_path, "Find my texts", call("search_files", text=text))
+        assert len(inner.requests) == 1
     made = call("search_files", text="compiler", path="bin")
     inner, chunks = await first_turn(tmp_path, "What is a compiler?", made, reply("It translates code."))
     assert len(inner.requests) == 2

@@ -99,8 +99,11 @@ def file_tools(workspace: Workspace) -> list[Tool]:
 
 
 def _occurs(workspace: Workspace, text: str, regex: bool) -> bool:
-    """Whether any file holds a text."""
-    return bool(_found_below(workspace, "", text, regex, threading.Event())[0])
+    """Whether a search for a text shows anything, lines or the files that it names."""
+    stop = threading.Event()
+    if _found_below(workspace, "", text, regex, stop)[0]:
+        return True
+    return bool(_meant(workspace, text) or _named(workspace, text, stop))
 
 
 def _text(workspace: Workspace, path: str) -> str:
