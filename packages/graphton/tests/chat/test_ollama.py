@@ -92,7 +92,7 @@ async def test_the_body_holds_everything_in_one_stable_order(fake: FakeProviders
             }
         ],
         "format": SCHEMA,
-        "options": {"num_ctx": 8192, "num_predict": 500, "temperature": 0.5},
+        "options": {"num_ctx": 8192, "num_predict": 500, "temperature": 0.5, "repeat_penalty": 1.0},
         "think": True,
         "truncate": False,
         "shift": False,

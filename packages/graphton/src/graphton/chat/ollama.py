@@ -295,6 +295,10 @@ class OllamaChat:
         options["num_predict"] = reply or self._window.reply
         if self.settings.temperature is not None:
             options["temperature"] = self.settings.temperature
+        if out.schema is not None:
+            # Ollama's default is 1.1 (docs.ollama.com/modelfile), against every token of the last 64: what a schema
+            # wants again and again, names and quotes, a small model then avoids, and calls any tool but the right one.
+            options["repeat_penalty"] = 1.0
         body: dict[str, Any] = {"model": self.ref.model, **out.body(), **self._format(out.schema)}
         # Without these two, Ollama drops the front of a long prompt, and its middle while it answers.
         whole = {"truncate": False, "shift": False}
