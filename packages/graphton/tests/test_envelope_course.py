@@ -134,17 +134,32 @@ def test_a_list_of_plans_is_no_way_on() -> None:
     assert offered(unknown, SEND, plans)[0] == ["send_mail", "reply"]
 
 
+def wrote(number: int, path: str, *, tool: str = "write_file", content: str = "") -> list[Message]:
+    """A step that wrote a file well, each time something else where no content is given."""
+    call = ToolCall(tool, {"path": path, "content": content or f"text {number}"}, f"{number}.0")
+    return [AssistantMessage((call,)), ToolResults((ToolResult(call.id, "", tool, f"{number} bytes"),))]
+
+
 def test_a_file_that_is_written_again_and_again_is_a_circle() -> None:
-    wrote = [ASKED, *(m for n in range(1, 5) for m in did(n, f"{n} bytes", "a.txt", tool="write_file"))]
-    assert offered(wrote[:5])[0] == ALL
-    assert offered(wrote[:7])[0] == ["list_files", "read_file", "reply"]
-    assert offered(wrote)[0] == ["reply"]
-    other = [*wrote[:5], *did(3, "created", "b.txt", tool="write_file")]
-    assert offered(other)[0] == ALL
+    history = [ASKED, *(m for n in range(1, 5) for m in wrote(n, "a.txt"))]
+    assert offered(history[:5])[0] == ALL
+    assert offered(history[:7])[0] == ["list_files", "read_file", "reply"]
+    assert offered(history)[0] == ["reply"]
+    assert offered([*history[:5], *wrote(3, "b.txt")])[0] == ALL
+
+
+def test_a_file_may_be_edited_four_times_in_a_row() -> None:
     edit = ToolSpec("edit_file", "Edit a file.", PATH)
-    edits = [ASKED, *(m for n in range(1, 7) for m in did(n, f"line {n}", "a.txt", tool="edit_file"))]
+    edits = [ASKED, *(m for n in range(1, 7) for m in wrote(n, "a.txt", tool="edit_file"))]
     assert "edit_file" in offered(edits[:9], edit, READ)[0]
     assert "edit_file" not in offered(edits[:11], edit, READ)[0]
+
+
+def test_the_same_write_once_more_is_a_circle_whatever_came_between() -> None:
+    history = [ASKED, *(m for n in range(1, 6) for m in wrote(n, "ab"[n % 2], content="same"))]
+    assert offered(history[:5])[0] == ALL
+    assert offered(history[:7])[0] == ["list_files", "read_file", "reply"]
+    assert offered(history[:9])[0] == ["reply"]
 
 
 def test_only_long_work_is_planned() -> None:

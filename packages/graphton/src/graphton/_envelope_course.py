@@ -60,20 +60,26 @@ class Course:
 def course_of(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Course:
     """The course of the task that the last question began."""
     seen: set[tuple[str, str, str]] = set()
+    written: set[tuple[str, str]] = set()  # Whatever came after it, nobody means the same write twice.
     calls: Mapping[str, ToolCall] = {}
     course, retries, writes, before = Course(), 0, 0, ("", "")
     writing = {tool.name for tool in tools if not tool.reads}
     for message in messages:
         match message:
             case UserMessage():
-                seen, course, retries, writes = set(), Course(), 0, 0
+                seen, written, course, retries, writes = set(), set(), Course(), 0, 0
             case AssistantMessage():
                 calls = {call.id: call for call in message.calls}
             case ToolResults():
                 target = _written(message, calls)
                 writes = writes + 1 if target == before else 1
                 before = target
-                again = _made(message, calls) <= seen or writes >= MOST_WRITES.get(target[0], writes + 1)
+                now = _writes(message, calls)
+                again = (
+                    _made(message, calls) <= seen
+                    or bool(now and now <= written)
+                    or writes >= MOST_WRITES.get(target[0], writes + 1)
+                )
                 retry = _failed(message, seen) if retries < MOST_RETRIES else frozenset[str]()
                 if not any(tool.reads and tool.name != PLANS for tool in tools):
                     retry = frozenset()  # A tool that writes is never the only way on.
@@ -83,6 +89,7 @@ def course_of(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Course:
                 if not again and any(r.name in writing and not r.is_error for r in message.results):
                     seen = set()  # Something is another way now: a look at it is no repetition.
                 seen |= _made(message, calls)
+                written |= now
     return course
 
 
@@ -92,6 +99,13 @@ def _made(message: ToolResults, calls: Mapping[str, ToolCall]) -> set[tuple[str,
         (r.name, dump(calls[r.call].arguments) if r.call in calls else "", of_the_tool(r.text))
         for r in message.results
     }
+
+
+def _writes(message: ToolResults, calls: Mapping[str, ToolCall]) -> set[tuple[str, str]]:
+    """The writes of a turn that did nothing else, each well."""
+    if any(r.name not in MOST_WRITES or r.is_error or r.call not in calls for r in message.results):
+        return set()
+    return {(r.name, dump(calls[r.call].arguments)) for r in message.results}
 
 
 def _written(message: ToolResults, calls: Mapping[str, ToolCall]) -> tuple[str, str]:
