@@ -87,7 +87,7 @@ def file_tools(workspace: Workspace) -> list[Tool]:
 
     @tool(effect=Effect.WRITE)
     def edit_file(path: str, old: str, new: str) -> str:
-        """Replace a text, which must occur exactly once, in a file; an empty old adds new at the end."""
+        """Replace a text, which must occur exactly once, in a file."""
         return _edit(workspace, path, old, new)
 
     # In this order, as measured: of a list, small models like to take what stands first.
