@@ -64,6 +64,7 @@ async def test_a_pause_that_is_taken_back_in_time_changes_nothing(house: Any, fa
     go = await until_it_holds(house, row)
     await asked_to_pause(house, row)
     await resumed(house, row)
+    await asyncio.gather(*house.engine._errands)  # The attempt has heard both before its command ends.
     go.touch()
     assert (await house.finished(row)).text == "Done."
     assert "waiting" not in await house.kinds(row)
