@@ -718,7 +718,19 @@ async def test_a_file_to_be_made_is_made_whatever_else_came_first(folder: Path) 
     for first in (call("run_command", command="echo done"), reply("Here it is: echo done")):
         _, chunks = await first_turn(folder, question, first, meant("write"), written)
         assert calls_of(chunks) == [("write_file", {"path": "run.sh", "content": "echo done"})]
+        assert [chunk for chunk in chunks if isinstance(chunk, TextChunk)] == []
     inner, chunks = await first_turn(folder, question, written)
+    assert len(inner.requests) == 1
+
+
+async def test_of_tools_that_know_no_files_nothing_is_asked() -> None:
+    upload = ToolSpec(
+        "upload", "Upload a file.", {"type": "object", "properties": {"path": {"type": "string"}}}
+    )
+    inner = SaysInTurn(reply("Which one?"))
+    request = Request("", [UserMessage("Upload run.sh")], (upload,))
+    chunks = [chunk async for chunk in EnvelopeChat(inner).stream(request)]
+    assert [chunk.text for chunk in chunks if isinstance(chunk, TextChunk)] == ["Which one?"]
     assert len(inner.requests) == 1
 
 

@@ -97,7 +97,7 @@ class Doubts:
         if self.there or self.left:
             return True
         if self._is_first:
-            return self._begins_the_question(text)
+            return (self._writes and bool(self._names)) or self._begins_the_question(text)
         said, heard = _plain(text), _plain(HEARD)
         return said in _plain(self.ours) or said.startswith(heard) or heard.startswith(said)
 
@@ -243,8 +243,9 @@ class Doubts:
 
     @property
     def _writes(self) -> bool:
-        """Whether any tool could write a file."""
-        return any(not tool.reads and _has_path(tool) for tool in self.request.tools)
+        """Whether a tool could write a file, and another tells which are there."""
+        tools = self.request.tools
+        return any(map(_shows, tools)) and any(not tool.reads and _has_path(tool) for tool in tools)
 
     @property
     def _names(self) -> list[str]:
