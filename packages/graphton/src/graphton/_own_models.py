@@ -20,8 +20,9 @@ from urllib.parse import unquote, urlsplit
 
 from graphton._download import GGUF, Progress, another_file, pull
 from graphton._get import Broken, SourceFailed, open_at
+from graphton._gguf import check_whole
 from graphton.catalog import CATALOG, Entry, HubFile, models_dir, own_entries, record_of
-from graphton.errors import DownloadError, ModelNameError
+from graphton.errors import DownloadError, ModelNameError, ProviderError
 
 __all__ = ["forget", "name_from", "pull_from", "register"]
 
@@ -88,12 +89,15 @@ def register(
                     f"{str(path)!r} cannot be kept: {another_file(begins)}",
                     hint="give the path of a whole .gguf file",
                 )
+        check_whole(path)
         digest = _digest(path, size, on_progress)
     except OSError as error:
         raise DownloadError(
             f"model file {str(path)!r} cannot be read: {error.strerror or error}",
             hint=f"ls -l {path}",
         ) from error
+    except ProviderError as error:
+        raise DownloadError(error.message, hint="copy or fetch the file again") from error
     if sha256 and digest != sha256.lower():
         raise DownloadError(
             f"{str(path)!r} has sha256 {digest!r}, expected {sha256!r}", hint="fetch the file again"

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from graphton import catalog
 from graphton._child import Child, start, stop
+from graphton._gguf import read_head
 from graphton.chat import create_chat
-from graphton.chat._gguf import read_head
 from graphton.chat._llamacpp_pool import pool
 from graphton.chat._machine import cores, free_memory
 from graphton.chat.base import Chat, Chunk, Done, Request, TextChunk, WaitChunk

@@ -442,6 +442,12 @@ async def test_thinking_in_tags_is_thinking(fake: FakeProviders) -> None:
     assert message.blocks == (Thinking("Hm.", "ollama"), Text("Yes."))
 
 
+async def test_thinking_whose_tag_the_template_opened_is_no_part_of_the_answer(fake: FakeProviders) -> None:
+    fake.reply("Hm.\n</think>\n\nYes.", pieces=9)
+    _, message = await ask(chat(fake))
+    assert message.blocks == (Thinking("Hm.", "ollama"), Text("Yes."))
+
+
 @pytest.mark.parametrize(
     ("reason", "calls", "stop"),
     [

@@ -556,6 +556,12 @@ async def test_thinking_in_tags_is_thinking(fake: FakeProviders) -> None:
     assert "".join(c.text for c in chunks if isinstance(c, TextChunk)) == "Yes."
 
 
+async def test_thinking_whose_tag_the_template_opened_is_no_part_of_the_answer(fake: FakeProviders) -> None:
+    fake.reply("Hm.\n</think>\n\nYes.", pieces=9)
+    _, message = await ask(chat(fake, "vllm:some-model"))
+    assert message.blocks == (Thinking("Hm.", "vllm"), Text("Yes."))
+
+
 async def test_typed_content_parts_are_text_and_thinking(fake: FakeProviders) -> None:
     parts = [
         {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]},

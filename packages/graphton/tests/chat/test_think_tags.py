@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from graphton.chat._think_tags import ThinkTags
+from graphton.chat._think_tags import ThinkTags, told_apart
 from graphton.chat.base import TextChunk, ThinkingChunk
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,3 +44,23 @@ def test_thinking_is_told_from_text_at_every_cut(text: str, thought: str, said: 
 def test_text_without_the_tag_is_never_changed(text: str, size: int) -> None:
     text = text.replace("<think>", "")
     assert split([text[i : i + size] for i in range(0, len(text), size)]) == ("", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "said"),
+    [
+        ("Hm.\nWell.\n</think>\n\nYes.\n", "Hm.\nWell.", "Yes.\n"),
+        ("Hm.</think>\nYes.", "Hm.", "Yes."),
+        ("Hm.\n</think>Yes.", "Hm.", "Yes."),
+        ("</think>\n\nYes.", "", "Yes."),
+        ("Hm.\n</think>", "Hm.", ""),
+        ("Yes.", "", "Yes."),
+        ("The tag </think> ends it.", "", "The tag </think> ends it."),
+        ("Write <think>\nso\n</think>\n.", "", "Write <think>\nso\n</think>\n."),
+        ("So:\n```\nx\n</think>\n```\n", "", "So:\n```\nx\n</think>\n```\n"),
+    ],
+)
+def test_a_tag_that_the_template_opened_is_found_in_the_whole_reply(
+    text: str, thought: str, said: str
+) -> None:
+    assert told_apart(text) == (thought, said)

@@ -12,6 +12,7 @@ import pytest
 from graphton import _own_models as own
 from graphton import catalog
 from graphton.errors import DownloadError, GraphtonError, ModelNameError
+from graphton.testing import tiny_gguf
 
 CONTENT = b"GGUF" + random.Random(9).randbytes(300_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -29,6 +30,13 @@ def url(server: Any) -> str:
     """An address with a model at it."""
     server.files["/Tiny-Q4.gguf"] = CONTENT
     return f"{server.url}/Tiny-Q4.gguf"
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A model's file that lies elsewhere."""
+    tiny_gguf(tmp_path / "mine.gguf", {">": "hello", "hello": "</s>"})
+    return tmp_path / "mine.gguf"
 
 
 def files_in(folder: Path) -> list[str]:
@@ -163,48 +171,51 @@ def test_a_file_that_lies_there_already_counts_by_its_digest(url: str, server: A
     assert server.asked == []
 
 
-def test_a_file_elsewhere_is_kept_by_a_link(tmp_path: Path, folder: Path) -> None:
-    (tmp_path / "mine.gguf").write_bytes(CONTENT)
-    path = own.register(tmp_path / "mine.gguf", "mine")
+def test_a_file_elsewhere_is_kept_by_a_link(mine: Path, folder: Path) -> None:
+    content = mine.read_bytes()
+    path = own.register(mine, "mine")
     assert path.is_symlink()
     assert catalog.path_of("mine") == path
-    assert catalog.find("mine").sha256 == DIGEST
-    assert own.register(tmp_path / "mine.gguf", "mine") == path
+    assert catalog.find("mine").sha256 == hashlib.sha256(content).hexdigest()
+    assert own.register(mine, "mine") == path
     assert own.forget(catalog.find("mine")) == 0
     assert files_in(folder) == []
-    assert (tmp_path / "mine.gguf").read_bytes() == CONTENT
+    assert mine.read_bytes() == content
 
 
-def test_what_stands_in_the_way_of_a_model_is_named(tmp_path: Path, url: str, folder: Path) -> None:
+def test_what_stands_in_the_way_of_a_model_is_named(mine: Path, url: str, folder: Path) -> None:
     (folder / "tiny.gguf").mkdir(parents=True)
     with pytest.raises(DownloadError, match="already, and it cannot be read: Is a directory"):
         own.pull_from(url, DIGEST, "tiny")
-    (tmp_path / "mine.gguf").write_bytes(CONTENT)
-    link = own.register(tmp_path / "mine.gguf", "mine")
+    link = own.register(mine, "mine")
     link.unlink()
     link.mkdir()
     with pytest.raises(DownloadError, match=r"no link to .* can be made at .*: Is a directory") as caught:
-        own.register(tmp_path / "mine.gguf", "mine")
-    assert caught.value.hint == f"use the file by its path: --model llamacpp:{tmp_path / 'mine.gguf'}"
+        own.register(mine, "mine")
+    assert caught.value.hint == f"use the file by its path: --model llamacpp:{mine}"
     assert not list(folder.glob(".link-*"))
 
 
-def test_what_is_no_model_or_another_file_is_not_linked(tmp_path: Path, folder: Path) -> None:
+def test_what_is_no_model_or_another_file_is_not_linked(tmp_path: Path, mine: Path, folder: Path) -> None:
     (tmp_path / "text.gguf").write_text("hello, world")
     with pytest.raises(DownloadError, match=r"it is no GGUF file: it begins with b'hello, world'"):
         own.register(tmp_path / "text.gguf", "text")
     with pytest.raises(DownloadError, match=r"nowhere\.gguf' cannot be read: No such file"):
         own.register(tmp_path / "nowhere.gguf", "text")
-    (tmp_path / "mine.gguf").write_bytes(CONTENT)
-    with pytest.raises(DownloadError, match=f"has sha256 '{DIGEST}', expected 'ff"):
-        own.register(tmp_path / "mine.gguf", "mine", sha256="ff" * 32)
+    with pytest.raises(DownloadError, match=r"has sha256 '[0-9a-f]{64}', expected 'ff"):
+        own.register(mine, "mine", sha256="ff" * 32)
+    mine.write_bytes(mine.read_bytes()[:-1_000])
+    with pytest.raises(
+        DownloadError, match=r"cannot be used: it is cut off: 1,000 bytes of its weights"
+    ) as caught:
+        own.register(mine, "mine")
+    assert caught.value.hint == "copy or fetch the file again"
     assert files_in(folder) == []
 
 
-def test_a_model_whose_file_is_gone_is_not_there(tmp_path: Path, folder: Path) -> None:
-    (tmp_path / "mine.gguf").write_bytes(CONTENT)
-    own.register(tmp_path / "mine.gguf", "mine")
-    (tmp_path / "mine.gguf").unlink()
+def test_a_model_whose_file_is_gone_is_not_there(mine: Path, folder: Path) -> None:
+    own.register(mine, "mine")
+    mine.unlink()
     assert catalog.path_of("mine") is None
     assert catalog.known("mine") is not None
 

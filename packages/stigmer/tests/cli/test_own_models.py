@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from graphton.testing import tiny_gguf
 
 CONTENT = b"GGUF" + bytes(range(256)) * 200
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -116,7 +117,8 @@ def test_ctrl_c_ends_a_pull_and_says_that_it_goes_on(stigmer, site, folder, at_a
 
 def test_a_file_that_is_here_gets_a_name_and_stays_where_it_is(stigmer, site, folder, at_a_terminal) -> None:
     mine = stigmer.folder / "Mine.gguf"
-    mine.write_bytes(CONTENT)
+    tiny_gguf(mine, {">": "hello", "hello": "</s>"})
+    content = mine.read_bytes()
     done = stigmer("models", "pull", "./Mine.gguf")
     assert done.returncode == 0, done.stderr
     assert "use it: --model llamacpp:mine" in done.stderr
@@ -124,13 +126,25 @@ def test_a_file_that_is_here_gets_a_name_and_stays_where_it_is(stigmer, site, fo
     code, shown = at_a_terminal("models", "remove", "mine", does=[("[y/N] ", "y")])
     assert code == 0, shown
     assert "only this link; the file itself stays" in shown
-    assert mine.read_bytes() == CONTENT
+    assert mine.read_bytes() == content
+    assert "mine" not in listed(stigmer)
+
+
+def test_a_file_that_is_cut_off_gets_no_name(stigmer, folder) -> None:
+    mine = stigmer.folder / "mine.gguf"
+    tiny_gguf(mine, {">": "hello", "hello": "</s>"})
+    mine.write_bytes(mine.read_bytes()[:-1_000])
+    done = stigmer("models", "pull", "./mine.gguf")
+    assert done.returncode == 1
+    assert "it is cut off: 1,000 bytes of its weights are missing" in done.stderr
+    assert "copy or fetch the file again" in done.stderr
     assert "mine" not in listed(stigmer)
 
 
 def test_a_linked_file_that_is_gone_is_told(stigmer, site) -> None:
     mine = stigmer.folder / "mine.gguf"
-    mine.write_bytes(CONTENT)
+    tiny_gguf(mine, {">": "hello", "hello": "</s>"})
+    content = mine.read_bytes()
     stigmer("models", "pull", "./mine.gguf")
     mine.unlink()
     assert f"its file is not there any more: {mine.as_uri()}" in stigmer("models", "list").stdout
@@ -141,7 +155,7 @@ def test_a_linked_file_that_is_gone_is_told(stigmer, site) -> None:
     again = stigmer("models", "pull", "mine")
     assert again.returncode == 1
     assert f"model file '{mine}' cannot be read: No such file or directory" in again.stderr
-    mine.write_bytes(CONTENT)
+    mine.write_bytes(content)
     assert stigmer("models", "pull", "mine").returncode == 0
     assert stigmer("models", "remove", "mine", "--yes").returncode == 0
 

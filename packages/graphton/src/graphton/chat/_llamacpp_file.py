@@ -6,8 +6,8 @@ import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
+from graphton._gguf import read_head
 from graphton.catalog import CATALOG, Entry, by_path, known, models_dir, own_entries, path_of
-from graphton.chat._gguf import read_head
 from graphton.chat._window import LADDER
 from graphton.errors import ModelMissing, SettingError
 

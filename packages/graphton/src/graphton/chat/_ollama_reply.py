@@ -9,7 +9,7 @@ from typing import Any
 from graphton.chat import _json
 from graphton.chat._failures import Peer
 from graphton.chat._http import Reply
-from graphton.chat._think_tags import ThinkTags
+from graphton.chat._think_tags import ThinkTags, told_apart
 from graphton.chat._window import Prompt
 from graphton.chat._wire import call_arguments
 from graphton.chat.base import Chunk, TextChunk, ThinkingChunk
@@ -103,10 +103,13 @@ class Collector:
     def message(self, prompt: Prompt, window: int) -> AssistantMessage:
         """The whole reply. A count that the server leaves out (all of the prompt was cached) is estimated."""
         blocks: list[Block] = []
-        if self._thinking:
-            blocks.append(Thinking("".join(self._thinking), self._provider))
-        if self._text:
-            blocks.append(Text("".join(self._text)))
+        thoughts, text = "".join(self._thinking), "".join(self._text)
+        if not thoughts:
+            thoughts, text = told_apart(text)
+        if thoughts:
+            blocks.append(Thinking(thoughts, self._provider))
+        if text:
+            blocks.append(Text(text))
         blocks.extend(self._calls)
         stop = _STOPS.get(self._last.get("done_reason") or "stop", StopReason.END)
         if self.filled(window):

@@ -9,7 +9,7 @@ from typing import Any
 
 from graphton.chat import _json
 from graphton.chat._failures import Peer
-from graphton.chat._think_tags import ThinkTags
+from graphton.chat._think_tags import ThinkTags, told_apart
 from graphton.chat._wire import call_arguments, call_id, dumps
 from graphton.chat.base import Chunk, TextChunk, ThinkingChunk, WaitChunk
 from graphton.errors import ProviderError
@@ -203,10 +203,13 @@ class Collector(Gathering):
 
     def message(self) -> AssistantMessage:
         blocks: list[Block] = []
-        if self._thinking:
-            blocks.append(Thinking("".join(self._thinking), self._provider))
-        if self._text:
-            blocks.append(Text("".join(self._text)))
+        thoughts, text = "".join(self._thinking), "".join(self._text)
+        if not thoughts:
+            thoughts, text = told_apart(text)
+        if thoughts:
+            blocks.append(Thinking(thoughts, self._provider))
+        if text:
+            blocks.append(Text(text))
         blocks.extend(self._call_blocks())
         return AssistantMessage(tuple(blocks), stop=self._reason(), usage=self._counted(), model=self._model)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from graphton.chat.base import TextChunk, ThinkingChunk
 
-__all__ = ["ThinkTags"]
+__all__ = ["ThinkTags", "told_apart"]
 
 _OPEN, _CLOSE = "<think>", "</think>"
+_ONLY_CLOSED = re.compile(r"^[ \t]*</think>|</think>[ \t]*$", re.MULTILINE)
 
 
 class ThinkTags:
@@ -72,3 +74,15 @@ class ThinkTags:
         text, self._held = self._held, ""
         if text:
             yield TextChunk(text)
+
+
+def told_apart(text: str) -> tuple[str, str]:
+    """The thoughts before a closing tag that was never opened, and the text behind it.
+
+    Templates of some models open the tag themselves, in the prompt, and a server that does not know it leaves the rest in
+    the text. While it came nobody could know: only the whole reply is told apart.
+    """
+    closed = _ONLY_CLOSED.search(text)
+    if closed is None or _OPEN in text or text[: closed.start()].count("```") % 2:
+        return "", text  # Of the tag one can also speak: in a sentence, in a block of code.
+    return text[: closed.start()].strip("\n"), text[closed.end() :].lstrip()

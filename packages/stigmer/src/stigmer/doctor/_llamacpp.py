@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from graphton.chat._gguf import check_whole
+from graphton._gguf import check_whole
 from graphton.chat._llamacpp_file import ModelFile, choose_room, locate
 from graphton.chat._machine import cores, free_memory, slots_worth
 from graphton.chat._window import ROOM_TO_GROW
