@@ -567,6 +567,40 @@ async def test_an_echo_that_comes_twice_is_shown_and_a_text_that_begins_like_one
     assert len(shown) > 1
 
 
+@pytest.mark.parametrize(
+    "echo",
+    [
+        "If the task is done use reply, now. Else the next tool.",
+        "The user asked: which file is it?",
+        "reply",
+        "Rome.",
+    ],
+)
+async def test_a_reply_out_of_our_own_words_is_not_shown(echo: str) -> None:
+    inner = SaysInTurn(reply(echo), reply("a.txt"))
+    chunks = [c async for c in EnvelopeChat(inner).stream(Request("", HISTORY[:3], (LIST,)))]
+    assert [chunk.text for chunk in chunks if isinstance(chunk, TextChunk)] == ["a.txt"]
+    assert why(chunks) == ["the reply only repeats the question"]
+
+
+async def test_a_word_that_was_spoken_of_is_an_answer() -> None:
+    history = [UserMessage("Is the capital Rome or Milan?"), *HISTORY[1:3]]
+    inner = SaysInTurn(reply("Rome."))
+    chunks = [c async for c in EnvelopeChat(inner).stream(Request("", history, (LIST,)))]
+    assert [chunk.text for chunk in chunks if isinstance(chunk, TextChunk)] == ["Rome."]
+
+
+async def test_an_answer_comes_piece_by_piece_once_it_is_no_echo() -> None:
+    answer = "The largest of them is a.txt, and the user may open it. " * 3
+    written = reply(answer)
+    pieces = [written[at : at + 10] for at in range(0, len(written), 10)]
+    inner = Said(pieces, AssistantMessage((Text(written),)))
+    chunks = [c async for c in EnvelopeChat(inner).stream(Request("", HISTORY[:3], (LIST,)))]
+    shown = [chunk.text for chunk in chunks if isinstance(chunk, TextChunk)]
+    assert "".join(shown) == answer
+    assert len(shown) > 10
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "bill.txt").write_text("tea 4\ncake 9\ntotal: 13\n")
@@ -689,6 +723,40 @@ async def test_a_named_file_that_is_there_is_read_at_most(folder: Path) -> None:
     assert calls_of(chunks) == [("read_file", {"path": "a.txt"})]
     assert "write_file" not in json.dumps(inner.requests[2].schema)
     assert "reply" in json.dumps(inner.requests[2].schema)
+
+
+CHANGE = "En bill.txt cambia el total a 14."
+
+
+async def test_a_request_that_is_only_said_again_is_carried_out(folder: Path) -> None:
+    edit = call("edit_file", path="bill.txt", old="13", new="14")
+    inner, chunks = await after_a_look(folder, CHANGE, reply(CHANGE), meant("write"), edit)
+    assert why(chunks) == ["bill.txt was not written"]
+    assert calls_of(chunks) == [("edit_file", {"path": "bill.txt", "old": "13", "new": "14"})]
+    assert [chunk for chunk in chunks if isinstance(chunk, TextChunk)] == []
+    assert "bill.txt has not been changed." in inner.requests[2].messages[-1].text
+    assert '"reply"' not in json.dumps(inner.requests[2].schema)
+
+
+@pytest.mark.parametrize(
+    ("question", "answers"),
+    [
+        ("Which line of bill.txt holds the total?", []),
+        ("Put the total of bill.txt behind all in a.txt", ["nothing"]),
+        (CHANGE, ["read"]),
+    ],
+    ids=["a question", "two files", "not to be written"],
+)
+async def test_nobody_is_pressed_to_change_a_file_that_may_not_be_meant(
+    folder: Path, question: str, answers: list[str]
+) -> None:
+    asked = [meant(answer) for answer in answers]
+    replies = [reply(question), *asked, reply("Line 3."), *asked]
+    inner, chunks = await after_a_look(folder, question, *replies)
+    assert why(chunks) == ["the reply only repeats the question"]
+    assert [chunk.text for chunk in chunks if isinstance(chunk, TextChunk)] == ["Line 3."]
+    again = next(one for one in inner.requests if "says the request again" in one.messages[-1].text)
+    assert '"reply"' in json.dumps(again.schema)
 
 
 async def test_a_file_that_is_to_be_made_is_not_looked_for(folder: Path) -> None:

@@ -6,13 +6,13 @@ And what it chooses among after a call that failed, where the tool knows. All of
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from graphton._envelope_course import PLANS, course_of
-from graphton._envelope_prompt import dump
+from graphton._envelope_echo import may_say_back, plain, says_back
+from graphton._envelope_prompt import PLAIN_EXAMPLE, dump
 from graphton._file_names import file_names
 from graphton._reply_schema import ARGUMENTS, TEXT, TOOL, closed, reply_name, reply_only, reply_schema
 from graphton.chat.base import Request, ToolSpec
@@ -21,6 +21,7 @@ from graphton.messages import AssistantMessage, Message, Text, ToolResults, User
 from graphton.tools import Knowledge
 
 __all__ = [
+    "ANSWER",
     "ASKED",
     "Choices",
     "Choose",
@@ -39,6 +40,8 @@ Choices = Mapping[str, Mapping[str, Sequence[str]]]
 """Of a tool, by its name, what can stand in some of its arguments."""
 Choose = Callable[[Request], Awaitable[str]]
 """Asks the model for one of the words that the request's schema allows."""
+ANSWER = "answer"
+"""The key of that word."""
 
 LONG_QUESTION = 1_000
 """Characters of a question that is not repeated behind each result."""
@@ -61,12 +64,25 @@ UNSEEN = "First read {names}. " + HEARD + " {asked}"
 REPEATED = "That only repeats the question. Use a tool to find it out."
 ECHOED = "Say what the result above says about this question: {asked}"
 """In place of what was repeated."""
+SAID_BACK = (
+    "That only says the request again. "
+    + ASKED
+    + 'If something of it is left to do, use the next tool. Else use "{reply}".'
+)
 UNREAD = "{name} has not been looked at. " + ASKED + 'If that is needed, read it now. Else use "{reply}".'
+READ, WRITE, NOTHING = "read", "write", "nothing"
 MEANT = 'Request: "{asked}"\nWhat does the request want done with {name}: read it, write it, or nothing? Answer with one word.'
+MEANT_EXAMPLES = (
+    ("What does log.txt say?", "log.txt", READ),
+    ("Tidy up, but leave old.txt as it is.", "old.txt", NOTHING),
+    ("Put the date from log.txt into now.txt", "now.txt", WRITE),
+)
+"""Without them the 0.5b said of 21 files that were to be written only that of 11 (llama.cpp) and 2 (Ollama), with them of 18
+and 16; the 1.5b of 19 and 20. Of 21 that were not, at most 2."""
 UNWRITTEN = "{name} has not been written. " + ASKED + "Use the next tool for that now, such as write_file."
+UNCHANGED = "{name} has not been changed. " + ASKED + "Use the next tool for that now, such as edit_file."
 """As measured: asked whether anything is left to do, the small models say no."""
 SUMMARISED = SUMMARY.partition("{")[0]
-READ, WRITE, NOTHING = "read", "write", "nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +105,8 @@ class Doubts:
     """What the question names and is there; before the first call only."""
     left: Sequence[str] = ()
     """The files that the question names and no call has; behind results only."""
+    missing: Sequence[str] = ()
+    """The files that the question names and no call has written, whatever else was done with them; behind results only."""
     ours: str = ""
     """What we wrote behind the last result."""
 
@@ -98,8 +116,8 @@ class Doubts:
             return True
         if self._is_first:
             return (self._writes and bool(self._names)) or self._begins_the_question(text)
-        said, heard = _plain(text), _plain(HEARD)
-        return said in _plain(self.ours) or said.startswith(heard) or heard.startswith(said)
+        said, heard = plain(text), plain(HEARD)
+        return said in plain(self.ours) or said.startswith(heard) or may_say_back(text, self.ours)
 
     async def second(
         self, sent: Request, message: AssistantMessage, choose: Choose, *, asked: Collection[str] = ()
@@ -115,7 +133,11 @@ class Doubts:
             return await self._at_first(sent, message, choose, is_asked=bool(asked))
         if message.calls:
             return None
-        return await self._left_out(sent, message, choose) or self._echoed(sent, message)
+        return (
+            await self._left_out(sent, message, choose)
+            or self._echoed(sent, message)
+            or await self._said_back(sent, message, choose)
+        )
 
     # Before the first call
 
@@ -126,7 +148,7 @@ class Doubts:
     async def _at_first(
         self, sent: Request, message: AssistantMessage, choose: Choose, *, is_asked: bool
     ) -> Second | None:
-        if is_asked and not message.calls and _plain(HEARD) in _plain(message.text):
+        if is_asked and not message.calls and plain(HEARD) in plain(message.text):
             # It repeats why it is asked again: it is asked without these words, of what is never doubted.
             sure = [tool for tool in self.request.tools if tool.name != PLANS and not _doubts(tool)]
             schema = reply_schema(sure, reply=reply_name(self.request.tools))
@@ -184,20 +206,44 @@ class Doubts:
         return self._begins_the_question(text) and _is_long(text, self.question)
 
     def _begins_the_question(self, text: str) -> bool:
-        return _plain(self.question).startswith(_plain(text))
+        return plain(self.question).startswith(plain(text))
 
     # Behind results
 
     def _echoed(self, sent: Request, message: AssistantMessage) -> Second | None:
-        """A reply that only repeats what stands behind the result, as the 0.5b gives at times."""
-        text, question = _plain(message.text), _plain(self.question)
-        repeats = text in _plain(self.ours) and text not in question and _is_long(text, "")
+        """A reply that repeats what stands behind the result, or in the examples, as the 0.5b gives at times."""
+        text, question = plain(message.text), plain(self.question)
         *before, last = sent.messages
-        if not isinstance(last, UserMessage) or not (repeats or text.startswith(_plain(HEARD))):
+        if not isinstance(last, UserMessage):
+            return None
+        own = self.ours.replace(short(self.question), " ")
+        repeats = text in plain(self.ours) and text not in question and _is_long(text, "")
+        if not (
+            repeats or text.startswith(plain(HEARD)) or says_back(message.text, own) or self._is_bare(text)
+        ):
             return None
         told = UserMessage(last.text.rpartition(HEARD)[0] + ECHOED.format(asked=short(self.question)))
         again = Request(sent.system, [*before, told], schema=reply_only(self.request.tools))
         return Second(again, "echo", "the reply only repeats the question")
+
+    def _is_bare(self, text: str) -> bool:
+        """Whether it is a word of our instructions, of which nobody spoke."""
+        bare = (reply_name(self.request.tools), plain(PLAIN_EXAMPLE[1]))
+        return text in bare and text not in plain("\n".join(_words(self.request.messages)))
+
+    async def _said_back(self, sent: Request, message: AssistantMessage, choose: Choose) -> Second | None:
+        """A reply that says the request again, as if that were the work."""
+        if not self._writes or not says_back(message.text, self.question):
+            return None
+        for name in self.missing:
+            is_there = await self._is_there(name)
+            if (is_there and (self._names != [name] or "?" in self.question)) or await self._is_meant(
+                name, choose
+            ) != WRITE:
+                continue
+            return self._to_be_written(sent, message, name, UNCHANGED if is_there else UNWRITTEN)
+        left = [tool for tool in self.request.tools if tool.name != PLANS]
+        return self._second(sent, message, SAID_BACK, left, why="the reply only repeats the question")
 
     async def _left_out(self, sent: Request, message: AssistantMessage, choose: Choose) -> Second | None:
         """A file that the user named and nothing was done with: it is read; or written, where the model says it is to be."""
@@ -227,19 +273,23 @@ class Doubts:
 
     async def _is_meant(self, name: str, choose: Choose) -> str:
         """What the model says that is to be done with a file."""
-        asked = UserMessage(MEANT.format(asked=short(self.question), name=name))
-        return await choose(Request("", [asked], schema=closed({"answer": {"enum": [READ, WRITE, NOTHING]}})))
+        turns: list[Message] = []
+        for asked, file, answer in MEANT_EXAMPLES:
+            turns.append(UserMessage(MEANT.format(asked=asked, name=file)))
+            turns.append(AssistantMessage((Text(dump({ANSWER: answer})),)))
+        turns.append(UserMessage(MEANT.format(asked=short(self.question), name=name)))
+        return await choose(Request("", turns, schema=closed({ANSWER: {"enum": [READ, WRITE, NOTHING]}})))
 
-    def _to_be_written(self, sent: Request, message: AssistantMessage, name: str) -> Second:
+    def _to_be_written(
+        self, sent: Request, message: AssistantMessage, name: str, told: str = UNWRITTEN
+    ) -> Second:
         """Nothing else is written: pressed to write, small models take the next best file."""
         left = [
             tool if tool.reads or not _has_path(tool) else narrowed(tool, {"path": [name]})
             for tool in self.request.tools
             if tool.name != PLANS
         ]
-        return self._second(
-            sent, message, UNWRITTEN, left, why=f"{name} was not written", name=name, must=True
-        )
+        return self._second(sent, message, told, left, why=f"{name} was not written", name=name, must=True)
 
     @property
     def _writes(self) -> bool:
@@ -277,13 +327,15 @@ class Doubts:
 
 async def doubts_of(request: Request, sent: Request) -> Doubts:
     """What is to be looked for in the reply to a request, which is sent like this."""
-    question, used = "", ""
+    question, used, written = "", "", ""
+    reading = {tool.name for tool in request.tools if tool.reads}
     for message in request.messages:
         match message:
             case UserMessage() if not message.text.startswith(SUMMARISED):
-                question, used = message.text, ""
+                question, used, written = message.text, "", ""
             case AssistantMessage():
                 used += "".join(used_by(call.name, call.arguments) for call in message.calls)
+                written += "".join(dump(call.arguments) for call in message.calls if call.name not in reading)
     known = [tool.knowledge for tool in request.tools if tool.knowledge]
     *_, last = sent.messages
     _, heard, ours = last.text.rpartition(HEARD) if isinstance(last, UserMessage) else ("", "", "")
@@ -294,7 +346,8 @@ async def doubts_of(request: Request, sent: Request) -> Doubts:
         return Doubts(request, question, there=there)
     course = course_of(request.messages, request.tools)
     left = [] if course.enough else unused(question, used)
-    return Doubts(request, question, left=left, ours=heard + ours)
+    missing = [name for name in _named(question) if name not in written]
+    return Doubts(request, question, left=left, missing=missing, ours=heard + ours)
 
 
 def used_by(tool: str, arguments: Mapping[str, Any]) -> str:
@@ -366,11 +419,6 @@ def _has_path(tool: ToolSpec) -> bool:
 
 def _is_about(said: str, name: str) -> bool:
     return said.strip("./").casefold() == name.strip("./").casefold() or ("{" in said and name in said)
-
-
-def _plain(text: str) -> str:
-    """A text as it is compared: a model that repeats it changes its marks."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def _is_long(text: str, question: str) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 from graphton._envelope_course import Course, course_of
 from graphton._envelope_doubts import (
+    ANSWER,
     ASKED,
     SUMMARISED,
     Choices,
@@ -122,7 +123,7 @@ class EnvelopeChat:
                     if isinstance(chunk, Done):
                         used += chunk.message.usage
                         answer, _ = _json.arguments(chunk.message.text)
-            return str(answer.get("answer", "")) if isinstance(answer, dict) else ""
+            return str(answer.get(ANSWER, "")) if isinstance(answer, dict) else ""
 
         second: Second | None = None
         while True:
