@@ -16,6 +16,7 @@ from graphton.chat._window import (
     choose,
     fits_loaded,
     reply_in,
+    was_cut,
 )
 from graphton.chat.base import Chunk, Done, Request, WaitChunk
 from graphton.chat.ollama import OllamaChat
@@ -315,3 +316,26 @@ async def test_estimates_follow_what_the_server_counted() -> None:
 )
 def test_bytes_per_token_stay_between_two_and_four(size: int, evaluated: int | None, expected: float) -> None:
     assert bytes_per_token(Prompt(0, 0, size, 0, 1, 10, 100), evaluated) == expected
+
+
+async def test_digits_are_counted_one_by_one() -> None:
+    """Qwen makes a token of each: 6,000 of them are no 1,500 tokens."""
+    async with FakeProviders() as fake:
+        fake.add(Reply(text="ok", input_tokens=6100), Reply(text="ok", input_tokens=6200))
+        one = chat(fake, "m:1b", max_tokens=100)
+        await ask(one, "Add up: " + "271828 " * 1000)
+        await ask(one, "Add up: " + "314159 " * 1000)
+        assert windows(fake) == [16_384, 16_384]
+
+
+def test_a_reply_tells_the_bytes_of_a_token_beside_digits() -> None:
+    prompt = Prompt(0, 0, 12_000, 0, 1, 10, 100, digits=4000)
+    assert prompt.tokens == 6001
+    assert bytes_per_token(prompt, 8000) == 2.0  # 4,000 digits, and 8,000 bytes in as many other tokens
+    assert bytes_per_token(prompt, 3000) == 4.0  # A model that takes three digits at once.
+
+
+def test_digits_that_a_model_takes_three_at_once_are_no_sign_of_a_cut_prompt() -> None:
+    prompt = Prompt(0, 0, 24_000, 0, 1, 10, 100, digits=21_000)
+    assert prompt.tokens > 8192
+    assert not was_cut(prompt, 7800, 8192)

@@ -13,17 +13,21 @@ from graphton.messages import AssistantMessage, Message, Thinking, ToolCall, Too
 
 __all__ = ["Outgoing", "outgoing"]
 
+_DIGITS = b"0123456789"
+
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """A message as it goes out, and how many words were said in it."""
+    """A message as it goes out, and how many words and digits were said in it."""
 
     data: bytes
     words: int
+    digits: int
 
     @classmethod
     def of(cls, message: dict[str, Any]) -> Wire:
-        return cls(dumps(message), len(message["content"].split()))
+        data = dumps(message)
+        return cls(data, len(message["content"].split()), len(data) - len(data.translate(None, _DIGITS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ def outgoing(request: Request, *, reply: int, bytes_per_token: float) -> Outgoin
         words=sum(w.words for w in (*system, *messages)),
         reply=reply,
         bytes_per_token=bytes_per_token,
+        digits=sum(w.digits for w in messages),
     )
     return Outgoing([w.data for w in (*system, *messages)], tools, request.schema, prompt)
 

@@ -38,7 +38,8 @@ TOO_LARGE = 8
 """A loaded window of more than so many times what we would choose holds memory that others may need."""
 
 BYTES_PER_TOKEN = 4.0
-"""Of English text, and of code with its blanks. Nothing is sent to find out: each reply tells it for its prompt."""
+"""Of English text, and of code with its blanks; digits are counted one by one. Nothing is sent to find out: each reply
+tells it for its prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class Prompt:
     """Words between blanks in what was said: no tokenizer makes fewer tokens of them."""
     reply: int
     bytes_per_token: float = BYTES_PER_TOKEN
+    digits: int = 0
+    """Digits in the messages: qwen, gemma and mistral make a token of each."""
 
     @property
     def size(self) -> int:
@@ -62,8 +65,8 @@ class Prompt:
 
     @property
     def tokens(self) -> int:
-        """The likely number of tokens."""
-        return self.of(self.size) + 1
+        """The likely number of tokens, rather too many than too few."""
+        return self.of(self.size - self.digits) + self.digits + 1
 
     def of(self, size: int) -> int:
         """The likely number of tokens in a part of so many bytes."""
@@ -72,9 +75,10 @@ class Prompt:
 
 def bytes_per_token(prompt: Prompt, evaluated: int | None) -> float:
     """How many bytes went into a token, by a reply's count; what was assumed before where the prompt was short."""
-    if not evaluated or prompt.size < 2000:
+    text = prompt.size - prompt.digits
+    if not evaluated or text < 2000:
         return prompt.bytes_per_token
-    return min(BYTES_PER_TOKEN, max(BYTES_PER_TOKEN / 2, prompt.size / evaluated))
+    return min(BYTES_PER_TOKEN, max(BYTES_PER_TOKEN / 2, text / max(1, evaluated - prompt.digits)))
 
 
 def rung(need: int, limit: int | None) -> int:
@@ -134,11 +138,11 @@ def was_cut(prompt: Prompt, evaluated: int, window: int) -> bool:
     """Whether the server dropped a part of the prompt: it may not fit, and too few tokens were evaluated.
 
     Fewer tokens than words proves it. So does, in a window at least half full (as a cut prompt leaves it), less
-    than half of the estimate, which is never that wrong for text.
+    than half of the estimate, which is never that wrong for text (digits counted like letters: llama takes three at once).
     """
     if prompt.tokens <= window:
         return False
-    return evaluated < prompt.words * 0.95 or window * 0.45 <= evaluated < prompt.tokens * 0.5
+    return evaluated < prompt.words * 0.95 or window * 0.45 <= evaluated < prompt.of(prompt.size) * 0.5
 
 
 def too_long(
@@ -158,7 +162,7 @@ def too_long(
         for name, size in (
             ("system text", prompt.of(prompt.system)),
             (f"tools ({prompt.tool_count})", prompt.of(prompt.tools)),
-            (f"messages ({prompt.message_count})", prompt.of(prompt.messages)),
+            (f"messages ({prompt.message_count})", prompt.of(prompt.messages - prompt.digits) + prompt.digits),
             ("room for the reply", prompt.reply),
             ("needed", need),
             ("context window", window),
