@@ -162,7 +162,10 @@ def too_long(
         for name, size in (
             ("system text", prompt.of(prompt.system)),
             (f"tools ({prompt.tool_count})", prompt.of(prompt.tools)),
-            (f"messages ({prompt.message_count})", prompt.of(prompt.messages - prompt.digits) + prompt.digits),
+            (
+                f"messages ({prompt.message_count})",
+                prompt.of(prompt.messages - prompt.digits) + prompt.digits,
+            ),
             ("room for the reply", prompt.reply),
             ("needed", need),
             ("context window", window),
