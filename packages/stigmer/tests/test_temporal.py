@@ -483,3 +483,40 @@ def test_a_run_with_files_on_a_volume_goes_on_with_any_worker(
         began
     }
     assert "workspace_placed" not in kinds(stigmer.home)
+
+
+def test_a_worker_whose_key_is_revoked_ends_and_says_so(parts: Parts, fake: Any) -> None:
+    """Else it would go on taking executions that it can record nothing of."""
+    fake.script({"text": "Done."})
+    stigmer = parts.stigmer
+    key = json.loads(stigmer("key", "create", "--name", "w", "--scope", "worker", "--json").stdout)
+    parts.kill("worker")
+    with_key = {"STIGMER_API_KEY": key["secret"]}
+    parts.start("worker", "--http", f"127.0.0.1:{parts.health}", **with_key)
+    stigmer.wait_for(lambda: set(parts.readiness().values()) == {"ok"}, "a worker that is ready")
+    assert stigmer("key", "revoke", key["id"]).returncode == 0
+    stigmer.wait_for(
+        lambda: "UNAUTHENTICATED" in parts.readiness().get("server", ""), "one that is not let in"
+    )
+    assert stigmer("run", "--detach", "Go.").returncode == 0
+    why = "error: the control plane does not let this worker in: the server does not know this token"
+    assert ended(parts, "worker") == (1, True, why)
+
+    parts.start("worker", **with_key)
+    assert ended(parts, "worker") == (1, False, why)
+
+    parts.start("worker")
+    stigmer.wait_for(lambda: "finished" in kinds(stigmer.home), "the end")
+    assert records(stigmer.home)[-1].finished.outcome == "completed"
+    assert ends(stigmer.home) == ["done"]
+
+
+def ended(parts: Parts, name: str) -> tuple[int, bool, str]:
+    """How a process ended by itself: its exit code, whether it had taken executions, and what it said last."""
+    process = parts.running.pop(name)
+    _, log = process.communicate(timeout=LIMIT)
+    return (
+        process.returncode,
+        "ready queue=" in log,
+        next(x for x in log.splitlines() if x.startswith("error:")),
+    )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from graphton._proxies import is_loopback
 from graphton.approval import Rule
+from graphton.errors import JournalError
 
 from stigmer import __version__, redact, telemetry
 from stigmer.api import event_pb2 as pb
@@ -52,6 +53,8 @@ MOST = 200
 """Executions at once."""
 PATIENCE_SECONDS, AGAIN_SECONDS = 60.0, 0.5
 """So long, and so often, a Temporal that does not answer is tried at the start."""
+AWAY_SECONDS = 5.0
+"""A control plane that says nothing for so long at the start is away; executions are taken all the same."""
 OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.max_receive_message_length", 16 << 20),
@@ -122,6 +125,9 @@ class Hands:
         self._runner = Runner(home.path, self._keys, always=lambda *whose: self._always.get(whose, ()))
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._latest: dict[str, _Taken] = {}
+        self.shut_out: JournalError | None = None
+        """Why the control plane does not let us in any more."""
+        self.on_shut_out: Callable[[], object] = lambda: None
         self.disk = _disk()
         """The disk that holds files of executions here; "": none does."""
         self.busy = 0
@@ -129,8 +135,21 @@ class Hands:
 
     def take(self, execution: str, *, alone: bool = False) -> _Taken:
         """The next attempt of an execution, to be driven here. `alone`: the worker that has its files is gone."""
-        line = Line(self._plane, execution, worker=self._name, disk=self.disk, alone=alone)
+        line = Line(
+            self._plane,
+            execution,
+            worker=self._name,
+            disk=self.disk,
+            alone=alone,
+            shut_out=self._shut_out,
+        )
         return _Taken(self, line, execution)
+
+    def _shut_out(self, why: JournalError) -> None:
+        if self.shut_out is None:
+            self.shut_out = why
+            log.error("shut out reason=%r", why.message)
+            self.on_shut_out()
 
     def attempt(self, taken: _Taken, began: api.Began, records: Sequence[pb.Event]) -> Attempt:
         """The attempt that has begun, with what it needs of answers and keys."""
@@ -308,6 +327,7 @@ async def work(
             health = _Health(plane)
             async with health_at(http, health.checks), _tidied(plane):
                 health.client = client = await _temporal()
+                await _let_in(plane)
                 hands = Hands(home, plane, key_for=resolver.key_for)
                 telemetry.watch_worker(most, busy=lambda: hands.busy, draining=lambda: health.ending)
                 queue = task_queue()
@@ -327,20 +347,58 @@ async def work(
                     )
                     on_ready()
 
-                await poll(
-                    client,
-                    hands,
-                    queue=queue,
-                    grace=grace,
-                    most=most,
-                    deployment=version,
-                    on_ready=ready,
-                    on_end=health.ends,
+                polling = asyncio.ensure_future(
+                    poll(
+                        client,
+                        hands,
+                        queue=queue,
+                        grace=grace,
+                        most=most,
+                        deployment=version,
+                        on_ready=ready,
+                        on_end=health.ends,
+                    )
                 )
+                # What it would take now, it could not record: other workers take it.
+                hands.on_shut_out = polling.cancel
+                await _ended(polling)
+                if hands.shut_out is not None:
+                    raise _not_let_in(hands.shut_out.message)
+                if not polling.cancelled():
+                    polling.result()
         finally:
             await channel.close(None)
             await _close_models()
             log.info("ended pid=%d", os.getpid())
+
+
+async def _ended(polling: asyncio.Future[None]) -> None:
+    """Until it has ended, however; where we are cancelled, it ends in good order."""
+    try:
+        await asyncio.wait([polling])
+    except asyncio.CancelledError:
+        polling.cancel()
+        await asyncio.wait([polling])
+
+
+async def _let_in(plane: Plane) -> None:
+    """Raises StigmerError where the control plane does not know our key. One that is away may come yet."""
+    import grpc
+    import grpc.aio
+
+    try:
+        await plane.stub.Ready(api.ReadyRequest(), metadata=plane.metadata, timeout=AWAY_SECONDS)
+    except grpc.aio.AioRpcError as error:
+        if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            raise _not_let_in(error.details() or error.code().name) from error
+        log.warning("the control plane is away reason=%r", error.details())
+
+
+def _not_let_in(why: str) -> StigmerError:
+    return StigmerError(
+        f"the control plane does not let this worker in: {why}",
+        hint="at the server: stigmer key create --name worker --scope worker; here STIGMER_API_KEY has the key",
+    )
 
 
 async def _gone(plane: Plane, place: str, names: Sequence[str]) -> Sequence[str]:

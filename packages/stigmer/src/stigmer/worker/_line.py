@@ -21,7 +21,7 @@ from stigmer.api import event_pb2 as pb
 from stigmer.api import worker_pb2 as api
 from stigmer.store import Feed, Row
 
-__all__ = ["Line", "Plane"]
+__all__ = ["Line", "NotLetIn", "Plane"]
 
 log = logging.getLogger("stigmer.worker")
 
@@ -39,6 +39,12 @@ class Plane:
 
     stub: Any
     metadata: tuple[tuple[str, str], ...]
+
+
+class NotLetIn(JournalError):
+    """The control plane does not know our key: it never did, or the key is revoked or has expired."""
+
+    code = "unauthenticated"
 
 
 @dataclass(slots=True)
@@ -68,13 +74,24 @@ class Line:
     """
 
     def __init__(
-        self, plane: Plane, execution: str, *, worker: str, disk: str = "", alone: bool = False
+        self,
+        plane: Plane,
+        execution: str,
+        *,
+        worker: str,
+        disk: str = "",
+        alone: bool = False,
+        shut_out: Callable[[JournalError], object] = lambda error: None,
     ) -> None:
-        """`disk` holds the worker's files of executions; `alone`: the one that has this execution's is gone."""
+        """`disk` holds the worker's files of executions; `alone`: the one that has this execution's is gone.
+
+        `shut_out` is called when the control plane does not know our key: no other execution is let through either.
+        """
         self.attempt = 0
         self._heard: list[pb.Event] = []
         self._hear: Callable[[pb.Event], object] = self._heard.append
         self._lost: Callable[[], object] = lambda: None
+        self._shut_out = shut_out
         self.feed = _Shows(self)
         self._plane, self._execution, self._worker = plane, execution, worker
         self._disk, self._alone = disk, alone
@@ -333,6 +350,8 @@ class Line:
             if not batch.stored.done():
                 batch.stored.set_exception(error)
         self._lost()
+        if isinstance(error, NotLetIn):
+            self._shut_out(error)
 
 
 def _up_to(events: Sequence[bytes], room: int) -> list[bytes]:
@@ -351,8 +370,8 @@ def _row(no: int, id: str, request: bytes) -> Row:
 
 
 def _told(error: pb.Error) -> JournalError:
-    kind = Fenced if error.code == "fenced" else JournalError
-    return kind(error.message, hint=error.hint)
+    kinds: dict[str, type[JournalError]] = {"fenced": Fenced, NotLetIn.code: NotLetIn}
+    return kinds.get(error.code, JournalError)(error.message, hint=error.hint)
 
 
 def _refusal(error: grpc.aio.AioRpcError) -> JournalError:
@@ -361,4 +380,5 @@ def _refusal(error: grpc.aio.AioRpcError) -> JournalError:
     for key, value in trailing or ():
         if key == "stigmer-error-bin":
             return _told(pb.Error.FromString(value))
-    return JournalError(f"the control plane refused: {error.code().name}: {error.details()}")
+    kind = NotLetIn if error.code() is grpc.StatusCode.UNAUTHENTICATED else JournalError
+    return kind(f"the control plane refused: {error.code().name}: {error.details()}")
