@@ -759,6 +759,20 @@ async def test_nobody_is_pressed_to_change_a_file_that_may_not_be_meant(
     assert '"reply"' in json.dumps(again.schema)
 
 
+async def test_what_was_done_may_be_told_in_the_words_of_the_request(folder: Path) -> None:
+    inner = SaysInTurn(reply(CHANGE))
+    agent = create_deep_agent(inner, workspace=folder, tool_mode="native")
+    edit = ToolCall("edit_file", {"path": "bill.txt", "old": "13", "new": "14"}, "1.0")
+    history = [
+        UserMessage(CHANGE),
+        AssistantMessage((edit,)),
+        ToolResults((ToolResult("1.0", "", "edit_file", "edited bill.txt at line 3"),)),
+    ]
+    chunks = [c async for c in EnvelopeChat(inner).stream(Request("", history, agent.tool_specs))]
+    assert [chunk.text for chunk in chunks if isinstance(chunk, TextChunk)] == [CHANGE]
+    assert why(chunks) == []
+
+
 async def test_a_file_that_is_to_be_made_is_not_looked_for(folder: Path) -> None:
     look, written = call("read_file", path="new.md"), call("write_file", path="new.md", content="x")
     _, chunks = await first_turn(folder, "Make new.md with x in it", look, meant("write"), written)

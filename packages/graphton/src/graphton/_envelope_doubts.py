@@ -107,6 +107,8 @@ class Doubts:
     """The files that the question names and no call has; behind results only."""
     missing: Sequence[str] = ()
     """The files that the question names and no call has written, whatever else was done with them; behind results only."""
+    wrote: bool = False
+    """Whether a call wrote something."""
     ours: str = ""
     """What we wrote behind the last result."""
 
@@ -242,6 +244,8 @@ class Doubts:
             ) != WRITE:
                 continue
             return self._to_be_written(sent, message, name, UNCHANGED if is_there else UNWRITTEN)
+        if self.wrote:
+            return None  # It may say so what it has done.
         left = [tool for tool in self.request.tools if tool.name != PLANS]
         return self._second(sent, message, SAID_BACK, left, why="the reply only repeats the question")
 
@@ -347,7 +351,7 @@ async def doubts_of(request: Request, sent: Request) -> Doubts:
     course = course_of(request.messages, request.tools)
     left = [] if course.enough else unused(question, used)
     missing = [name for name in _named(question) if name not in written]
-    return Doubts(request, question, left=left, missing=missing, ours=heard + ours)
+    return Doubts(request, question, left=left, missing=missing, wrote=bool(written), ours=heard + ours)
 
 
 def used_by(tool: str, arguments: Mapping[str, Any]) -> str:
