@@ -255,6 +255,11 @@ async def test_a_server_that_stays_silent_is_given_up() -> None:
         ({"/api/version": {"status": "ok"}}, "a web server: it names no version", ""),
         ({"/api/version": ["0.1"]}, "a web server: it names no version", ""),
         (
+            {path: {"version": "2.1"} for path in ("/api/version", "/api/tags", "/api/ps")},
+            "a web server: it lists no models at /api/tags",
+            "OLLAMA_HOST",
+        ),
+        (
             {"/v1/models": {"data": [{"id": "m", "owned_by": "llamacpp"}]}},
             "a llama.cpp server",
             "--provider llamacpp",

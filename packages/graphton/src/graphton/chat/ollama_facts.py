@@ -181,6 +181,8 @@ async def measure(
     key = check_key(provider, endpoint(base, "/api/version"), api_key)
     version = await _version(base, key, seconds)
     tags, running = await asyncio.gather(_get(base, "/api/tags", key, SHOW_SECONDS), _running(base, key))
+    if not isinstance(tags, dict) or "models" not in tags:  # Many servers name a version there.
+        raise await _no_ollama(base, key, "lists no models at /api/tags")
     return Server(
         base, version, tuple(map(_installed, _rows(tags))), tuple(map(_loaded, _rows(running))), key
     )
