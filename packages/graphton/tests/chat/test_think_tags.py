@@ -54,6 +54,7 @@ def test_text_without_the_tag_is_never_changed(text: str, size: int) -> None:
         ("Hm.\n</think>Yes.", "Hm.", "Yes."),
         ("</think>\n\nYes.", "", "Yes."),
         ("Hm.\n</think>", "Hm.", ""),
+        ("</think>\n", "", "</think>\n"),
         ("Yes.", "", "Yes."),
         ("The tag </think> ends it.", "", "The tag </think> ends it."),
         ("Write <think>\nso\n</think>\n.", "", "Write <think>\nso\n</think>\n."),

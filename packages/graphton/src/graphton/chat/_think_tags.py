@@ -83,6 +83,6 @@ def told_apart(text: str) -> tuple[str, str]:
     the text. While it came nobody could know: only the whole reply is told apart.
     """
     closed = _ONLY_CLOSED.search(text)
-    if closed is None or _OPEN in text or text[: closed.start()].count("```") % 2:
+    if closed is None or _OPEN in text or text[: closed.start()].count("```") % 2 or text.strip() == _CLOSE:
         return "", text  # Of the tag one can also speak: in a sentence, in a block of code.
     return text[: closed.start()].strip("\n"), text[closed.end() :].lstrip()
