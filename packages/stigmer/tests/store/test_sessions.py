@@ -111,7 +111,7 @@ async def test_a_run_that_joins_a_session_as_it_goes_is_refused_or_keeps_it(stor
     for first in ("joins", "goes"):
         row = await accept(store, f"ses_{first}")
         await finish(store, row)
-        found = await store.expendable(before_ms=store.now_ms + 1)
+        found = await store.expendable(before_ms=store.now_ms + 1_000)
 
         goes: Awaitable[Any] = (
             store.delete_session(f"ses_{first}", organisation="default")
