@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from graphton._arguments import fit
+from graphton._envelope_echo import may_say_back, says_back
 from graphton._instructions import DEFAULT_INSTRUCTIONS
 from graphton._reply_schema import reply_schema
 from graphton._reply_text import ReplyText
@@ -599,6 +600,16 @@ async def test_an_answer_comes_piece_by_piece_once_it_is_no_echo() -> None:
     shown = [chunk.text for chunk in chunks if isinstance(chunk, TextChunk)]
     assert "".join(shown) == answer
     assert len(shown) > 10
+    assert len(shown[0].split()) < 7
+
+
+@given(st.lists(st.sampled_from("ab"), max_size=12), st.lists(st.sampled_from("ab"), max_size=9))
+def test_what_is_shown_of_a_reply_is_never_asked_for_again(said: list[str], told: list[str]) -> None:
+    text, heard = " ".join(said), " ".join(told)
+    beginnings = [text[:end] for end in range(len(text))]
+    if says_back(text, heard):
+        assert all(may_say_back(one, heard) for one in beginnings)
+    assert may_say_back(text, heard) or not says_back(text, heard)
 
 
 @pytest.fixture

@@ -30,8 +30,18 @@ def says_back(text: str, told: str) -> bool:
 
 
 def may_say_back(text: str, told: str) -> bool:
-    """The same of the beginning of a reply: True also while too little of it has come."""
-    return len(_words(text)) < HEAD or says_back(text, told)
+    """Whether a reply that begins like this may yet do so: until then it is not shown.
+
+    >>> may_say_back("Rain is likely in the", "The user asked: will it rain?")
+    False
+    """
+    words = _words(text)
+    if len(words) >= HEAD or says_back(text, told):
+        return says_back(text, told)
+    sure = words[:-1]  # The last one may go on.
+    heard = f" {plain(told)} "
+    run = next((n for n in range(len(sure), 0, -1) if f" {' '.join(sure[-n:])} " in heard), 0)
+    return run + HEAD - len(sure) >= RUN
 
 
 def _words(text: str) -> list[str]:
