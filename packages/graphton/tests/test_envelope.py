@@ -642,8 +642,15 @@ LOOK = call("read_file", path="bill.txt")
         ),
         ("Look into bill.txt and run what it says", call("run_command", command="echo total")),
         ("Set the total in bill.txt to 14", call("edit_file", path="bill.txt", old="", new="total: 14")),
+        ("Set the total in bill.txt to 14", call("edit_file", path="bill.txt", old="total=12", new="14")),
     ],
-    ids=["told from nothing", "written from nothing", "run from nothing", "added to what nobody saw"],
+    ids=[
+        "told from nothing",
+        "written from nothing",
+        "run from nothing",
+        "added to what nobody saw",
+        "replaced what is not there",
+    ],
 )
 async def test_a_file_that_the_user_named_is_looked_at_before_anything_is_made_of_it(
     folder: Path, question: str, first: str
