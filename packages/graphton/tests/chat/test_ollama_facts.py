@@ -66,7 +66,7 @@ def ollama(
 
 async def facts_of(show: Mapping[str, Any], **more: Any) -> ollama_facts.ModelFacts:
     async with server(ollama(show, **more)) as (url, _):
-        found = await model_facts(await measure(url), "tiny")
+        found = await model_facts(await measure(url, seconds=60), "tiny")
     assert found is not None
     return found
 
@@ -139,8 +139,8 @@ async def test_a_template_that_hides_the_system_text_is_noticed(
 
 async def test_a_model_is_asked_about_once_for_each_digest() -> None:
     async with server(pages := ollama({"model_info": QWEN})) as (url, asked):
-        found = await measure(url)
-        assert await model_facts(found, "tiny") is await model_facts(await measure(url), "TINY:latest")
+        found = await measure(url, seconds=60)
+        assert await model_facts(found, "tiny") is await model_facts(await measure(url, seconds=60), "TINY:latest")
         assert asked.count("/api/show") == 1
         pages["/api/tags"]["models"][0]["digest"] = "bb" * 32
         assert (await model_facts(await measure(url), "tiny")).digest == "bb" * 32  # type: ignore[union-attr]
@@ -149,7 +149,7 @@ async def test_a_model_is_asked_about_once_for_each_digest() -> None:
 
 async def test_a_model_that_is_not_installed_is_none_of_its_models() -> None:
     async with server(ollama()) as (url, asked):
-        found = await measure(url)
+        found = await measure(url, seconds=60)
         assert await model_facts(found, "tiny:7b") is None
         assert await model_facts(found, "other") is None
         assert "/api/show" not in asked
@@ -164,7 +164,7 @@ async def test_a_loaded_model_tells_its_window_and_its_memory() -> None:
         "expires_at": "2318-11-25T01:02:03.123456789Z",
     }
     async with server(pages := ollama(ps=[row])) as (url, _):
-        found = await measure(url)
+        found = await measure(url, seconds=60)
         loaded = found.loaded_model("tiny")
         assert loaded is not None
         assert (loaded.window, loaded.size, loaded.vram) == (8192, 1_500_000_000, 0)
@@ -186,7 +186,7 @@ async def test_a_copy_of_a_model_is_loaded_where_the_model_is() -> None:
         {"name": "other:latest", "digest": "bb" * 32},
     ]
     async with server(pages) as (url, _):
-        found = await measure(url)
+        found = await measure(url, seconds=60)
     loaded = found.loaded_model("copy")
     assert loaded is not None
     assert (loaded.name, loaded.window) == ("tiny:latest", 8192)
@@ -195,7 +195,7 @@ async def test_a_copy_of_a_model_is_loaded_where_the_model_is() -> None:
 
 async def test_a_version_that_cannot_say_what_is_loaded_is_an_ollama_all_the_same() -> None:
     async with server(ollama(version="0.1.30") | {"/api/ps": 404}) as (url, _):
-        found = await measure(url)
+        found = await measure(url, seconds=60)
         assert [one.name for one in found.installed] == ["tiny:latest"]
         assert (found.loaded, await loaded_models(found)) == ((), ())
 
