@@ -140,7 +140,9 @@ async def test_a_template_that_hides_the_system_text_is_noticed(
 async def test_a_model_is_asked_about_once_for_each_digest() -> None:
     async with server(pages := ollama({"model_info": QWEN})) as (url, asked):
         found = await measure(url, seconds=60)
-        assert await model_facts(found, "tiny") is await model_facts(await measure(url, seconds=60), "TINY:latest")
+        assert await model_facts(found, "tiny") is await model_facts(
+            await measure(url, seconds=60), "TINY:latest"
+        )
         assert asked.count("/api/show") == 1
         pages["/api/tags"]["models"][0]["digest"] = "bb" * 32
         assert (await model_facts(await measure(url), "tiny")).digest == "bb" * 32  # type: ignore[union-attr]
