@@ -89,7 +89,8 @@ async def test_a_recorded_stream_gives_the_same_message(fake: FakeProviders, sdk
 
 # The SDK takes three more signs for line ends (httpx splits like str.splitlines), so it cannot judge them.
 SPLITTERS = "\x85\u2028\u2029"
-WORDS = st.text(st.characters(codec="utf-8", exclude_characters=SPLITTERS), max_size=12)
+# Without `<`: thinking between tags we tell from the text, and the SDK does not.
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters=SPLITTERS + "<"), max_size=12)
 ARGUMENTS = st.dictionaries(WORDS, st.none() | st.booleans() | st.integers(-9, 9) | WORDS, max_size=3)
 FUNCTIONS = st.builds(lambda name, arguments: {"name": name, "arguments": arguments}, WORDS, ARGUMENTS)
 MESSAGES = st.one_of(

@@ -126,7 +126,8 @@ async def test_a_recorded_stream_gives_the_same_message(
 
 # --- generated streams ----------------------------------------------------------------------------------------------
 
-WORDS = st.text(st.characters(codec="utf-8"), max_size=12)
+# Without `<`: thinking between tags we tell from the text, and the SDK does not.
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="<"), max_size=12)
 ARGUMENTS = st.dictionaries(WORDS, st.none() | st.booleans() | st.integers(-9, 9) | WORDS, max_size=3)
 
 
