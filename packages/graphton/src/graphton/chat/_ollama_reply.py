@@ -9,11 +9,11 @@ from typing import Any
 from graphton.chat import _json
 from graphton.chat._failures import Peer
 from graphton.chat._http import Reply
-from graphton.chat._think_tags import ThinkTags, told_apart
+from graphton.chat._think_tags import ThinkTags, blocks_of
 from graphton.chat._window import Prompt
 from graphton.chat._wire import call_arguments
 from graphton.chat.base import Chunk, TextChunk, ThinkingChunk
-from graphton.messages import AssistantMessage, Block, StopReason, Text, Thinking, ToolCall, Usage
+from graphton.messages import AssistantMessage, StopReason, ToolCall, Usage
 
 __all__ = ["Collector", "chunks"]
 
@@ -102,14 +102,7 @@ class Collector:
 
     def message(self, prompt: Prompt, window: int) -> AssistantMessage:
         """The whole reply. A count that the server leaves out (all of the prompt was cached) is estimated."""
-        blocks: list[Block] = []
-        thoughts, text = "".join(self._thinking), "".join(self._text)
-        if not thoughts:
-            thoughts, text = told_apart(text)
-        if thoughts:
-            blocks.append(Thinking(thoughts, self._provider))
-        if text:
-            blocks.append(Text(text))
+        blocks = blocks_of("".join(self._thinking), "".join(self._text), self._provider)
         blocks.extend(self._calls)
         stop = _STOPS.get(self._last.get("done_reason") or "stop", StopReason.END)
         if self.filled(window):

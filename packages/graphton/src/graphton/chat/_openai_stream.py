@@ -9,11 +9,11 @@ from typing import Any
 
 from graphton.chat import _json
 from graphton.chat._failures import Peer
-from graphton.chat._think_tags import ThinkTags, told_apart
+from graphton.chat._think_tags import ThinkTags, blocks_of
 from graphton.chat._wire import call_arguments, call_id, dumps
 from graphton.chat.base import Chunk, TextChunk, ThinkingChunk, WaitChunk
 from graphton.errors import ProviderError
-from graphton.messages import AssistantMessage, Block, Opaque, StopReason, Text, Thinking, ToolCall, Usage
+from graphton.messages import AssistantMessage, Block, Opaque, StopReason, ToolCall, Usage
 
 __all__ = ["Collector", "Gathering", "stream_error"]
 
@@ -202,14 +202,7 @@ class Collector(Gathering):
         return known
 
     def message(self) -> AssistantMessage:
-        blocks: list[Block] = []
-        thoughts, text = "".join(self._thinking), "".join(self._text)
-        if not thoughts:
-            thoughts, text = told_apart(text)
-        if thoughts:
-            blocks.append(Thinking(thoughts, self._provider))
-        if text:
-            blocks.append(Text(text))
+        blocks = blocks_of("".join(self._thinking), "".join(self._text), self._provider)
         blocks.extend(self._call_blocks())
         return AssistantMessage(tuple(blocks), stop=self._reason(), usage=self._counted(), model=self._model)
 

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 
 from graphton.chat.base import TextChunk, ThinkingChunk
+from graphton.messages import Block, Text, Thinking
 
-__all__ = ["ThinkTags", "told_apart"]
+__all__ = ["ThinkTags", "blocks_of", "told_apart"]
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _ONLY_CLOSED = re.compile(r"^[ \t]*</think>|</think>[ \t]*$", re.MULTILINE)
@@ -86,3 +87,11 @@ def told_apart(text: str) -> tuple[str, str]:
     if closed is None or _OPEN in text or text[: closed.start()].count("```") % 2 or text.strip() == _CLOSE:
         return "", text  # Of the tag one can also speak: in a sentence, in a block of code.
     return text[: closed.start()].strip("\n"), text[closed.end() :].lstrip()
+
+
+def blocks_of(thoughts: str, text: str, provider: str) -> list[Block]:
+    """What a whole reply thought and said."""
+    if not thoughts:
+        thoughts, text = told_apart(text)
+    blocks: list[Block] = [Thinking(thoughts, provider)] if thoughts else []
+    return [*blocks, Text(text)] if text else blocks
